@@ -1,0 +1,34 @@
+# The kernels are compiled once per instruction set ("level"), each into its own namespace nf::<level>.
+# NUMFORMER_LEVELS: names of the levels, lowest first. NUMFORMER_LEVEL_DEFINITIONS: tells the dispatcher which exist.
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  set(NUMFORMER_LEVELS v2 v3 v4 v4bf16)
+  set(flags_v2 -march=x86-64-v2)
+  set(flags_v3 -march=x86-64-v3)
+  set(flags_v4 -march=x86-64-v4 -mprefer-vector-width=512)
+  set(flags_v4bf16 -march=x86-64-v4 -mavx512bf16 -mprefer-vector-width=512)
+  set(NUMFORMER_LEVEL_DEFINITIONS NUMFORMER_X86)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  set(NUMFORMER_LEVELS neon)
+  set(flags_neon "")
+  set(NUMFORMER_LEVEL_DEFINITIONS NUMFORMER_AARCH64)
+else()
+  message(FATAL_ERROR "numformer has no kernels for ${CMAKE_SYSTEM_PROCESSOR}: x86-64 or aarch64 is needed")
+endif()
+
+file(GLOB kernel_sources CONFIGURE_DEPENDS csrc/kernels/*.cpp)
+foreach(level IN LISTS NUMFORMER_LEVELS)
+  add_library(kernels_${level} OBJECT ${kernel_sources})
+  target_compile_definitions(kernels_${level} PRIVATE NUMFORMER_LEVEL=${level} NUMFORMER_LEVEL_${level}
+                             ${NUMFORMER_LEVEL_DEFINITIONS})
+  target_compile_options(kernels_${level} PRIVATE ${flags_${level}} -fno-exceptions -fno-rtti)
+  target_link_libraries(kernels_${level} PRIVATE numformer_options)
+  # Code of a higher level must not leak into a lower one through a symbol that the linker merges.
+  add_custom_command(
+    OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/symbols_${level}.ok
+    COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/cmake/check_symbols.py --nm ${CMAKE_NM}
+            --level ${level} --stamp ${CMAKE_CURRENT_BINARY_DIR}/symbols_${level}.ok $<TARGET_OBJECTS:kernels_${level}>
+    DEPENDS kernels_${level} $<TARGET_OBJECTS:kernels_${level}> ${CMAKE_CURRENT_SOURCE_DIR}/cmake/check_symbols.py
+    COMMAND_EXPAND_LISTS VERBATIM)
+  add_custom_target(symbols_${level} ALL DEPENDS ${CMAKE_CURRENT_BINARY_DIR}/symbols_${level}.ok)
+endforeach()
