@@ -1,0 +1,131 @@
+#include "core/pool.hpp"
+
+#include <pthread.h>
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <vector>
+
+namespace nf::pool {
+namespace {
+
+constexpr int64_t kDefaultLimit = int64_t(2) << 30;
+
+// Precedes every block; as long as the alignment, so that the block behind it is aligned too.
+struct alignas(kAlignment) Header {
+    size_t capacity;
+};
+
+struct Pool {
+    std::mutex mutex;
+    std::map<size_t, std::vector<Header *>> free_blocks; // by capacity
+    Statistics counters{0, 0, 0, kDefaultLimit};
+
+    Pool();
+};
+
+Pool &instance() {
+    static Pool *pool = new Pool; // never destroyed: arrays may be released after static destructors ran
+    return *pool;
+}
+
+// A fork copies the mutex in whatever state another thread had it: take it before, release it on both sides after.
+Pool::Pool() {
+    pthread_atfork([] { instance().mutex.lock(); }, [] { instance().mutex.unlock(); },
+                   [] { instance().mutex.unlock(); });
+}
+
+// Eight size classes to each power of two: at most 12.5% is wasted and sizes that differ little share blocks.
+size_t capacity_for(size_t bytes) {
+    size_t capacity = 256;
+    while (capacity < bytes)
+        capacity *= 2;
+    const size_t step = capacity / 16 > kAlignment ? capacity / 16 : kAlignment;
+    return bytes <= 256 ? 256 : (bytes + step - 1) / step * step;
+}
+
+void drop_cached(Pool &pool) {
+    for (auto &[capacity, blocks] : pool.free_blocks)
+        for (Header *block : blocks)
+            std::free(block);
+    pool.free_blocks.clear();
+    pool.counters.bytes_cached = 0;
+}
+
+} // namespace
+
+void *allocate(size_t bytes) noexcept {
+    if (bytes > (size_t(1) << 46))
+        return nullptr;
+    Pool &pool = instance();
+    const size_t capacity = capacity_for(bytes);
+    Header *block = nullptr;
+    std::lock_guard<std::mutex> guard(pool.mutex);
+    auto found = pool.free_blocks.find(capacity);
+    if (found != pool.free_blocks.end() && !found->second.empty()) {
+        block = found->second.back();
+        found->second.pop_back();
+        pool.counters.bytes_cached -= static_cast<int64_t>(capacity);
+    } else {
+        block = static_cast<Header *>(std::aligned_alloc(kAlignment, sizeof(Header) + capacity));
+        if (!block) {
+            drop_cached(pool);
+            block = static_cast<Header *>(std::aligned_alloc(kAlignment, sizeof(Header) + capacity));
+        }
+        if (!block)
+            return nullptr;
+        block->capacity = capacity;
+    }
+    pool.counters.bytes_in_use += static_cast<int64_t>(capacity);
+    if (pool.counters.bytes_in_use > pool.counters.peak_bytes)
+        pool.counters.peak_bytes = pool.counters.bytes_in_use;
+    return block + 1;
+}
+
+void release(void *pointer) noexcept {
+    if (!pointer)
+        return;
+    Pool &pool = instance();
+    Header *block = static_cast<Header *>(pointer) - 1;
+    const int64_t capacity = static_cast<int64_t>(block->capacity);
+    std::lock_guard<std::mutex> guard(pool.mutex);
+    pool.counters.bytes_in_use -= capacity;
+    if (pool.counters.bytes_cached + capacity <= pool.counters.limit) {
+        try {
+            pool.free_blocks[block->capacity].push_back(block);
+            pool.counters.bytes_cached += capacity;
+            return;
+        } catch (...) { // no memory for the book-keeping: fall through and return the block
+        }
+    }
+    std::free(block);
+}
+
+Statistics statistics() {
+    Pool &pool = instance();
+    std::lock_guard<std::mutex> guard(pool.mutex);
+    return pool.counters;
+}
+
+void reset_peak() {
+    Pool &pool = instance();
+    std::lock_guard<std::mutex> guard(pool.mutex);
+    pool.counters.peak_bytes = pool.counters.bytes_in_use;
+}
+
+void set_limit(int64_t bytes) {
+    Pool &pool = instance();
+    std::lock_guard<std::mutex> guard(pool.mutex);
+    pool.counters.limit = bytes;
+    if (pool.counters.bytes_cached > bytes)
+        drop_cached(pool);
+}
+
+void empty() {
+    Pool &pool = instance();
+    std::lock_guard<std::mutex> guard(pool.mutex);
+    drop_cached(pool);
+}
+
+} // namespace nf::pool

@@ -1,0 +1,422 @@
+// Matrix multiply: out = activation(scale * a @ b + bias) + residual.
+//
+// Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34 (2008):
+//   depth in blocks of kDepth: a packed row segment of A, 14 x 512 floats = 28 KiB, stays in L1 while
+//   columns in chunks of at most kChunkColumns: 512 x 384 floats of packed B = 768 KiB stay in L2 and
+//   rows in blocks of kBlockRows: 2048 x 512 floats of packed A = 4 MiB are shared by all threads from L3.
+// A is packed once, by all threads together; each thread packs its own chunks of B. Transposes cost nothing but the order
+// in which packing reads: rows of A are copied as rows (InRows) or, from a transposed A, with depth outermost (InPanels).
+//
+// Up to kFewRows rows (decoding) nothing of B is used twice, so it is read in place.
+//
+// Order of sums: each block of kDepth is one chain of multiply-adds, blocks are added in order. kDepth is a constant of the
+// level, so bits do not depend on threads or caches.
+#include "kernels/activation.hpp"
+#include "kernels/tile.hpp"
+
+namespace nf::NUMFORMER_LEVEL {
+namespace {
+
+constexpr int kDepth = 512;
+constexpr int kRowStride = kDepth + 16; // rows a multiple of 4 KiB apart would share cache sets
+constexpr int64_t kChunkColumns = 384;
+constexpr int64_t kBlockRows = 2048;
+constexpr int64_t kFewRows = 16;
+// Below this many multiply-adds a fork and join costs more than it saves (about 5 microseconds).
+constexpr int64_t kParallelWork = 400000;
+
+// One matrix product of the batch.
+template <class T> struct Product {
+    const T *a, *b;
+    char *out, *preactivation;
+    const char *residual;
+};
+
+// ---- epilogue: the only place that knows bias, activation, residual, preactivation and the type of the output ----------
+
+template <class A, class O>
+void finish_rows(const MatmulArgs &args, const A *bias, const A *sums, int64_t sums_row, int64_t rows, int64_t columns,
+                 O *out, const O *residual, O *preactivation) {
+    const Vec<A> scale = broadcast(A(args.scale));
+    for (int64_t i = 0; i < rows; ++i) {
+        O *to = out + i * args.out_row;
+        for_each_vector<A>(columns, [&](int64_t j, int n) {
+            Vec<A> y = load_some(sums + i * sums_row + j, n) * scale;
+            if (bias)
+                y += load_some(bias + j, n);
+            if (preactivation)
+                store_some(preactivation + i * args.preactivation_row + j, y, n);
+            y = activate<A>(args.activation, y);
+            if (residual)
+                y += load_some(residual + i * args.residual_row + j, n);
+            if (args.accumulate)
+                y += load_some(to + j, n);
+            store_some(to + j, y, n);
+        });
+    }
+}
+
+// Sums of rows [i0, i0 + rows) x columns [j0, j0 + columns) are complete: write the output.
+template <class A, class T>
+void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, const A *sums, int64_t sums_row, int64_t i0,
+            int64_t rows, int64_t j0, int64_t columns) {
+    auto write = [&](auto type) {
+        typedef decltype(type) O;
+        O *out = reinterpret_cast<O *>(product.out) + i0 * args.out_row + j0;
+        const O *residual = reinterpret_cast<const O *>(product.residual);
+        O *preactivation = reinterpret_cast<O *>(product.preactivation);
+        finish_rows<A, O>(args, bias ? bias + j0 : nullptr, sums, sums_row, rows, columns, out,
+                          residual ? residual + i0 * args.residual_row + j0 : nullptr,
+                          preactivation ? preactivation + i0 * args.preactivation_row + j0 : nullptr);
+    };
+    switch (args.out_type) {
+    case DType::f32:
+        return write(float{});
+    case DType::f64:
+        return write(double{});
+    case DType::f16:
+        return write(f16{});
+    default:
+        return write(bf16{});
+    }
+}
+
+// ---- many rows ----------------------------------------------------------------------------------------------------------
+
+// Rows [first, last) of A, depth [k0, k0 + depth), in tiles of kTileRows rows of kRowStride elements.
+template <class A, class T>
+void pack_a(const MatmulArgs &args, const T *a, int64_t first, int64_t last, int64_t k0, int64_t depth, A *packed) {
+    for (int64_t i = first; i < last; i += kTileRows) {
+        const int64_t rows = smaller(kTileRows, last - i);
+        A *to = packed + i * kRowStride;
+        if (args.a_col == 1)
+            for (int64_t r = 0; r < rows; ++r)
+                for_each_vector<A>(depth, [&](int64_t k, int n) {
+                    store_some(to + r * kRowStride + k, load_some(a + (i + r) * args.a_row + k0 + k, n), n);
+                });
+        else
+            pack_rows_in_panel<A, T>(depth, rows, a + i * args.a_row + k0 * args.a_col, args.a_row, args.a_col, A(1), to);
+    }
+}
+
+template <class A, class T, class Layout>
+void multiply_chunk(const MatmulArgs &args, const Product<T> &product, const A *bias, const A *packed_a, A *packed_b,
+                    A *partial, int64_t partial_row, bool direct, int64_t i0, int64_t rows, int64_t j0, int64_t columns,
+                    int64_t k0, int64_t depth) {
+    constexpr int64_t NR = kTileColumns<A>;
+    for (int64_t j = 0; j < columns; j += NR)
+        pack_panel<A, T>(depth, smaller(NR, columns - j), product.b + k0 * args.b_row + (j0 + j) * args.b_col, args.b_row,
+                         args.b_col, packed_b + j * depth);
+    const bool last = k0 + depth == args.k;
+    alignas(kVectorBytes) A tile[kTileRows * kTileColumns<A>];
+    for (int64_t i = 0; i < rows; i += kTileRows) {
+        const int64_t tile_rows = smaller(kTileRows, rows - i);
+        for (int64_t j = 0; j < columns; j += NR) {
+            const int64_t tile_columns = smaller(NR, columns - j);
+            auto run = [&](A *to, int64_t to_row, Store mode) {
+                tile_for<A, A, Layout>(tile_rows, tile_columns)(depth, packed_a + i * kRowStride, packed_b + j * depth, NR,
+                                                                to, to_row, mode);
+            };
+            // Where tiles are whole and nothing else is to be done they are written where they belong.
+            if (direct && tile_columns == NR) {
+                run(reinterpret_cast<A *>(product.out) + (i0 + i) * args.out_row + j0 + j, args.out_row,
+                    k0 > 0 || args.accumulate ? Store::add : Store::write);
+                continue;
+            }
+            run(tile, NR, Store::write);
+            if (direct) {
+                A *out = reinterpret_cast<A *>(product.out) + (i0 + i) * args.out_row + j0 + j;
+                const bool add = k0 > 0 || args.accumulate;
+                for (int64_t r = 0; r < tile_rows; ++r)
+                    for_each_vector<A>(tile_columns, [&](int64_t c, int n) {
+                        const Vec<A> sum = load_some(tile + r * NR + c, n);
+                        A *p = out + r * args.out_row + c;
+                        store_some(p, add ? load_some(p, n) + sum : sum, n);
+                    });
+                continue;
+            }
+            if (partial) {
+                A *sums = partial + (i0 + i) * partial_row + j0 + j;
+                for (int64_t r = 0; r < tile_rows; ++r)
+                    for_each_vector<A>(tile_columns, [&](int64_t c, int n) {
+                        const Vec<A> sum = load_some(tile + r * NR + c, n);
+                        A *p = sums + r * partial_row + c;
+                        const Vec<A> total = k0 > 0 ? load_some(p, n) + sum : sum;
+                        store_some(p, total, n);
+                    });
+                if (last)
+                    finish<A, T>(args, product, bias, sums, partial_row, i0 + i, tile_rows, j0 + j, tile_columns);
+            } else {
+                finish<A, T>(args, product, bias, tile, NR, i0 + i, tile_rows, j0 + j, tile_columns);
+            }
+        }
+    }
+}
+
+template <class A, class T> bool multiply_many(const MatmulArgs &args, const Product<T> &product, const A *bias) {
+    constexpr int64_t NR = kTileColumns<A>;
+    const bool same_type = args.out_type == (sizeof(A) == 8 ? DType::f64 : DType::f32);
+    const bool plain = args.scale == 1 && !bias && !product.residual && !product.preactivation &&
+                       args.activation == Activation::none;
+    const bool direct = same_type && plain;
+    // Sums of several blocks of depth wait in memory of their own, for the output may be a narrower type or an input.
+    const bool needs_partial = !direct && args.k > kDepth;
+    Scratch<A> partial(needs_partial ? args.m * args.n : 0);
+    const int64_t block_rows = smaller(round_up(args.m, kTileRows), kBlockRows / kTileRows * kTileRows);
+    Scratch<A> packed_a(block_rows * kRowStride);
+    if (!packed_a || !partial)
+        return false;
+
+    const int threads = args.m * args.n * args.k < kParallelWork ? 1 : runtime::threads_here();
+    // Chunks of columns, as many as divide evenly among the threads; a narrow product divides its rows instead.
+    const int64_t panels = ceil_div(args.n, NR);
+    int64_t chunks = ceil_div(args.n, kChunkColumns);
+    int64_t row_parts = 1;
+    if (threads > 1) {
+        if (panels >= 4 * threads || panels % threads == 0)
+            chunks = round_up(chunks, threads);
+        else
+            row_parts = threads;
+    }
+    const int64_t chunk_columns = ceil_div(panels, chunks) * NR;
+    chunks = ceil_div(args.n, chunk_columns);
+
+    Failure failure;
+    for (int64_t k0 = 0; k0 < args.k; k0 += kDepth) {
+        const int64_t depth = smaller(kDepth, args.k - k0);
+        for (int64_t i0 = 0; i0 < args.m; i0 += block_rows) {
+            const int64_t rows = smaller(block_rows, args.m - i0);
+            const int64_t tiles = ceil_div(rows, kTileRows);
+            const T *a = product.a + i0 * args.a_row;
+            auto pack = [&](int64_t begin, int64_t end) {
+                pack_a<A, T>(args, a, begin * kTileRows, smaller(rows, end * kTileRows), k0, depth, packed_a.data);
+            };
+            auto compute = [&](int64_t task) {
+                const int64_t chunk = task % chunks, part = task / chunks;
+                const int64_t first = tiles * part / row_parts * kTileRows;
+                const int64_t last = smaller(rows, tiles * (part + 1) / row_parts * kTileRows);
+                const int64_t j0 = chunk * chunk_columns, columns = smaller(chunk_columns, args.n - j0);
+                Scratch<A> packed_b(round_up(columns, NR) * depth);
+                if (!packed_b)
+                    return failure.set();
+                if (first >= last)
+                    return;
+                (args.a_col == 1 ? multiply_chunk<A, T, InRows<kRowStride>> : multiply_chunk<A, T, InPanels>)(
+                    args, product, bias, packed_a.data + first * kRowStride, packed_b.data,
+                    needs_partial ? partial.data : nullptr, args.n, direct, i0 + first, last - first, j0, columns, k0, depth);
+            };
+            if (threads > 1) {
+                parallel_ranges(tiles, ceil_div(1 << 16, kTileRows * depth), pack);
+                parallel_tasks(chunks * row_parts, compute);
+            } else {
+                pack(0, tiles);
+                for (int64_t task = 0; task < chunks; ++task)
+                    compute(task);
+            }
+        }
+    }
+    return !failure.happened;
+}
+
+// ---- few rows -----------------------------------------------------------------------------------------------------------
+
+// b's rows are contiguous: a register tile walks down B in place; only the last, partial, columns are packed.
+template <class A, class T, int VECTORS>
+bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const A *bias) {
+    constexpr int64_t NR = VECTORS * kLanes<A>;
+    Scratch<A> packed_a(args.k * round_up(args.m, kTileRows));
+    if (!packed_a)
+        return false;
+    for (int64_t i = 0; i < args.m; i += kTileRows)
+        pack_rows_in_panel<A, T>(args.k, smaller(kTileRows, args.m - i), product.a + i * args.a_row, args.a_row, args.a_col,
+                                 A(1), packed_a.data + i * args.k);
+    Failure failure;
+    const int64_t panels = ceil_div(args.n, NR);
+    parallel_ranges(panels, larger(1, kParallelWork / larger(1, args.m * args.k * NR)), [&](int64_t begin, int64_t end) {
+        alignas(kVectorBytes) A tile[kTileRows * NR];
+        for (int64_t panel = begin; panel < end; ++panel) {
+            const int64_t j = panel * NR, columns = smaller(NR, args.n - j);
+            Scratch<A> tail(columns < NR ? args.k * NR : 0);
+            if (!tail)
+                return failure.set();
+            if (columns < NR)
+                pack_straight<A, T>(args.k, columns, NR, product.b + j, args.b_row, tail.data, NR);
+            for (int64_t i = 0; i < args.m; i += kTileRows) {
+                const int64_t rows = smaller(kTileRows, args.m - i);
+                const A *a = packed_a.data + i * args.k;
+                if (columns < NR)
+                    tile_of_rows<A, A, InPanels, VECTORS>(rows)(args.k, a, tail.data, NR, tile, NR, Store::write);
+                else
+                    tile_of_rows<A, T, InPanels, VECTORS>(rows)(args.k, a, product.b + j, args.b_row, tile, NR, Store::write);
+                finish<A, T>(args, product, bias, tile, NR, i, rows, j, columns);
+            }
+        }
+    });
+    return !failure.happened;
+}
+
+// b is transposed, its columns are contiguous: dot products of ROWS rows with COLUMNS columns, lanes added at the end.
+template <class A, class T, int ROWS, int COLUMNS>
+void dot_products(int64_t depth, const A *a, int64_t a_row, const T *b, int64_t b_col, A *sums, int64_t sums_row) {
+    Vec<A> sum[ROWS][COLUMNS] = {};
+    int64_t k = 0;
+    auto step = [&](int n) __attribute__((always_inline)) {
+        Vec<A> x[ROWS];
+#pragma GCC unroll 4
+        for (int i = 0; i < ROWS; ++i)
+            x[i] = load_some(a + i * a_row + k, n);
+#pragma GCC unroll 16
+        for (int j = 0; j < COLUMNS; ++j) {
+            const Vec<A> y = load_some(b + j * b_col + k, n);
+#pragma GCC unroll 4
+            for (int i = 0; i < ROWS; ++i)
+                sum[i][j] = fma(x[i], y, sum[i][j]);
+        }
+    };
+    for (; k + kLanes<A> <= depth; k += kLanes<A>) {
+#pragma GCC unroll 16
+        for (int j = 0; j < COLUMNS; ++j)
+            __builtin_prefetch(b + (j + COLUMNS) * b_col + k);
+        step(kLanes<A>);
+    }
+    if (k < depth)
+        step(int(depth - k));
+    for (int i = 0; i < ROWS; ++i)
+        for (int j = 0; j < COLUMNS; ++j)
+            sums[i * sums_row + j] = reduce_add<A>(sum[i][j]);
+}
+
+template <class A, class T> bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, const A *bias) {
+    constexpr int64_t kColumns = 16; // columns of one task: sums fit in L1, and columns are contiguous in the output
+    Scratch<A> a(args.m * args.k);
+    if (!a)
+        return false;
+    for (int64_t i = 0; i < args.m; ++i)
+        for (int64_t k = 0; k < args.k; ++k)
+            a.data[i * args.k + k] = load_one(product.a + i * args.a_row + k * args.a_col);
+    parallel_ranges(ceil_div(args.n, kColumns), larger(1, kParallelWork / larger(1, args.m * args.k * kColumns)),
+                    [&](int64_t begin, int64_t end) {
+                        alignas(kVectorBytes) A sums[kFewRows * kColumns];
+                        for (int64_t group = begin; group < end; ++group) {
+                            const int64_t j0 = group * kColumns, columns = smaller(kColumns, args.n - j0);
+                            const T *b = product.b + j0 * args.b_col;
+                            int64_t i = 0;
+                            auto rows_at_once = [&](auto rows, auto at_once) {
+                                constexpr int R = decltype(rows)::value, C = decltype(at_once)::value;
+                                for (; i + R <= args.m; i += R) {
+                                    int64_t j = 0;
+                                    for (; j + C <= columns; j += C)
+                                        dot_products<A, T, R, C>(args.k, a.data + i * args.k, args.k, b + j * args.b_col,
+                                                                 args.b_col, sums + i * kColumns + j, kColumns);
+                                    for (; j < columns; ++j)
+                                        dot_products<A, T, R, 1>(args.k, a.data + i * args.k, args.k, b + j * args.b_col,
+                                                                 args.b_col, sums + i * kColumns + j, kColumns);
+                                }
+                            };
+                            rows_at_once(std::integral_constant<int, 4>{}, std::integral_constant<int, 4>{});
+                            rows_at_once(std::integral_constant<int, 1>{}, std::integral_constant<int, 8>{});
+                            finish<A, T>(args, product, bias, sums, kColumns, 0, args.m, j0, columns);
+                        }
+                    });
+    return true;
+}
+
+// ---- one product, the batch ---------------------------------------------------------------------------------------------
+
+template <class A, class T> bool multiply_one(const MatmulArgs &args, const Product<T> &product, const A *bias) {
+    if (args.k == 0) { // an empty sum
+        for (int64_t i = 0; i < args.m; ++i)
+            for (int64_t j = 0; j < args.n; ++j) {
+                const A zero = 0;
+                finish<A, T>(args, product, bias, &zero, 0, i, 1, j, 1);
+            }
+        return true;
+    }
+    if (args.m > kFewRows)
+        return multiply_many<A, T>(args, product, bias);
+    if (args.b_col == 1)
+        return args.m <= kRowsOf<4> ? few_rows_straight<A, T, 4>(args, product, bias)
+                           : few_rows_straight<A, T, kTileVectors>(args, product, bias);
+    return few_rows_transposed<A, T>(args, product, bias);
+}
+
+template <class A> void load_bias(const MatmulArgs &args, A *bias) {
+    auto copy = [&](auto type) {
+        const decltype(type) *from = static_cast<const decltype(type) *>(args.bias);
+        for (int64_t j = 0; j < args.n; ++j)
+            bias[j] = A(load_one(from + j));
+    };
+    switch (args.bias_type) {
+    case DType::f32:
+        return copy(float{});
+    case DType::f64:
+        return copy(double{});
+    case DType::f16:
+        return copy(f16{});
+    default:
+        return copy(bf16{});
+    }
+}
+
+template <class T> bool matmul(const MatmulArgs &args) {
+    typedef Acc<T> A;
+    int64_t batch = 1;
+    for (int axis = 0; axis < args.batch_axes; ++axis)
+        batch *= args.batch_shape[axis];
+    if (batch == 0 || args.m == 0 || args.n == 0)
+        return true;
+    Scratch<A> bias(args.bias ? args.n : 0);
+    if (!bias)
+        return false;
+    if (args.bias)
+        load_bias<A>(args, bias.data);
+    const int64_t out_size = kItemSize[int(args.out_type)];
+
+    auto one = [&](int64_t index) {
+        int64_t a = 0, b = 0, out = 0, residual = 0, preactivation = 0;
+        for (int axis = args.batch_axes - 1; axis >= 0; --axis) {
+            const int64_t i = index % args.batch_shape[axis];
+            index /= args.batch_shape[axis];
+            a += i * args.a_batch[axis];
+            b += i * args.b_batch[axis];
+            out += i * args.out_batch[axis];
+            residual += i * args.residual_batch[axis];
+            preactivation += i * args.preactivation_batch[axis];
+        }
+        Product<T> product;
+        product.a = static_cast<const T *>(args.a) + a;
+        product.b = static_cast<const T *>(args.b) + b;
+        product.out = static_cast<char *>(args.out) + out * out_size;
+        product.residual = args.residual ? static_cast<const char *>(args.residual) + residual * out_size : nullptr;
+        product.preactivation =
+            args.preactivation ? static_cast<char *>(args.preactivation) + preactivation * out_size : nullptr;
+        return multiply_one<A, T>(args, product, args.bias ? bias.data : nullptr);
+    };
+
+    const int64_t work = args.m * args.n * larger(1, args.k);
+    const int threads = runtime::threads_here();
+    Failure failure;
+    // Several products: one a thread, if there are enough of them to keep all threads busy to the end.
+    if (batch > 1 && threads > 1 && work * batch >= kParallelWork && (batch % threads == 0 || batch >= 4 * threads)) {
+        parallel_tasks(batch, [&](int64_t index) {
+            if (!one(index))
+                failure.set();
+        });
+    } else {
+        for (int64_t index = 0; index < batch; ++index)
+            if (!one(index))
+                failure.set();
+    }
+    return !failure.happened;
+}
+
+} // namespace
+
+void fill_matmul(Kernels &table) {
+    table.matmul[int(DType::f32)] = matmul<float>;
+    table.matmul[int(DType::f64)] = matmul<double>;
+    table.matmul[int(DType::f16)] = matmul<f16>;
+    table.matmul[int(DType::bf16)] = matmul<bf16>;
+}
+
+} // namespace nf::NUMFORMER_LEVEL

@@ -1,0 +1,244 @@
+// The register tile that matmul and attention are made of, and the packing that feeds it.
+//
+//   tile (rows x columns) = A (rows x depth) @ B (depth x columns)
+//
+// A tile is at most kTileRows x kTileColumns, all of it in registers: per step of depth kTileVectors loads of B, one broadcast of A a
+// row, rows * kTileVectors fused multiply-adds. With 32 registers 14 x 2 accumulators + 2 of B + 1 broadcast = 31 are used;
+// 28 multiply-adds take 14 cycles on two units, their latency of 4 cycles needs 8 in flight. With 16 registers 6 x 2 + 2 + 1 = 15.
+//
+// Every element of a tile is one chain of multiply-adds in the order of depth, whatever the size of the tile: edges
+// and interior of a matrix, and any division of it among threads, give the same bits.
+#pragma once
+#include "kernels/level.hpp"
+
+namespace nf::NUMFORMER_LEVEL {
+
+#if defined(__AVX512F__) || defined(NUMFORMER_AARCH64)
+constexpr int kTileRows = 14;
+#else
+constexpr int kTileRows = 6;
+#endif
+constexpr int kTileVectors = 2;
+template <class A> constexpr int kTileColumns = kTileVectors * kLanes<A>;
+
+// Where element (i, k) of A lies: a[i * ROW + k * STEP]. Constants, so that the compiler addresses all rows from one register.
+//   InPanels:        packed with depth outermost, kTileRows elements a step
+//   InRows<S>:       rows of stride S
+//   InColumns<S>:    the transpose of such rows
+struct InPanels {
+    static constexpr int64_t row = 1, step = kTileRows;
+};
+template <int S> struct InRows {
+    static constexpr int64_t row = S, step = 1;
+};
+template <int S> struct InColumns {
+    static constexpr int64_t row = 1, step = S;
+};
+
+enum class Store { write, add };
+
+// c (ROWS x VECTORS * lanes, row stride c_row) = or += a @ b, where row k of b begins at b + k * b_row.
+template <class A, class B, class Layout, int ROWS, int VECTORS>
+static void multiply_tile(int64_t depth, const A *a, const B *b, int64_t b_row, A *c, int64_t c_row, Store mode) {
+    Vec<A> sum[ROWS][VECTORS];
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j)
+            sum[i][j] = Vec<A>{};
+    for (int64_t k = 0; k < depth; ++k) {
+        Vec<A> column[VECTORS];
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j)
+            column[j] = load(b + j * kLanes<A>);
+#pragma GCC unroll 16
+        for (int i = 0; i < ROWS; ++i) {
+            const Vec<A> element = broadcast(a[i * Layout::row]);
+#pragma GCC unroll 8
+            for (int j = 0; j < VECTORS; ++j)
+                sum[i][j] = fma(element, column[j], sum[i][j]);
+        }
+        a += Layout::step;
+        b += b_row;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) {
+            A *p = c + i * c_row + j * kLanes<A>;
+            store(p, mode == Store::add ? load(p) + sum[i][j] : sum[i][j]);
+        }
+}
+
+template <class A, class B = A>
+using TileFunction = void (*)(int64_t depth, const A *a, const B *b, int64_t b_row, A *c, int64_t c_row, Store mode);
+
+// As many rows as leave the accumulators of VECTORS registers of columns in registers.
+template <int VECTORS>
+constexpr int kRowsOf = VECTORS <= kTileVectors ? kTileRows : kTileRows * kTileVectors / VECTORS;
+
+// The tile function for 1 <= rows <= kRowsOf<VECTORS>, computing VECTORS registers of columns.
+template <class A, class B, class Layout, int VECTORS> NF_INLINE TileFunction<A, B> tile_of_rows(int64_t rows) {
+#define NF_TILE(r) multiply_tile<A, B, Layout, (r <= kRowsOf<VECTORS> ? r : 1), VECTORS>
+    static constexpr TileFunction<A, B> table[] = {
+        NF_TILE(1), NF_TILE(2), NF_TILE(3),  NF_TILE(4),  NF_TILE(5),  NF_TILE(6),  NF_TILE(7),
+        NF_TILE(8), NF_TILE(9), NF_TILE(10), NF_TILE(11), NF_TILE(12), NF_TILE(13), NF_TILE(14),
+    };
+#undef NF_TILE
+    return table[rows - 1];
+}
+
+// As above; one register of columns where that is enough.
+template <class A, class B, class Layout> NF_INLINE TileFunction<A, B> tile_for(int64_t rows, int64_t columns) {
+    return columns <= kLanes<A> ? tile_of_rows<A, B, Layout, 1>(rows) : tile_of_rows<A, B, Layout, kTileVectors>(rows);
+}
+
+// ---- packing -----------------------------------------------------------------------------------------------------------
+
+// A square of lanes x lanes elements, transposed in registers: log2(lanes) rounds of interleaving row i with row i + half.
+template <class A> struct Interleave;
+#if defined(__clang__)
+#define NF_SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define NF_SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, IntVec<type>{__VA_ARGS__})
+#endif
+#if defined(__AVX512F__)
+template <> struct Interleave<float> {
+    static inline Vec<float> low(Vec<float> a, Vec<float> b) {
+        return NF_SHUFFLE(float, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    }
+    static inline Vec<float> high(Vec<float> a, Vec<float> b) {
+        return NF_SHUFFLE(float, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+};
+template <> struct Interleave<double> {
+    static inline Vec<double> low(Vec<double> a, Vec<double> b) {
+        return NF_SHUFFLE(double, a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    }
+    static inline Vec<double> high(Vec<double> a, Vec<double> b) {
+        return NF_SHUFFLE(double, a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+};
+#elif defined(__AVX2__)
+template <> struct Interleave<float> {
+    static inline Vec<float> low(Vec<float> a, Vec<float> b) {
+        return NF_SHUFFLE(float, a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    }
+    static inline Vec<float> high(Vec<float> a, Vec<float> b) {
+        return NF_SHUFFLE(float, a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+};
+template <> struct Interleave<double> {
+    static inline Vec<double> low(Vec<double> a, Vec<double> b) { return NF_SHUFFLE(double, a, b, 0, 4, 1, 5); }
+    static inline Vec<double> high(Vec<double> a, Vec<double> b) { return NF_SHUFFLE(double, a, b, 2, 6, 3, 7); }
+};
+#else
+template <> struct Interleave<float> {
+    static inline Vec<float> low(Vec<float> a, Vec<float> b) { return NF_SHUFFLE(float, a, b, 0, 4, 1, 5); }
+    static inline Vec<float> high(Vec<float> a, Vec<float> b) { return NF_SHUFFLE(float, a, b, 2, 6, 3, 7); }
+};
+template <> struct Interleave<double> {
+    static inline Vec<double> low(Vec<double> a, Vec<double> b) { return NF_SHUFFLE(double, a, b, 0, 2); }
+    static inline Vec<double> high(Vec<double> a, Vec<double> b) { return NF_SHUFFLE(double, a, b, 1, 3); }
+};
+#endif
+#undef NF_SHUFFLE
+
+template <class A> NF_INLINE void transpose_square(Vec<A> (&row)[kLanes<A>]) {
+    constexpr int half = kLanes<A> / 2;
+#pragma GCC unroll 4
+    for (int round = 1; round < kLanes<A>; round *= 2) {
+        Vec<A> next[kLanes<A>];
+#pragma GCC unroll 8
+        for (int i = 0; i < half; ++i) {
+            next[2 * i] = Interleave<A>::low(row[i], row[i + half]);
+            next[2 * i + 1] = Interleave<A>::high(row[i], row[i + half]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes<A>; ++i)
+            row[i] = next[i];
+    }
+}
+
+// to[k * to_row + j] = from[j * from_row + k] for j < count, zero for count <= j < width; width a multiple of the lanes.
+template <class A, class T>
+static void pack_transposed(int64_t depth, int64_t count, int64_t width, const T *from, int64_t from_row, A *to,
+                            int64_t to_row) {
+    constexpr int W = kLanes<A>;
+    for (int64_t j = 0; j < width; j += W) {
+        const int64_t rows = smaller(W, larger(0, count - j));
+        int64_t k = 0;
+        for (; k < depth; k += W) {
+            const int steps = int(smaller(W, depth - k));
+            Vec<A> square[W];
+            if (rows == W && steps == W) {
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i)
+                    square[i] = load(from + (j + i) * from_row + k);
+            } else {
+                for (int i = 0; i < W; ++i)
+                    square[i] = i < rows ? load_n(from + (j + i) * from_row + k, steps) : Vec<A>{};
+            }
+            transpose_square<A>(square);
+            if (steps == W) {
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i)
+                    store(to + (k + i) * to_row + j, square[i]);
+            } else {
+                for (int i = 0; i < steps; ++i)
+                    store(to + (k + i) * to_row + j, square[i]);
+            }
+        }
+    }
+}
+
+// to[k * to_row + j] = from[k * from_row + j] for j < count, zero for count <= j < width; width a multiple of the lanes.
+template <class A, class T>
+static void pack_straight(int64_t depth, int64_t count, int64_t width, const T *from, int64_t from_row, A *to,
+                          int64_t to_row) {
+    constexpr int W = kLanes<A>;
+    for (int64_t k = 0; k < depth; ++k)
+        for (int64_t j = 0; j < width; j += W) {
+            const int lanes = int(smaller(W, larger(0, count - j)));
+            store(to + k * to_row + j, lanes == W ? load(from + k * from_row + j) : load_n(from + k * from_row + j, lanes));
+        }
+}
+
+// A block of B as panels of kTileColumns columns, each depth x kTileColumns and contiguous. One of row and col is 1.
+template <class A, class T>
+NF_INLINE void pack_panel(int64_t depth, int64_t columns, const T *b, int64_t row, int64_t col, A *panel) {
+    constexpr int NR = kTileColumns<A>;
+    if (col == 1)
+        pack_straight<A, T>(depth, columns, NR, b, row, panel, NR);
+    else
+        pack_transposed<A, T>(depth, columns, NR, b, col, panel, NR);
+}
+
+// Rows of A with depth outermost (InPanels): panel[k * kTileRows + i] = factor * a[i * row + k * col].
+template <class A, class T>
+static void pack_rows_in_panel(int64_t depth, int64_t rows, const T *a, int64_t row, int64_t col, A factor, A *panel) {
+    if (rows < kTileRows)
+        memset(panel, 0, size_t(depth * kTileRows) * sizeof(A));
+    if (row == 1) {
+        constexpr int W = kLanes<A>;
+        for (int64_t k = 0; k < depth; ++k)
+            for (int64_t i = 0; i < rows; i += W) {
+                const int lanes = int(smaller(W, rows - i));
+                store_some(panel + k * kTileRows + i, load_some(a + k * col + i, lanes) * factor, lanes);
+            }
+        return;
+    }
+    constexpr int W = kLanes<A>;
+    for (int64_t i0 = 0; i0 < rows; i0 += W)
+        for (int64_t k = 0; k < depth; k += W) {
+            const int count = int(smaller(W, rows - i0)), steps = int(smaller(W, depth - k));
+            Vec<A> square[W];
+            for (int i = 0; i < W; ++i)
+                square[i] = i < count ? load_some(a + (i0 + i) * row + k, steps) * factor : Vec<A>{};
+            transpose_square<A>(square);
+            for (int i = 0; i < steps; ++i)
+                store_some(panel + (k + i) * kTileRows + i0, square[i], count);
+        }
+}
+
+} // namespace nf::NUMFORMER_LEVEL

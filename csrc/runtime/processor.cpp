@@ -1,0 +1,50 @@
+#include "runtime/processor.hpp"
+
+#include "core/error.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace nf::runtime {
+
+std::vector<std::string> available_levels() {
+    std::vector<std::string> levels;
+#if defined(NUMFORMER_X86)
+    // The compiler's run-time library checks CPUID and, by XGETBV, that the system saves the wide registers.
+    __builtin_cpu_init();
+    const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
+    const bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    if (v2)
+        levels.push_back("v2");
+    if (v3)
+        levels.push_back("v3");
+    if (v4)
+        levels.push_back("v4");
+    if (v4 && __builtin_cpu_supports("avx512bf16"))
+        levels.push_back("v4bf16");
+#else
+    levels.push_back("neon");
+#endif
+    return levels;
+}
+
+std::string choose_level() {
+    const std::vector<std::string> levels = available_levels();
+    std::string known;
+    for (const std::string &level : levels)
+        known += (known.empty() ? "" : ", ") + level;
+    if (levels.empty())
+        throw ValueError("numformer: this processor lacks SSE4.2 (x86-64-v2), which the lowest kernels need");
+    const char *forced = std::getenv("NUMFORMER_ISA");
+    if (!forced || !*forced)
+        return levels.back();
+    if (std::find(levels.begin(), levels.end(), forced) == levels.end())
+        throw ValueError("NUMFORMER_ISA must be one of the levels that this machine has (" + known + "), got '" +
+                         std::string(forced) + "'");
+    return forced;
+}
+
+} // namespace nf::runtime
