@@ -1,0 +1,39 @@
+"""The second half of a layer call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class Backward:
+    """A backward pass that runs once and then holds nothing.
+
+    Parameters
+    ----------
+    function : callable
+        Called as ``function(saved, *gradients, **options)``. It takes the arrays out of `saved` with :func:`take`, so that each lives
+        no longer than the function needs it.
+    saved : list
+        What the forward pass kept.
+    """
+
+    __slots__ = ("_function", "_saved")
+
+    def __init__(self, function: Callable[..., Any], saved: list[Any]) -> None:
+        self._function: Callable[..., Any] | None = function
+        self._saved: list[Any] | None = saved
+
+    def __call__(self, *gradients: Any, **options: Any) -> Any:
+        function, saved = self._function, self._saved
+        if function is None:
+            raise RuntimeError("backward: it has run already; call the layer again for another one")
+        self._function = self._saved = None
+        return function(saved, *gradients, **options)
+
+
+def take(saved: list[Any]) -> tuple[Any, ...]:
+    """Empty the list and return what was in it."""
+    items = tuple(saved)
+    saved.clear()
+    return items

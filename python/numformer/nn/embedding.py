@@ -1,0 +1,58 @@
+"""Embedding of integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from numformer import ops
+from numformer.nn import initial
+from numformer.nn.backward import Backward, take
+from numformer.nn.context import DEFAULT, Context
+from numformer.nn.module import Module
+from numformer.nn.parameter import Parameter
+
+Array = NDArray[Any]
+
+
+class Embedding(Module):
+    """Row `ids` of a table.
+
+    Parameters
+    ----------
+    count, width : int
+        Shape of the table.
+    std : float
+        Of its initial values.
+    dtype : dtype
+        float32 or float64.
+    rng : numpy.random.Generator, optional
+        Draws the initial values.
+    """
+
+    def __init__(
+        self, count: int, width: int, *, std: float = 1.0, dtype: DTypeLike = np.float32, rng: initial.Source | None = None
+    ) -> None:
+        initial.size("Embedding", count=count, width=width)
+        self.count = count
+        self.weight = Parameter(initial.normal(rng, (count, width), std, dtype))
+
+    def __call__(self, ids: Array, *, ctx: Context | None = None) -> tuple[Array, Backward]:
+        """Return the rows and their backward; integers have no gradient, so ``backward(dy)`` gives None."""
+        self.weight.pending += 1
+        return self.infer(ids, dtype=(ctx or DEFAULT).dtype), Backward(self._backward, [ids])
+
+    def _backward(self, saved: list[Any], dy: Array) -> None:
+        (ids,) = take(saved)
+        weight = self.weight
+        if dy.dtype != weight.value.dtype:
+            dy = dy.astype(weight.value.dtype)
+        ops.embedding_backward(dy, ids, self.count, out=weight.buffer(), accumulate=not weight.fresh)
+        weight.done()
+
+    def infer(self, ids: Array, *, dtype: np.dtype[Any] | None = None) -> Array:
+        """Return the rows, in `dtype` where one is given."""
+        rows = ops.embedding(self.weight.value, ids)
+        return rows if dtype is None or rows.dtype == dtype else rows.astype(dtype)

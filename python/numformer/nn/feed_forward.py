@@ -1,0 +1,77 @@
+"""The position-wise network of a block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from numformer.nn import initial
+from numformer.nn.backward import Backward, take
+from numformer.nn.context import Context
+from numformer.nn.dropout import Dropout
+from numformer.nn.linear import Linear
+from numformer.nn.module import Module
+
+Array = NDArray[Any]
+
+
+class FeedForward(Module):
+    """y = dropout(activation(x W1 + b1) W2 + b2) + residual.
+
+    Parameters
+    ----------
+    width, hidden : int
+        Sizes of x and of what is between; hidden is 4 * width by default.
+    activation : {"relu", "gelu", "gelu_tanh", "silu"}
+        Between the two maps.
+    bias : bool
+        Whether the maps have one.
+    dropout : float
+        On the output.
+    std, output_std : float, optional
+        Of the initial weights.
+    dtype : dtype
+        float32 or float64.
+    rng : numpy.random.Generator, optional
+        Draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int | None = None,
+        *,
+        activation: str = "gelu",
+        bias: bool = True,
+        dropout: float = 0.0,
+        std: float | None = None,
+        output_std: float | None = None,
+        dtype: DTypeLike = np.float32,
+        rng: initial.Source | None = None,
+    ) -> None:
+        hidden = 4 * width if hidden is None else hidden
+        self.inner = Linear(width, hidden, bias=bias, activation=activation, std=std, dtype=dtype, rng=rng)
+        self.outer = Linear(hidden, width, bias=bias, std=output_std, dtype=dtype, rng=rng)
+        self.dropout = Dropout(dropout)
+
+    def __call__(self, x: Array, *, residual: Array | None = None, ctx: Context | None = None) -> tuple[Array, Backward]:
+        """Return y and its backward; ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given."""
+        h, inner = self.inner(x)
+        if self.dropout.p == 0.0:
+            y, outer = self.outer(h, residual=residual)
+            return y, Backward(self._backward, [inner, outer, None])
+        y, outer = self.outer(h)
+        y, dropout = self.dropout(y, residual=residual, ctx=ctx)
+        return y, Backward(self._backward, [inner, outer, dropout])
+
+    def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Any:
+        inner, outer, dropout = take(saved)
+        if dropout is not None:
+            dy = dropout(dy)
+        return inner(outer(dy), residual=residual)
+
+    def infer(self, x: Array, *, residual: Array | None = None) -> Array:
+        """Return y."""
+        return self.outer.infer(self.inner.infer(x), residual=residual)

@@ -1,0 +1,46 @@
+"""Initial values of parameters."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+
+class Source(Protocol):
+    """What initial values are drawn from; a ``numpy.random.Generator`` is one."""
+
+    def standard_normal(self, size: tuple[int, ...], dtype: Any) -> Any: ...
+
+
+class Zeros:
+    """A source for parameters that a checkpoint is about to fill; costs nothing."""
+
+    def standard_normal(self, size: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        return np.zeros(size, dtype)
+
+
+def normal(rng: Source | None, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> NDArray[Any]:
+    """Draw from a normal distribution around 0; `rng` None seeds from the operating system."""
+    kind = parameter_dtype(dtype)
+    values = (np.random.default_rng() if rng is None else rng).standard_normal(shape, kind)
+    values *= std
+    return np.asarray(values)
+
+
+def parameter_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """Return the dtype of a parameter: float32 or float64."""
+    kind = np.dtype(dtype)
+    if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype: parameters are float32 or float64, got {kind}; for 16-bit computation set Context.dtype")
+    return kind
+
+
+def size(owner: str, **values: int) -> None:
+    """Check sizes given by the user: whole numbers, at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+            raise TypeError(f"{owner}: {name} must be an integer, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{owner}: {name} must be at least 1, got {value}")

@@ -1,0 +1,110 @@
+"""Linear map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from numformer import ops
+from numformer.nn import initial
+from numformer.nn.activation import backward_of, check
+from numformer.nn.backward import Backward, take
+from numformer.nn.context import Context
+from numformer.nn.module import Module
+from numformer.nn.parameter import Parameter
+
+Array = NDArray[Any]
+
+
+class Linear(Module):
+    """y = activation(x W + b) + residual, in one pass of one kernel.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Sizes of the last axis of x and y.
+    bias : bool
+        Whether there is a b.
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+        Applied to the sum.
+    transposed : bool
+        The weight is kept as (outputs, inputs) instead of (inputs, outputs); either is read in place.
+    weight : Parameter, optional
+        A weight to share (tied embeddings) instead of a new one.
+    std : float, optional
+        Of the initial weight; 1/sqrt(inputs) by default.
+    dtype : dtype
+        float32 or float64.
+    rng : numpy.random.Generator, optional
+        Draws the initial weight.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        transposed: bool = False,
+        weight: Parameter | None = None,
+        std: float | None = None,
+        dtype: DTypeLike = np.float32,
+        rng: initial.Source | None = None,
+    ) -> None:
+        initial.size("Linear", inputs=inputs, outputs=outputs)
+        shape = (outputs, inputs) if transposed else (inputs, outputs)
+        if weight is None:
+            weight = Parameter(initial.normal(rng, shape, inputs**-0.5 if std is None else std, dtype))
+        elif weight.value.shape != shape:
+            raise ValueError(f"Linear: weight must have shape {shape}, got {weight.value.shape}")
+        self.inputs, self.outputs = inputs, outputs
+        self.activation = check("Linear", activation)
+        self.transposed = transposed
+        self.weight = weight
+        self.bias = Parameter(np.zeros(outputs, weight.value.dtype)) if bias else None
+
+    def __call__(self, x: Array, *, residual: Array | None = None, ctx: Context | None = None) -> tuple[Array, Backward]:
+        """Return y and its backward.
+
+        ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given. The gradient of the forward's residual is dy itself.
+        """
+        weight = self.weight.use(x.dtype)
+        if self.transposed:
+            weight = weight.T
+        bias = None if self.bias is None else self.bias.use(x.dtype)
+        if self.activation is None:
+            y = ops.matmul(x, weight, bias=bias, residual=residual)
+            return y, Backward(self._backward, [x, weight, None])
+        y, z = ops.matmul(x, weight, bias=bias, activation=self.activation, residual=residual, save_preactivation=True)
+        return y, Backward(self._backward, [x, weight, z])
+
+    def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Array:
+        x, weight, z = take(saved)
+        if z is not None:
+            dy = backward_of(self.activation)(dy, z)
+            del z
+        # dW = x^T dy and db = sum of dy over the rows, straight into the gradients.
+        rows, drows = x.reshape(-1, self.inputs), dy.reshape(-1, self.outputs)
+        del x
+        grad, fresh = self.weight.buffer(), self.weight.fresh
+        if self.transposed:
+            ops.matmul(drows.T, rows, out=grad, accumulate=not fresh)
+        else:
+            ops.matmul(rows.T, drows, out=grad, accumulate=not fresh)
+        self.weight.done()
+        if self.bias is not None:
+            ops.sum_rows(drows, out=self.bias.buffer(), accumulate=not self.bias.fresh)
+            self.bias.done()
+        del rows
+        return ops.matmul(dy, weight.T, residual=residual)
+
+    def infer(self, x: Array, *, residual: Array | None = None) -> Array:
+        """Return y; nothing is kept."""
+        weight = self.weight.read(x.dtype)
+        bias = None if self.bias is None else self.bias.read(x.dtype)
+        return ops.matmul(
+            x, weight.T if self.transposed else weight, bias=bias, activation=self.activation, residual=residual
+        )

@@ -1,0 +1,78 @@
+"""A named array that is trained, and its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Parameter:
+    """A value and its gradient.
+
+    The first gradient of a step is written into `grad`, later ones are added, so nothing is ever set to zero. `fresh` says that the next
+    one is the first. A use in a forward pass counts up, its backward counts down: at zero the gradient of the pass is complete, also
+    where two layers share the parameter, and `on_complete` is called.
+
+    Parameters
+    ----------
+    value : array
+        What is trained; C-contiguous.
+    name : str
+        Its name in the state dict; set by the model.
+    """
+
+    __slots__ = ("fresh", "grad", "name", "on_complete", "pending", "value")
+
+    def __init__(self, value: NDArray[Any], name: str = "") -> None:
+        self.name = name
+        self.value = np.ascontiguousarray(value)
+        self.grad: NDArray[Any] | None = None
+        self.fresh = True
+        self.pending = 0
+        self.on_complete: Callable[[Parameter], None] | None = None
+
+    def __repr__(self) -> str:
+        return f"Parameter({self.name!r}, shape={self.value.shape}, dtype={self.value.dtype})"
+
+    def use(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Count one use in a training pass and return the value to compute with."""
+        self.pending += 1
+        return self.read(dtype)
+
+    def read(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return the value, rounded to `dtype` where that is a 16-bit float (mixed precision)."""
+        value = self.value
+        if value.dtype != dtype and dtype.itemsize == 2:
+            return value.astype(dtype)
+        return value
+
+    def buffer(self) -> NDArray[Any]:
+        """Return the array of the gradient, which `fresh` says whether to write or to add to; follow with :meth:`done`."""
+        grad = self.grad
+        if grad is None:
+            grad = self.grad = np.empty_like(self.value)
+        return grad
+
+    def done(self) -> None:
+        """Say that one use has left its gradient."""
+        self.fresh = False
+        self.pending -= 1
+        if self.pending == 0 and self.on_complete is not None:
+            self.on_complete(self)
+
+    def add(self, gradient: NDArray[Any]) -> None:
+        """Write or add a gradient that has an array of its own (small ones: norms)."""
+        grad = self.buffer()
+        if self.fresh:
+            grad[...] = gradient
+        else:
+            grad += gradient
+        self.done()
+
+    def reset(self) -> None:
+        """Begin a new step: the next gradient is written over this one."""
+        self.fresh = True
+        self.pending = 0

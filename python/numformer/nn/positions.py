@@ -1,0 +1,114 @@
+"""Positions, learned or of sines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from numformer import ops
+from numformer.nn import initial
+from numformer.nn.backward import Backward, take
+from numformer.nn.context import Context
+from numformer.nn.module import Module
+from numformer.nn.parameter import Parameter
+
+Array = NDArray[Any]
+
+
+def _check(owner: str, x: Array, offset: int, length: int) -> int:
+    if x.ndim < 2:
+        raise ValueError(f"{owner}: x must have shape (..., positions, width), got {x.shape}")
+    end = offset + x.shape[-2]
+    if offset < 0 or end > length:
+        raise ValueError(f"{owner}: there are {length} positions, got a sequence that ends at {end}")
+    return end
+
+
+class LearnedPositions(Module):
+    """x plus a trained row for each position.
+
+    Parameters
+    ----------
+    length, width : int
+        Number of positions and size of a row.
+    std : float
+        Of the initial values.
+    dtype : dtype
+        float32 or float64.
+    rng : numpy.random.Generator, optional
+        Draws the initial values.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        width: int,
+        *,
+        std: float = 0.02,
+        dtype: DTypeLike = np.float32,
+        rng: initial.Source | None = None,
+    ) -> None:
+        initial.size("LearnedPositions", length=length, width=width)
+        self.length = length
+        self.weight = Parameter(initial.normal(rng, (length, width), std, dtype))
+
+    def __call__(self, x: Array, *, offset: int = 0, ctx: Context | None = None) -> tuple[Array, Backward]:
+        """Return x with positions offset, offset + 1, ... added; ``backward(dy)`` gives dx, which is dy."""
+        y = self.infer(x, offset=offset)
+        self.weight.pending += 1
+        return y, Backward(self._backward, [offset])
+
+    def _backward(self, saved: list[Any], dy: Array) -> Array:
+        (offset,) = take(saved)
+        weight, length = self.weight, dy.shape[-2]
+        grad, fresh = weight.buffer(), weight.fresh
+        if fresh:
+            grad[:offset] = 0
+            grad[offset + length :] = 0
+        # Positions and channels are one long row here, so that the sum runs over the sequences.
+        ops.sum_rows(
+            dy.reshape(-1, length * dy.shape[-1]), out=grad[offset : offset + length].reshape(-1), accumulate=not fresh
+        )
+        weight.done()
+        return dy
+
+    def infer(self, x: Array, *, offset: int = 0) -> Array:
+        """Return x with its positions added."""
+        end = _check("LearnedPositions", x, offset, self.length)
+        return np.add(x, self.weight.read(x.dtype)[offset:end])
+
+
+class SinusoidalPositions(Module):
+    """x plus sines and cosines of its position (Vaswani et al., 2017, section 3.5).
+
+    Channel 2i holds sin(position / 10000**(2i / width)), channel 2i + 1 the cosine.
+
+    Parameters
+    ----------
+    length, width : int
+        Number of positions and channels.
+    """
+
+    def __init__(self, length: int, width: int) -> None:
+        initial.size("SinusoidalPositions", length=length, width=width)
+        self.length = length
+        rate = 10000.0 ** (-(np.arange(width) // 2 * 2) / width)
+        angle = np.arange(length)[:, None] * rate
+        self.table = np.where(np.arange(width) % 2 == 0, np.sin(angle), np.cos(angle))
+        self._cast = self.table
+
+    def __call__(self, x: Array, *, offset: int = 0, ctx: Context | None = None) -> tuple[Array, Backward]:
+        """Return x with its positions added; ``backward(dy)`` gives dx, which is dy."""
+        return self.infer(x, offset=offset), Backward(self._backward, [])
+
+    def _backward(self, saved: list[Any], dy: Array) -> Array:
+        return dy
+
+    def infer(self, x: Array, *, offset: int = 0) -> Array:
+        """Return x with its positions added."""
+        end = _check("SinusoidalPositions", x, offset, self.length)
+        if self._cast.dtype != x.dtype:
+            self._cast = self.table.astype(x.dtype)
+        return np.add(x, self._cast[offset:end])
