@@ -1,0 +1,77 @@
+"""Steps of the optimisers, in place on the caller's arrays, and the norm that clipping needs."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from numformer.reference._arrays import Array, f64
+
+
+def sgd_update(
+    values: Sequence[Array],
+    grads: Sequence[Array],
+    momenta: Sequence[Array] | None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step of stochastic gradient descent: with g = grad_scale * grad + weight_decay * value,
+
+    u = momentum * u + g; value -= lr * u, or with `nesterov` value -= lr * (g + momentum * u).
+    Without momentum value -= lr * g, and `momenta` is None.
+
+    References
+    ----------
+    B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
+    I. Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013 (Nesterov's form).
+    """
+    for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
+        w = f64(value)
+        step = grad_scale * f64(grad) + weight_decay * w
+        if momenta is not None:
+            u = momentum * f64(momenta[i]) + step
+            momenta[i][...] = u
+            step = step + momentum * u if nesterov else u
+        value[...] = w - lr * step
+
+
+def adamw_update(
+    values: Sequence[Array],
+    grads: Sequence[Array],
+    m: Sequence[Array],
+    v: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    step: int,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step of AdamW, the first with step=1: with g = grad_scale * grad,
+
+    m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g^2;
+    value = (1 - lr * weight_decay) * value - lr * (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps).
+
+    References
+    ----------
+    D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015.
+    I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+    """
+    for value, grad, m_i, v_i in zip(values, grads, m, v, strict=True):
+        g = grad_scale * f64(grad)
+        m64 = beta1 * f64(m_i) + (1.0 - beta1) * g
+        v64 = beta2 * f64(v_i) + (1.0 - beta2) * g * g
+        m_i[...], v_i[...] = m64, v64
+        mean, spread = m64 / (1.0 - beta1**step), np.sqrt(v64 / (1.0 - beta2**step))
+        value[...] = (1.0 - lr * weight_decay) * f64(value) - lr * mean / (spread + eps)
+
+
+def global_norm(arrays: Iterable[Array]) -> float:
+    """The Euclidean norm of all elements of all arrays, as one vector."""
+    return math.sqrt(sum(float(np.square(f64(a)).sum()) for a in arrays))
