@@ -1,0 +1,5 @@
+"""Whole models."""
+
+from numformer.models.gpt import GPT, GPTConfig
+
+__all__ = ["GPT", "GPTConfig"]

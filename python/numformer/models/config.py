@@ -1,0 +1,128 @@
+"""What a GPT is made of, and how a Hugging Face config.json says it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from numformer.nn import initial
+
+_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
+_NAMES = {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu", **_ACTIVATIONS}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes and options of a :class:`GPT`.
+
+    Parameters
+    ----------
+    vocab_size : int
+        Number of tokens.
+    context : int
+        The longest sequence.
+    layers, heads, width : int
+        Blocks, attention heads a block, channels; `heads` divides `width`.
+    hidden : int, optional
+        Inner size of the feed-forward networks, 4 * width by default.
+    dropout : float
+        On the embeddings and on both residual branches.
+    bias : bool
+        Whether maps and norms have one.
+    tie_weights : bool
+        The output layer is the table of token embeddings.
+    activation : {"gelu_tanh", "gelu", "relu", "silu"}
+        Of the feed-forward networks.
+    eps : float
+        Of the norms.
+    dtype : str
+        Of the parameters: "float32" or "float64".
+    """
+
+    vocab_size: int = 256
+    context: int = 128
+    layers: int = 4
+    heads: int = 4
+    width: int = 128
+    hidden: int | None = None
+    dropout: float = 0.0
+    bias: bool = True
+    tie_weights: bool = True
+    activation: str = "gelu_tanh"
+    eps: float = 1e-5
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        initial.size("GPTConfig", vocab_size=self.vocab_size, context=self.context, layers=self.layers)
+        initial.size("GPTConfig", heads=self.heads, width=self.width)
+        if self.hidden is not None:
+            initial.size("GPTConfig", hidden=self.hidden)
+        if self.width % self.heads:
+            raise ValueError(f"GPTConfig: heads must divide width {self.width}, got {self.heads}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"GPTConfig: dropout must be at least 0 and below 1, got {self.dropout}")
+        if self.activation not in _ACTIVATIONS.values():
+            raise ValueError(f"GPTConfig: activation must be one of {', '.join(_ACTIVATIONS.values())}, got {self.activation!r}")
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise ValueError(f"GPTConfig: eps must be above 0, got {self.eps}")
+        object.__setattr__(self, "dtype", initial.parameter_dtype(np.dtype(self.dtype)).name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of a Hugging Face GPT-2 configuration."""
+        activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == self.activation)
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": self.vocab_size,
+            "n_positions": self.context,
+            "n_ctx": self.context,
+            "n_embd": self.width,
+            "n_layer": self.layers,
+            "n_head": self.heads,
+            "n_inner": self.hidden,
+            "activation_function": activation,
+            "resid_pdrop": self.dropout,
+            "embd_pdrop": self.dropout,
+            "attn_pdrop": 0.0,
+            "layer_norm_epsilon": self.eps,
+            "initializer_range": 0.02,
+            "tie_word_embeddings": self.tie_weights,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "torch_dtype": self.dtype,
+            "bias": self.bias,
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> GPTConfig:
+        """Read the fields of a Hugging Face GPT-2 configuration; ValueError where they describe something else."""
+        if not isinstance(fields, dict) or fields.get("model_type") != "gpt2":
+            kind = fields.get("model_type") if isinstance(fields, dict) else type(fields).__name__
+            raise ValueError(f"the configuration must have model_type 'gpt2', got {kind!r}")
+        for name in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+            if fields.get(name):
+                raise ValueError(f"the configuration sets {name}, which GPT does not have")
+        activation = fields.get("activation_function", "gelu_new")
+        if activation not in _NAMES:
+            raise ValueError(f"activation_function must be one of {', '.join(_NAMES)}, got {activation!r}")
+        dtype = str(fields.get("torch_dtype") or fields.get("dtype") or "float32")
+        try:
+            return cls(
+                vocab_size=fields["vocab_size"],
+                context=fields["n_positions"],
+                layers=fields["n_layer"],
+                heads=fields["n_head"],
+                width=fields["n_embd"],
+                hidden=fields.get("n_inner"),
+                dropout=fields.get("resid_pdrop", 0.1),
+                bias=fields.get("bias", True),
+                tie_weights=fields.get("tie_word_embeddings", True),
+                activation=_NAMES[activation],
+                eps=fields.get("layer_norm_epsilon", 1e-5),
+                dtype="float64" if dtype == "float64" else "float32",
+            )
+        except KeyError as error:
+            raise ValueError(f"the configuration lacks {error.args[0]}") from None

@@ -1,0 +1,167 @@
+"""What the optimizers share: groups of parameters, clipping, state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numformer import ops
+from numformer.nn import Parameter
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Group:
+    """Parameters that share a weight decay."""
+
+    parameters: list[Parameter]
+    weight_decay: float
+
+
+def decay_groups(parameters: Iterable[Parameter], weight_decay: float) -> list[Group]:
+    """Return two groups: matrices with weight decay, vectors (biases, norms) without."""
+    every = list(parameters)
+    return [
+        Group([p for p in every if p.value.ndim > 1], weight_decay),
+        Group([p for p in every if p.value.ndim <= 1], 0.0),
+    ]
+
+
+def number(owner: str, name: str, value: float, low: float = 0.0, high: float = math.inf) -> float:
+    """Check an option: a finite number in [low, high)."""
+    if not (math.isfinite(value) and low <= value < high):
+        limit = f"at least {low:g}" + ("" if math.isinf(high) else f" and below {high:g}")
+        raise ValueError(f"{owner}: {name} must be {limit}, got {value}")
+    return float(value)
+
+
+class Optimizer:
+    """The base of optimizers.
+
+    Parameters
+    ----------
+    parameters : list of Parameter or of Group
+        What is trained.
+    lr : float
+        Learning rate.
+    weight_decay : float
+        Of parameters that are given without a group.
+    clip_norm : float, optional
+        Gradients whose norm, over all parameters, is above it are scaled down to it (Pascanu, Mikolov, Bengio, 2013), in the pass that
+        updates.
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ()
+    """Names of the arrays that are kept for each parameter."""
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter] | Iterable[Group],
+        *,
+        lr: float,
+        weight_decay: float,
+        clip_norm: float | None,
+    ) -> None:
+        owner = type(self).__name__
+        self.lr = number(owner, "lr", lr)
+        weight_decay = number(owner, "weight_decay", weight_decay)
+        if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
+            raise ValueError(f"{owner}: clip_norm must be above 0, got {clip_norm}")
+        self.clip_norm = clip_norm
+        given: list[Any] = list(parameters)
+        loose = [item for item in given if isinstance(item, Parameter)]
+        self.groups = [item for item in given if isinstance(item, Group) and item.parameters]
+        if len(loose) + sum(isinstance(item, Group) for item in given) != len(given) or not given:
+            raise TypeError(f"{owner}: parameters must be a list of Parameter or of Group, not empty")
+        if loose:
+            self.groups.append(Group(loose, weight_decay))
+        self.parameters = [p for group in self.groups for p in group.parameters]
+        if len({id(p) for p in self.parameters}) != len(self.parameters):
+            raise ValueError(f"{owner}: a parameter is given twice")
+        self.steps = 0
+        self._state = {slot: [np.zeros_like(p.value) for p in self.parameters] for slot in self.slots}
+
+    def step(self, lr: float | None = None) -> float | None:
+        """Update the parameters that have a gradient, and begin a new step.
+
+        Parameters
+        ----------
+        lr : float, optional
+            Instead of the learning rate of the optimizer.
+
+        Returns
+        -------
+        float or None
+            Norm of the gradients before clipping, where there is clipping.
+
+        Raises
+        ------
+        FloatingPointError
+            Where that norm is NaN or infinite; nothing was changed.
+        """
+        lr = self.lr if lr is None else lr
+        norm, scale = None, 1.0
+        if self.clip_norm is not None:
+            norm = float(ops.global_norm([p.grad for p in self.parameters if not p.fresh]))
+            if not math.isfinite(norm):
+                raise FloatingPointError(f"{type(self).__name__}: the norm of the gradients is {norm}")
+            if norm > self.clip_norm:
+                scale = self.clip_norm / norm
+        self.steps += 1
+        first = 0
+        for group in self.groups:
+            batches: dict[np.dtype[Any], list[tuple[int, Parameter]]] = {}
+            for index, parameter in enumerate(group.parameters, first):
+                if not parameter.fresh:
+                    batches.setdefault(parameter.value.dtype, []).append((index, parameter))
+                    parameter.fresh = True
+                parameter.pending = 0
+            first += len(group.parameters)
+            for batch in batches.values():
+                values = [parameter.value for _, parameter in batch]
+                grads = [parameter.grad for _, parameter in batch]
+                state = [[arrays[index] for index, _ in batch] for arrays in self._state.values()]
+                self._update(values, grads, state, lr, group.weight_decay, scale)
+        return norm
+
+    def _update(
+        self,
+        values: list[Array],
+        grads: Sequence[Array | None],
+        state: list[list[Array]],
+        lr: float,
+        weight_decay: float,
+        grad_scale: float,
+    ) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return what a checkpoint needs, by name. They are the arrays that are updated, not copies."""
+        state = {"steps": np.array([self.steps], np.int64)}
+        for slot, arrays in self._state.items():
+            for index, (parameter, array) in enumerate(zip(self.parameters, arrays, strict=True)):
+                state[f"{slot}.{parameter.name or index}"] = array
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Copy a state; ValueError names what is missing, unexpected or of another shape, and nothing was changed."""
+        own = self.state_dict()
+        wrong = [f"missing {name}" for name in own if name not in state]
+        wrong += [f"unexpected {name}" for name in state if name not in own]
+        wrong += [
+            f"{name} must have shape {array.shape}, got {np.shape(state[name])}"
+            for name, array in own.items()
+            if name in state and np.shape(state[name]) != array.shape
+        ]
+        if wrong:
+            shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+            raise ValueError(f"load_state_dict: the entries do not fit {type(self).__name__}: {shown}")
+        for name, array in own.items():
+            array[...] = state[name]
+        self.steps = int(own["steps"][0])
