@@ -35,7 +35,7 @@ NF_INLINE Vec<double> scale_by_power(Vec<double> v, Vec<double> n) {
 }
 
 // 2^f for f in [-1/2, 1/2], with value 1 at 0: (2^f - 1) / f interpolated at Chebyshev nodes in 60 digits. The relative error is
-// 5.1e-9 (0.09 ulp) for float with degree 6 and 1.2e-19 for double with degree 12.
+// 9e-9 (0.15 ulp) for float with degree 6 and 2e-17 for double with degree 12 (tools/fit_polynomials.py).
 NF_INLINE Vec<float> exp2_fraction(Vec<float> f) {
     static constexpr float p[] = {1.0f,           0.69314718802622f,   0.24022650760568f, 0.055503571142190f,
                                   0.00961808255f, 0.00133908633646f, 0.00015453162945f};
@@ -80,21 +80,94 @@ template <class T> NF_INLINE Vec<T> exp2_of(Vec<T> x) {
     return scale_by_power(exp2_fraction(clamped - whole), whole);
 }
 
-// e^x = 2^n e^r with r = x - n ln 2 subtracted in two parts (Cody and Waite), |r| <= ln(2) / 2. At most 2 ulp.
-template <class T> NF_INLINE Vec<T> exp_of(Vec<T> x) {
+// e^(x - tail) for |tail| much smaller than 1 + |x|: 2^n e^r with r = x - n ln 2 - tail, n ln 2 subtracted in two parts (Cody
+// and Waite), |r| <= ln(2) / 2. At most 2 ulp. (A tail of 0 costs nothing: x - 0 is x, which x + 0 is not.)
+template <class T> NF_INLINE Vec<T> exp_of_difference(Vec<T> x, Vec<T> tail) {
     using C = ExpConstants<T>;
-    const Vec<T> exponent = x * C::log2e;
+    const Vec<T> exponent = (x - tail) * C::log2e;
     const Vec<T> clamped = min(broadcast(C::high), max(broadcast(C::low), exponent));
     const Vec<T> whole = round_to_whole(clamped);
-    const Vec<T> inside = fma(whole, broadcast(-C::ln2_low), fma(whole, broadcast(-C::ln2_high), x));
+    const Vec<T> inside = fma(whole, broadcast(-C::ln2_low), fma(whole, broadcast(-C::ln2_high), x)) - tail;
     // Where the exponent was clamped x may be infinite: any remainder will do, but not inf - inf.
     const Vec<T> remainder = clamped == exponent ? inside * C::log2e : clamped - whole;
     return scale_by_power(exp2_fraction(remainder), whole);
 }
+template <class T> NF_INLINE Vec<T> exp_of(Vec<T> x) { return exp_of_difference<T>(x, Vec<T>{}); }
 
 NF_INLINE Vec<float> exp2(Vec<float> x) { return exp2_of<float>(x); }
 NF_INLINE Vec<double> exp2(Vec<double> x) { return exp2_of<double>(x); }
 NF_INLINE Vec<float> exp(Vec<float> x) { return exp_of<float>(x); }
 NF_INLINE Vec<double> exp(Vec<double> x) { return exp_of<double>(x); }
+
+template <class T> NF_INLINE Vec<T> absolute(Vec<T> x) {
+    typedef typename VecOf<T>::bits Bits;
+    return (Vec<T>)((Bits)x & (~Bits{} >> 1));
+}
+
+// 1 / (1 + e^-x). Written with e^-|x|, which neither overflows nor loses the digits of a result near 0. At most 3 ulp.
+template <class T> NF_INLINE Vec<T> sigmoid_of(Vec<T> x) {
+    const Vec<T> e = exp(-absolute<T>(x));
+    return (x < T(0) ? e : broadcast(T(1))) / (e + T(1));
+}
+
+template <class T> struct NormalConstants;
+template <> struct NormalConstants<float> {
+    // From here on the density is below half of the smallest number; the bits of a float that a half-length factor keeps.
+    static constexpr float end = 15.0f;
+    static constexpr uint32_t upper_half = 0xfffff000u;
+    // Phi(-a) = e^(-a^2 / 2) t P(t - 1/2), t = 1 / (1 + p a): relative error 3.0e-8 (tools/fit_polynomials.py).
+    static constexpr float p = 0.3f;
+    static constexpr float tail[] = {0.2219706134f, 0.3291589798f, 0.3461987526f, 0.2220820552f,
+                                      0.02906066571f, -0.07754212451f, -0.03652679186f, 0.03591094015f,
+                                      0.01997109974f, -0.02098466936f};
+};
+template <> struct NormalConstants<double> {
+    static constexpr double end = 40.0;
+    static constexpr uint64_t upper_half = 0xfffffffff8000000u;
+    static constexpr double p = 0.25; // relative error 1.9e-16
+    static constexpr double tail[] = {
+        0.1888212826039378696, 0.30394832098594588212, 0.38713740074221933516,
+        0.37304371591938678453, 0.24158629956270661743, 0.060321511725000134697,
+        -0.055675077788864952988, -0.052186190159378834068, 0.0085340319861493940437,
+        0.029580137491196293114, -0.00048840791191676685536, -0.017993838063747995457,
+        0.0007320891725289882515, 0.012122139005243482364, -0.0025599619053034640233,
+        -0.0083564244111920861042, 0.0043178902422625409636, 0.0050665777368995983345,
+        -0.0050034854090775501766, -0.0019454217516156640438, 0.0036638629969135722391,
+        5.3230736121508290816e-6, -0.0010475928719220566655};
+};
+
+// e^(-a^2 / 2) for 0 <= a <= end. The rounding of a^2 alone would cost a^2 / 2 ulp, so a is cut into two halves, h + l = a:
+// h^2 is exact and a^2 = h^2 + l (a + h).
+template <class T> NF_INLINE Vec<T> gaussian(Vec<T> a) {
+    typedef typename VecOf<T>::bits Bits;
+    const Vec<T> h = (Vec<T>)((Bits)a & NormalConstants<T>::upper_half);
+    return exp_of_difference<T>(h * h * T(-0.5), (a - h) * (a + h) * T(0.5));
+}
+template <class T> NF_INLINE Vec<T> normal_argument(Vec<T> x) {
+    return min(broadcast(NormalConstants<T>::end), absolute<T>(x)); // the order keeps a NaN
+}
+
+// phi(x) = e^(-x^2 / 2) / sqrt(2 pi), the density of the standard normal distribution. At most 3 ulp.
+template <class T> NF_INLINE Vec<T> normal_density_of(Vec<T> x) {
+    return gaussian<T>(normal_argument<T>(x)) * T(0.39894228040143267794);
+}
+
+// Phi(x), the standard normal distribution, also accurate where it is close to 0. At most 6 ulp (2 for x > 0).
+template <class T> NF_INLINE Vec<T> normal_distribution_of(Vec<T> x) {
+    using C = NormalConstants<T>;
+    const Vec<T> a = normal_argument<T>(x);
+    const Vec<T> t = T(1) / fma(a, broadcast(C::p), broadcast(T(1)));
+    // What rounding took from t: near a = 0 the polynomial would multiply it by 2 / p.
+    const Vec<T> rest = t * fma(t * -C::p, a, T(1) - t);
+    const Vec<T> tail = gaussian<T>(a) * ((t + rest) * polynomial((t - T(0.5)) + rest, C::tail));
+    return x > T(0) ? T(1) - tail : tail;
+}
+
+NF_INLINE Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x); }
+NF_INLINE Vec<double> sigmoid(Vec<double> x) { return sigmoid_of<double>(x); }
+NF_INLINE Vec<float> normal_density(Vec<float> x) { return normal_density_of<float>(x); }
+NF_INLINE Vec<double> normal_density(Vec<double> x) { return normal_density_of<double>(x); }
+NF_INLINE Vec<float> normal_distribution(Vec<float> x) { return normal_distribution_of<float>(x); }
+NF_INLINE Vec<double> normal_distribution(Vec<double> x) { return normal_distribution_of<double>(x); }
 
 } // namespace nf::NUMFORMER_LEVEL

@@ -11,7 +11,15 @@
 #include <stdint.h>
 #include <string.h>
 #if defined(NUMFORMER_X86)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized" // GCC 12's own headers, the masked forms of AVX-512
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 #elif defined(NUMFORMER_AARCH64)
 #include <arm_neon.h>
 #endif
@@ -174,28 +182,37 @@ NF_INLINE double fma(double a, double b, double c) {
 
 // ---- reductions: halves are combined until one lane is left, a fixed order ----------------------------------------------
 
+// reduce_add<float>(v): the type is named, a Vec is the compiler's own and cannot be deduced.
 template <class T> NF_INLINE T reduce_add(Vec<T> v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        return _mm512_reduce_add_ps((__m512)v);
+    else
+        return _mm512_reduce_add_pd((__m512d)v);
+#else
     alignas(kVectorBytes) T lane[kLanes<T>];
     memcpy(lane, &v, sizeof v);
     for (int half = kLanes<T> / 2; half > 0; half /= 2)
         for (int i = 0; i < half; ++i)
             lane[i] += lane[i + half];
     return lane[0];
+#endif
 }
 template <class T> NF_INLINE T reduce_max(Vec<T> v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        return _mm512_reduce_max_ps((__m512)v);
+    else
+        return _mm512_reduce_max_pd((__m512d)v);
+#else
     alignas(kVectorBytes) T lane[kLanes<T>];
     memcpy(lane, &v, sizeof v);
     for (int half = kLanes<T> / 2; half > 0; half /= 2)
         for (int i = 0; i < half; ++i)
             lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
     return lane[0];
-}
-#if defined(__AVX512F__)
-template <> NF_INLINE float reduce_add<float>(Vec<float> v) { return _mm512_reduce_add_ps((__m512)v); }
-template <> NF_INLINE float reduce_max<float>(Vec<float> v) { return _mm512_reduce_max_ps((__m512)v); }
-template <> NF_INLINE double reduce_add<double>(Vec<double> v) { return _mm512_reduce_add_pd((__m512d)v); }
-template <> NF_INLINE double reduce_max<double>(Vec<double> v) { return _mm512_reduce_max_pd((__m512d)v); }
 #endif
+}
 
 // Lane numbers 0, 1, 2, ...
 template <class T> NF_INLINE IntVec<T> iota() {
