@@ -17,7 +17,10 @@ def replace(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a file beside `path`, then put it in its place; on an error nothing of it stays."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        beside.touch()
+        mode = beside.stat().st_mode & 0o777  # what this process gives to new files; safetensors would make it private
         write(beside)
+        beside.chmod(mode)
         _flush(beside)
         os.replace(beside, path)
     finally:

@@ -1,0 +1,5 @@
+"""The command ``numformer``."""
+
+from numformer.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,6 @@
+"""Training: the loop, checkpoints, the log and its picture."""
+
+from numformer.train.checkpoint import load_checkpoint, save_checkpoint
+from numformer.train.trainer import Trainer
+
+__all__ = ["Trainer", "load_checkpoint", "save_checkpoint"]

@@ -1,0 +1,83 @@
+"""The record of a run: a CSV file, and a picture of it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from numformer import files
+
+COLUMNS = ("step", "loss", "validation_loss", "lr", "grad_norm", "tokens", "seconds")
+
+
+class Log:
+    """Rows in memory and, with a path, in a CSV file.
+
+    Parameters
+    ----------
+    path : Path, optional
+        Of the file; an old one is replaced, or, to `resume`, continued after the row of that step.
+    resume : int
+        Steps that were done before.
+    """
+
+    def __init__(self, path: Path | None, resume: int = 0) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._file = None
+        if path is None:
+            return
+        if resume and path.is_file():
+            self.rows = [row for row in read(path) if row["step"] <= resume]
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, COLUMNS, extrasaction="ignore")
+        self._writer.writeheader()
+        self._writer.writerows(self.rows)
+        self._file.flush()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row."""
+        self.rows.append(row)
+        if self._file is not None:
+            self._writer.writerow({k: "" if v is None else v for k, v in row.items()})
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a log."""
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            return [
+                {k: None if v == "" else int(v) if k in ("step", "tokens") else float(v) for k, v in row.items()}
+                for row in csv.DictReader(file)
+            ]
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not the log of a training run ({error})") from error
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> bool:
+    """Draw the losses over the steps; False where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], linewidth=0.8, label="training")
+    held = [(r["step"], r["validation_loss"]) for r in rows if r["validation_loss"] is not None]
+    if held:
+        axes.plot(*zip(*held, strict=True), marker="o", markersize=3, label="validation")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats a token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    files.replace(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
+    return True

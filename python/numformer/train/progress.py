@@ -1,0 +1,101 @@
+"""What a training run says while it runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+
+class Silent:
+    """Says nothing."""
+
+    def begin(self, steps: int, done: int) -> None:
+        """A run starts."""
+
+    def step(self, row: dict[str, Any]) -> None:
+        """A step ends; `row` has step, loss, tokens_per_second, and validation_loss where it was measured."""
+
+    def end(self) -> None:
+        """The run is over, however it ended."""
+
+
+class Lines(Silent):
+    """A plain line now and then, for logs and pipes."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.seconds = seconds
+        self.steps = 0
+        self._next = 0.0
+
+    def begin(self, steps: int, done: int) -> None:
+        """Note the number of steps."""
+        self.steps = steps
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Print a line after each evaluation, at the end, and when the last one is old."""
+        now = time.monotonic()
+        if now < self._next and row.get("validation_loss") is None and row["step"] != self.steps:
+            return
+        self._next = now + self.seconds
+        validation = "" if row.get("validation_loss") is None else f"  validation {row['validation_loss']:.4f}"
+        left = _clock(row["seconds_left"])
+        print(
+            f"step {row['step']}/{self.steps}  loss {row['loss']:.4f}{validation}  "
+            f"{row['tokens_per_second']:,.0f} tokens/s  {left} left",
+            flush=True,
+        )
+
+
+class Bar(Silent):
+    """A progress bar with loss, tokens a second and the time left; drawn twice a second by the training thread itself."""
+
+    def begin(self, steps: int, done: int) -> None:
+        """Draw it."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._validation = ""
+        self._next = 0.0
+        self._steps = steps
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            auto_refresh=False,
+        )
+        self._task = self._progress.add_task("training", total=steps, completed=done, numbers="")
+        self._progress.start()
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Draw it again, when it is time."""
+        if row.get("validation_loss") is not None:
+            self._validation = f"  validation {row['validation_loss']:.4f}"
+        now = time.monotonic()
+        if now < self._next and row["step"] != self._steps:
+            return
+        self._next = now + 0.5
+        numbers = (
+            f"loss {row['loss']:.4f}{self._validation}  {row['tokens_per_second']:,.0f} tokens/s  "
+            f"{_clock(row['seconds_left'])} left"
+        )
+        self._progress.update(self._task, completed=row["step"], numbers=numbers, refresh=True)
+
+    def end(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.stop()
+
+
+def choose(progress: bool | Silent) -> Silent:
+    """Return who speaks: a bar on a terminal, else lines; nobody for False."""
+    if isinstance(progress, Silent):
+        return progress
+    if not progress:
+        return Silent()
+    return Bar() if sys.stdout.isatty() else Lines()
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
