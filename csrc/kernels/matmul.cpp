@@ -69,15 +69,17 @@ void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, co
                           residual ? residual + i0 * args.residual_row + j0 : nullptr,
                           preactivation ? preactivation + i0 * args.preactivation_row + j0 : nullptr);
     };
-    switch (args.out_type) {
-    case DType::f32:
-        return write(float{});
-    case DType::f64:
-        return write(double{});
-    case DType::f16:
-        return write(f16{});
-    default:
-        return write(bf16{});
+    if constexpr (sizeof(A) == 8) { // float64 in, float64 out
+        write(double{});
+    } else {
+        switch (args.out_type) {
+        case DType::f16:
+            return write(f16{});
+        case DType::bf16:
+            return write(bf16{});
+        default:
+            return write(float{});
+        }
     }
 }
 

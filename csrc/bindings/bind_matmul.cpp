@@ -1,0 +1,100 @@
+#include "bindings/arrays.hpp"
+#include "ops/matmul.hpp"
+
+namespace nf::bindings {
+namespace {
+
+constexpr const char *kName = "matmul";
+
+// Rows that can be walked with one stride: all axes but the batch's were folded into one, so `out` and its like must be contiguous there.
+bool is_usable(const View &view) { return view.is_contiguous() || view.ndim() == 2; }
+
+void require_out_shape(const char *argument, const View &view, const Shape &expected) {
+    if (view.shape != expected)
+        fail_value(kName, std::string(argument) + " must have shape " + to_string(expected) + ", got " + to_string(view.shape));
+}
+
+py::object matmul(py::handle a_object, py::handle b_object, py::handle bias_object, py::handle activation,
+                  py::handle residual_object, double scale, bool accumulate, py::handle dtype, bool save_preactivation,
+                  py::handle out_object) {
+    const Input a = input(kName, "a", a_object, Layout::matrix);
+    const Input b = input(kName, "b", b_object, Layout::matrix);
+    require_float(kName, "a", a.view);
+    require_same_dtype(kName, "b", b.view, a.view.dtype);
+    ops::Matmul product(a.view, b.view);
+    product.set_scale(scale);
+    if (!activation.is_none()) {
+        if (!py::isinstance<py::str>(activation))
+            fail_type(kName, "activation must be None or a string");
+        product.set_activation(ops::activation_from(kName, py::cast<std::string>(activation)));
+    }
+    const std::optional<Input> bias = optional_input(kName, "bias", bias_object);
+    if (bias) {
+        if (bias->view.dtype != DType::f32 || a.view.dtype == DType::f64) // float32 may accompany the 16-bit types
+            require_same_dtype(kName, "bias", bias->view, a.view.dtype);
+        product.set_bias(bias->view);
+    }
+
+    // The type of the output: dtype, else that of out, else that of a.
+    std::optional<Input> given;
+    DType out_type = a.view.dtype;
+    if (!out_object.is_none()) {
+        given = output(kName, "out", out_object);
+        require_float(kName, "out", given->view);
+        out_type = given->view.dtype;
+        require_out_shape("out", given->view, product.out_shape());
+    } else if (accumulate) {
+        fail_value(kName, "accumulate=True needs out");
+    }
+    if (!dtype.is_none()) {
+        const DType wanted = dtype_from(kName, "dtype", dtype);
+        if (given && wanted != out_type)
+            fail_type(kName, std::string("out must have dtype ") + name_of(wanted) + ", got " + name_of(out_type));
+        out_type = wanted;
+    }
+    if ((out_type == DType::f64) != (a.view.dtype == DType::f64))
+        fail_type(kName, std::string("float64 is not mixed with other types: a is ") + name_of(a.view.dtype) +
+                             ", the output is to be " + name_of(out_type));
+
+    const std::optional<Input> residual = optional_input(kName, "residual", residual_object, Layout::contiguous);
+    if (residual) {
+        require_same_dtype(kName, "residual", residual->view, out_type);
+        require_out_shape("residual", residual->view, product.out_shape());
+        product.set_residual(residual->view);
+    }
+    std::optional<Input> preactivation;
+    if (save_preactivation) {
+        preactivation = allocate(product.out_shape(), out_type);
+        product.set_preactivation(preactivation->view);
+    }
+
+    // An output that overlaps an input or whose rows cannot be walked is computed beside and copied.
+    const bool in_place = given && is_usable(given->view) &&
+                          (given->view.ndim() == 0 || given->view.strides.back() == 1 || given->view.shape.back() <= 1) &&
+                          !may_overlap(given->view, a.view) && !may_overlap(given->view, b.view) &&
+                          !(bias && may_overlap(given->view, bias->view)) &&
+                          !(residual && residual->view.data != given->view.data && may_overlap(given->view, residual->view));
+    Input result = in_place ? *given : allocate(product.out_shape(), out_type);
+    if (given && !in_place && accumulate)
+        result.array[py::ellipsis()] = given->array;
+    product.set_accumulate(accumulate);
+    {
+        py::gil_scoped_release release;
+        product.run(result.view);
+    }
+    if (given && !in_place)
+        given->array[py::ellipsis()] = result.array;
+    const py::object y = given ? py::object(given->array) : py::object(result.array);
+    if (preactivation)
+        return py::make_tuple(y, preactivation->array);
+    return y;
+}
+
+} // namespace
+
+void bind_matmul(py::module_ &m) {
+    m.def("matmul", &matmul, py::arg("a"), py::arg("b"), py::arg("bias"), py::arg("activation"), py::arg("residual"),
+          py::arg("scale"), py::arg("accumulate"), py::arg("dtype"), py::arg("save_preactivation"), py::arg("out"));
+}
+
+} // namespace nf::bindings

@@ -1,0 +1,21 @@
+// The table of contents of numformer._core.
+#include "bindings/arrays.hpp"
+
+PYBIND11_MODULE(_core, m) {
+    namespace py = pybind11;
+    using namespace nf::bindings;
+    m.doc() = "numformer's native kernels; call them through numformer's functions.";
+    py::register_exception_translator([](std::exception_ptr pointer) {
+        try {
+            if (pointer)
+                std::rethrow_exception(pointer);
+        } catch (const nf::TypeError &error) {
+            PyErr_SetString(PyExc_TypeError, error.what());
+        } catch (const nf::ValueError &error) {
+            PyErr_SetString(PyExc_ValueError, error.what());
+        }
+    });
+    bind_runtime(m);
+    bind_matmul(m);
+    bind_attention(m);
+}

@@ -1,0 +1,211 @@
+// Exact attention, forward: out = softmax(scale * q k^T + mask) v, and the log-sum-exp of each row.
+//
+// The scheme of Dao, "FlashAttention-2" (2023), with the online softmax of Milakov and Gimelshein (2018): the N x M scores are
+// never in memory. For a block of 112 queries (8 strips of 14) the keys are visited in blocks of 512:
+//   1. S (strip x keys) = Q K^T, a tile at a time; scale * log2(e) is already in Q, so that exp is 2^x
+//   2. per row: m' = max(m, max S), P = 2^(S - m'), l = l 2^(m - m') + sum P
+//   3. O = O 2^(m - m') + P V
+// and at the end O / l, and lse = (m + log2 l) ln 2. A strip of P is 14 x 512 floats = 28 KiB, in L1; K and V of a block, 512 x 64 floats
+// = 128 KiB each, in L2 for all 8 strips. K is transposed once a head into panels of 32 keys; V is read where it lies.
+// Work behind the diagonal (or outside the window) is left out by the panel.
+#include "kernels/attention.hpp"
+
+#include <math.h>
+
+namespace nf::NUMFORMER_LEVEL {
+namespace {
+
+constexpr int kBlockKeys = 512;
+constexpr int kRowStride = kBlockKeys + 16; // rows 2 KiB apart would share cache sets
+
+// The keys and values of one head, as tiles want them.
+template <class A, class T> struct Head {
+    const A *keys;
+    Panels<A> values;
+    const T *v;
+    int64_t v_row;
+    bool values_finite;
+};
+
+template <class A, class T> int64_t packed_size(const AttentionArgs &args) {
+    const int64_t keys = round_up(args.keys, kTileColumns<A>);
+    return keys * args.dim + (lies_in_panels<A, T>(args.value_dim) ? 0 : panels_size<A>(args.keys, args.value_dim));
+}
+
+template <class A, class T> Head<A, T> pack_head(const AttentionArgs &args, int64_t batch, int64_t kv_head, A *memory) {
+    Head<A, T> head;
+    pack_keys<A, T>(head_of<T>(args.k, batch, kv_head), args.keys, args.dim, args.k.row, memory);
+    head.keys = memory;
+    head.v = head_of<T>(args.v, batch, kv_head);
+    head.v_row = args.v.row;
+    head.values = as_panels<A, T>(head.v, args.keys, args.value_dim, args.v.row,
+                                  memory + round_up(args.keys, kTileColumns<A>) * args.dim);
+    head.values_finite = all_finite<A>(head.v, args.keys, args.value_dim, args.v.row);
+    return head;
+}
+
+// Step 2 for one row: scores become probabilities (relative to the running maximum). Returns the factor for what was summed before.
+template <class A> NF_INLINE A softmax_row(A *scores, int64_t width, A &maximum, A &sum) {
+    constexpr int W = kLanes<A>;
+    Vec<A> highest = broadcast(maximum);
+    for (int64_t j = 0; j < width; j += W)
+        highest = max(load(scores + j), highest); // a NaN does not become the maximum, it reaches the sum below
+    const A next = reduce_max<A>(highest);
+    const A shift = next == kMinusInfinity<A> ? A(0) : next; // nothing seen yet: 2^-inf is 0, whatever is subtracted
+    Vec<A> total = {};
+    const Vec<A> shifts = broadcast(shift);
+    for (int64_t j = 0; j < width; j += W) {
+        const Vec<A> p = exp2_nonpositive<A>(load(scores + j) - shifts);
+        total += p;
+        store(scores + j, p);
+    }
+    const A factor = maximum == next ? A(1) : exp2_nonpositive<A>(broadcast(maximum - shift))[0];
+    sum = sum * factor + reduce_add<A>(total);
+    maximum = next;
+    return factor;
+}
+
+// Step 3 where a partly masked strip meets a value that is not finite: 0 x NaN is NaN, so masked pairs are left out one by one.
+template <class A, class T>
+void add_values_selecting(const AttentionArgs &args, const Mask &mask, const Head<A, T> &head, const A *p, int64_t query0,
+                          int64_t rows, int64_t key0, int64_t keys, A *o, int64_t o_row) {
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < keys; ++j)
+            if (may_attend(args, mask, query0 + i, key0 + j))
+                for (int64_t d = 0; d < args.value_dim; ++d)
+                    o[i * o_row + d] += p[i * kRowStride + j] * A(load_one(head.v + (key0 + j) * head.v_row + d));
+}
+
+template <class A> struct Workspace {
+    A *q, *p, *o;
+    static int64_t size(const AttentionArgs &args) {
+        return kBlockQueries * args.dim + kTileRows * kRowStride + kBlockQueries * round_up(args.value_dim, kTileColumns<A>);
+    }
+    Workspace(const AttentionArgs &args, A *memory)
+        : q(memory), p(q + kBlockQueries * args.dim), o(p + kTileRows * kRowStride) {}
+};
+
+// Queries [query0, query0 + queries) of one head: at most kBlockQueries.
+template <class A, class T>
+void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t batch, int64_t head_index, int64_t query0,
+                  const Workspace<A> &work) {
+    constexpr int64_t NR = kTileColumns<A>;
+    const int64_t queries = smaller(kBlockQueries, args.queries - query0);
+    const int64_t o_row = round_up(args.value_dim, NR);
+    const Mask mask = mask_of(args, batch, head_index);
+    pack_strips<A, T>(head_of<T>(args.q, batch, head_index) + query0 * args.q.row, queries, args.dim, args.q.row,
+                      A(args.scale * 1.4426950408889634074), work.q);
+    A maximum[kBlockQueries], sum[kBlockQueries];
+    for (int64_t i = 0; i < queries; ++i) {
+        maximum[i] = kMinusInfinity<A>;
+        sum[i] = 0;
+    }
+    memset(work.o, 0, size_t(queries * o_row) * sizeof(A));
+
+    const KeyRange block = keys_of_any(args, query0, query0 + queries);
+    for (int64_t block0 = block.first / kBlockKeys * kBlockKeys; block0 < block.last; block0 += kBlockKeys) {
+        for (int64_t i0 = 0; i0 < queries; i0 += kTileRows) {
+            const int64_t rows = smaller(kTileRows, queries - i0);
+            const KeyRange strip = keys_of_any(args, query0 + i0, query0 + i0 + rows);
+            const int64_t first = larger(block0, strip.first / NR * NR);
+            const int64_t last = smaller(smaller(block0 + kBlockKeys, args.keys), strip.last);
+            if (first >= last)
+                continue;
+            const int64_t width = last - first, full_width = round_up(width, kLanes<A>);
+            for (int64_t j = 0; j < width; j += NR)
+                tile_for<A, A, InPanels>(rows, width - j)(args.dim, work.q + i0 * args.dim, head.keys + (first + j) * args.dim, NR,
+                                                          work.p + j, kRowStride, Store::write);
+            // Kept by every row: what the first and the last row of the strip may both attend to.
+            const bool kept = !mask.data && width == full_width && keys_of(args, query0 + i0 + rows - 1).first <= first &&
+                              keys_of(args, query0 + i0).last >= last;
+            for (int64_t i = 0; i < rows; ++i) {
+                A *row = work.p + i * kRowStride;
+                if (!kept) {
+                    mask_row<A>(args, mask, query0 + i0 + i, first, width, row);
+                    for (int64_t j = width; j < full_width; ++j)
+                        row[j] = kMinusInfinity<A>;
+                }
+                const A factor = softmax_row<A>(row, full_width, maximum[i0 + i], sum[i0 + i]);
+                if (factor != 1) {
+                    A *o = work.o + (i0 + i) * o_row;
+                    for (int64_t d = 0; d < o_row; d += kLanes<A>)
+                        store(o + d, load(o + d) * factor);
+                }
+            }
+            if (head.values_finite || kept)
+                multiply_strip<A, InRows<kRowStride>>(width, rows, args.value_dim, work.p, head.values, first,
+                                                      work.o + i0 * o_row, o_row, Store::add);
+            else
+                add_values_selecting<A, T>(args, mask, head, work.p, query0 + i0, rows, first, width, work.o + i0 * o_row, o_row);
+        }
+    }
+
+    T *out = head_of<T>(args.out, batch, head_index) + query0 * args.out.row;
+    A *lse = static_cast<A *>(args.lse) + (batch * args.heads + head_index) * args.queries + query0;
+    for (int64_t i = 0; i < queries; ++i) {
+        const A inverse = sum[i] == 0 ? A(0) : A(1) / sum[i]; // nothing to attend to: zeros
+        for_each_vector<A>(args.value_dim, [&](int64_t d, int n) {
+            store_some(out + i * args.out.row + d, load_some(work.o + i * o_row + d, n) * inverse, n);
+        });
+        lse[i] = sum[i] == 0 ? kMinusInfinity<A> : A((maximum[i] + ::log2(double(sum[i]))) * 0.69314718055994530942);
+    }
+}
+
+template <class T> bool attention(const AttentionArgs &args) {
+    typedef Acc<T> A;
+    const int64_t heads = args.batches * args.heads;
+    if (heads == 0 || args.queries == 0)
+        return true;
+    const int64_t group = args.heads / args.kv_heads, kv_heads = args.batches * args.kv_heads;
+    const int64_t blocks = ceil_div(args.queries, kBlockQueries);
+    const int64_t packed = packed_size<A, T>(args);
+    const int64_t work_size = Workspace<A>::size(args);
+    const int threads = runtime::threads_here();
+    Failure failure;
+
+    auto attend_head = [&](const Head<A, T> &head, int64_t kv, int64_t first, int64_t last) {
+        Scratch<A> memory(work_size);
+        if (!memory)
+            return failure.set();
+        const Workspace<A> work(args, memory.data);
+        for (int64_t task = first; task < last; ++task) // blocks of the heads that share these keys
+            attend_block<A, T>(args, head, kv / args.kv_heads, kv % args.kv_heads * group + task / blocks,
+                               task % blocks * kBlockQueries, work);
+    };
+
+    // Enough heads: each packs its keys and uses them while they are in cache.
+    if (kv_heads % threads == 0 || kv_heads >= 4 * threads) {
+        parallel_tasks(kv_heads, [&](int64_t kv) {
+            Scratch<A> memory(packed);
+            if (!memory)
+                return failure.set();
+            attend_head(pack_head<A, T>(args, kv / args.kv_heads, kv % args.kv_heads, memory.data), kv, 0, group * blocks);
+        });
+        return !failure.happened;
+    }
+    // Few heads: pack all, then divide the blocks of queries. Later blocks first: with a causal mask they are the longest.
+    Scratch<A> memory(packed * kv_heads);
+    Scratch<Head<A, T>> head(kv_heads);
+    if (!memory || !head)
+        return false;
+    parallel_tasks(kv_heads, [&](int64_t kv) {
+        head.data[kv] = pack_head<A, T>(args, kv / args.kv_heads, kv % args.kv_heads, memory.data + kv * packed);
+    });
+    const int64_t tasks = group * blocks;
+    parallel_tasks(kv_heads * tasks, [&](int64_t index) {
+        const int64_t kv = index % kv_heads, task = tasks - 1 - index / kv_heads;
+        attend_head(head.data[kv], kv, task, task + 1);
+    });
+    return !failure.happened;
+}
+
+} // namespace
+
+void fill_attention(Kernels &table) {
+    table.attention[int(DType::f32)] = attention<float>;
+    table.attention[int(DType::f64)] = attention<double>;
+    table.attention[int(DType::f16)] = attention<f16>;
+    table.attention[int(DType::bf16)] = attention<bf16>;
+}
+
+} // namespace nf::NUMFORMER_LEVEL

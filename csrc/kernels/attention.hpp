@@ -1,0 +1,132 @@
+// What the forward and the backward of attention share: blocks, who may attend to whom, operands as tiles want them.
+#pragma once
+#include "kernels/tile.hpp"
+#include "simd/math.hpp"
+
+namespace nf::NUMFORMER_LEVEL {
+
+constexpr int64_t kStripsOfBlock = 8;                           // strips of kTileRows queries in a block
+constexpr int64_t kBlockQueries = kStripsOfBlock * kTileRows; // 112: its Q, P and O stay in L2
+
+template <class T> NF_INLINE T *head_of(const AttentionOperand &x, int64_t batch, int64_t head) {
+    return static_cast<T *>(x.data) + x.batch[batch] + head * x.head;
+}
+
+// The keys that query i may attend to before the mask: [first, last).
+struct KeyRange {
+    int64_t first, last;
+};
+NF_INLINE KeyRange keys_of(const AttentionArgs &args, int64_t query) {
+    return {larger(0, args.low + query), smaller(args.keys, args.high + query + 1)};
+}
+// The keys that at least one of the queries [begin, end) may attend to: ranges move to the right with the query.
+NF_INLINE KeyRange keys_of_any(const AttentionArgs &args, int64_t begin, int64_t end) {
+    return {keys_of(args, begin).first, keys_of(args, end - 1).last};
+}
+// The queries that may attend to at least one of the keys [begin, end).
+NF_INLINE KeyRange queries_of_any(const AttentionArgs &args, int64_t begin, int64_t end) {
+    return {larger(0, begin - args.high), smaller(args.queries, end - args.low)};
+}
+
+struct Mask {
+    const uint8_t *data; // of one head, null if there is none
+    int64_t query, key;
+};
+NF_INLINE Mask mask_of(const AttentionArgs &args, int64_t batch, int64_t head) {
+    const uint8_t *data = args.mask ? args.mask + args.mask_batch[batch] + head * args.mask_head : nullptr;
+    return {data, args.mask_query, args.mask_key};
+}
+
+NF_INLINE bool may_attend(const AttentionArgs &args, const Mask &mask, int64_t query, int64_t key) {
+    const KeyRange range = keys_of(args, query);
+    return key >= range.first && key < range.last && (!mask.data || mask.data[query * mask.query + key * mask.key]);
+}
+
+template <class A> constexpr A kMinusInfinity = -A(__builtin_inf());
+
+// Scores of one row, columns [0, width) that stand for keys [key0, key0 + width): minus infinity where the row may not look.
+template <class A>
+NF_INLINE void mask_row(const AttentionArgs &args, const Mask &mask, int64_t query, int64_t key0, int64_t width, A *scores) {
+    const KeyRange range = keys_of(args, query);
+    const int64_t first = smaller(width, larger(0, range.first - key0)), last = larger(first, smaller(width, range.last - key0));
+    for (int64_t j = 0; j < first; ++j)
+        scores[j] = kMinusInfinity<A>;
+    for (int64_t j = last; j < width; ++j)
+        scores[j] = kMinusInfinity<A>;
+    if (!mask.data)
+        return;
+    const uint8_t *row = mask.data + query * mask.query + key0 * mask.key;
+    if (mask.key == 1)
+        for (int64_t j = first; j < last; ++j)
+            scores[j] = row[j] ? scores[j] : kMinusInfinity<A>;
+    else
+        for (int64_t j = first; j < last; ++j)
+            scores[j] = row[j * mask.key] ? scores[j] : kMinusInfinity<A>;
+}
+
+// True if rows x width elements are all finite: x * 0 is 0 for finite x, NaN for inf and NaN.
+template <class A, class T> static bool all_finite(const T *x, int64_t rows, int64_t width, int64_t row) {
+    Vec<A> sum = {};
+    for (int64_t i = 0; i < rows; ++i)
+        for_each_vector<A>(width, [&](int64_t j, int n) { sum += load_some(x + i * row + j, n) * A(0); });
+    const A total = reduce_add<A>(sum);
+    return total == total;
+}
+
+// A matrix (rows x columns) as the right operand of tiles: panels of kTileColumns columns. It is read where it lies if its type and
+// width allow, else from a packed copy.
+template <class A> struct Panels {
+    const A *data;
+    int64_t row, panel; // strides: to the next row, to the next panel
+    const A *at(int64_t first_row, int64_t columns) const {
+        return data + first_row * row + columns / kTileColumns<A> * panel;
+    }
+};
+template <class A, class T> NF_INLINE bool lies_in_panels(int64_t columns) {
+    return std::is_same<A, T>::value && columns % kLanes<A> == 0;
+}
+template <class A> NF_INLINE int64_t panels_size(int64_t rows, int64_t columns) {
+    return rows * round_up(columns, kTileColumns<A>);
+}
+// `copy` holds panels_size elements; it is not used where the matrix lies well.
+template <class A, class T>
+static Panels<A> as_panels(const T *x, int64_t rows, int64_t columns, int64_t row, A *copy) {
+    if constexpr (std::is_same<A, T>::value)
+        if (lies_in_panels<A, T>(columns))
+            return {x, row, kTileColumns<A>};
+    constexpr int64_t NR = kTileColumns<A>;
+    for (int64_t j = 0; j < columns; j += NR)
+        pack_straight<A, T>(rows, smaller(NR, columns - j), NR, x + j, row, copy + j * rows, NR);
+    return {copy, NR, rows * NR};
+}
+
+// Rows [0, rows) of x as left operands: strips of kTileRows rows, depth outermost, times `factor`.
+template <class A, class T>
+static void pack_strips(const T *x, int64_t rows, int64_t depth, int64_t row, A factor, A *strips) {
+    for (int64_t i = 0; i < rows; i += kTileRows)
+        pack_rows_in_panel<A, T>(depth, smaller(kTileRows, rows - i), x + i * row, row, 1, factor, strips + i * depth);
+}
+
+// The transpose of x (keys x depth) as right operand: panels of kTileColumns keys, depth x kTileColumns each.
+template <class A, class T> static void pack_keys(const T *x, int64_t keys, int64_t depth, int64_t row, A *panels) {
+    constexpr int64_t NR = kTileColumns<A>;
+    for (int64_t j = 0; j < keys; j += NR)
+        pack_transposed<A, T>(depth, smaller(NR, keys - j), NR, x + j * row, row, panels + j * depth, NR);
+}
+
+// c (rows x columns, row stride c_row) += or = a @ b over `depth`, tile by tile along the columns.
+template <class A, class Layout>
+NF_INLINE void multiply_strip(int64_t depth, int64_t rows, int64_t columns, const A *a, const Panels<A> &b, int64_t b_first,
+                              A *c, int64_t c_row, Store mode) {
+    for (int64_t j = 0; j < columns; j += kTileColumns<A>)
+        tile_for<A, A, Layout>(rows, columns - j)(depth, a, b.at(b_first, j), b.row, c + j, c_row, mode);
+}
+
+// 2^x for x <= 0 (or NaN): what exp2 does, without the upper clamp.
+template <class A> NF_INLINE Vec<A> exp2_nonpositive(Vec<A> x) {
+    const Vec<A> clamped = max(broadcast(ExpConstants<A>::low), x);
+    const Vec<A> whole = round_to_whole(clamped);
+    return scale_by_power(exp2_fraction(clamped - whole), whole);
+}
+
+} // namespace nf::NUMFORMER_LEVEL
