@@ -1,0 +1,87 @@
+"""Transformers on NumPy arrays, on native C++ kernels, with no framework underneath."""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from numformer import _core, ops
+from numformer._core import __version__
+from numformer.ops import *  # noqa: F403 - the functions that ops lists in __all__
+from numformer.profiling import profile
+
+if TYPE_CHECKING:
+    from numformer import data, models, nn, optim, reference, train
+
+_LAZY = ("data", "models", "nn", "optim", "reference", "train")
+
+__all__ = [
+    *ops.__all__,
+    *_LAZY,
+    "__version__",
+    "empty_pool",
+    "get_num_threads",
+    "info",
+    "ops",
+    "profile",
+    "set_num_threads",
+    "set_pool_limit",
+]
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a kernel may use (1 to 1024). Results do not depend on it.
+
+    Raises
+    ------
+    TypeError
+        If `n` is not an integer.
+    ValueError
+        If `n` is out of range.
+    """
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"set_num_threads: n must be an int, got {type(n).__name__}")
+    _core.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """How many threads a kernel may use: `set_num_threads`, else OMP_NUM_THREADS, else the processors of this process."""
+    return int(_core.get_num_threads())
+
+
+def set_pool_limit(bytes: int) -> None:
+    """Keep at most `bytes` of freed memory for reuse; the rest goes back to the system at once.
+
+    Raises
+    ------
+    TypeError
+        If `bytes` is not an integer.
+    ValueError
+        If `bytes` is negative.
+    """
+    if isinstance(bytes, bool) or not isinstance(bytes, int):
+        raise TypeError(f"set_pool_limit: bytes must be an int, got {type(bytes).__name__}")
+    _core.set_pool_limit(min(bytes, 2**62))
+
+
+def empty_pool() -> None:
+    """Give all memory that is kept for reuse back to the system."""
+    _core.empty_pool()
+
+
+def info() -> dict[str, Any]:
+    """Version, instruction set (and those the machine has), threads, processors, and the pool's counters in bytes."""
+    return {
+        "version": __version__,
+        "isa": _core.isa,
+        "isa_available": _core.isa_available(),
+        "threads": get_num_threads(),
+        "processors": _core.available_processors(),
+        "cuda": False,
+        "pool": _core.pool_statistics(),
+    }
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LAZY:
+        return importlib.import_module(f"numformer.{name}")
+    raise AttributeError(f"module 'numformer' has no attribute {name!r}")

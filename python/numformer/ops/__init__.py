@@ -1,0 +1,42 @@
+"""The kernels as documented functions over NumPy arrays; `numformer.reference` has a plain twin of each."""
+
+from numformer.ops.activations import gelu, gelu_backward, relu, relu_backward, silu, silu_backward
+from numformer.ops.attention import attention, attention_backward
+from numformer.ops.dropout import dropout, dropout_backward
+from numformer.ops.elementwise import add, sum_rows
+from numformer.ops.embedding import embedding, embedding_backward
+from numformer.ops.losses import cross_entropy, cross_entropy_backward
+from numformer.ops.matmul import matmul, matmul_backward
+from numformer.ops.norms import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
+from numformer.ops.softmax import softmax, softmax_backward
+from numformer.ops.updates import adamw_update, global_norm, sgd_update
+
+__all__ = [
+    "adamw_update",
+    "add",
+    "attention",
+    "attention_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "dropout",
+    "dropout_backward",
+    "embedding",
+    "embedding_backward",
+    "gelu",
+    "gelu_backward",
+    "global_norm",
+    "layer_norm",
+    "layer_norm_backward",
+    "matmul",
+    "matmul_backward",
+    "relu",
+    "relu_backward",
+    "rms_norm",
+    "rms_norm_backward",
+    "sgd_update",
+    "silu",
+    "silu_backward",
+    "softmax",
+    "softmax_backward",
+    "sum_rows",
+]

@@ -1,0 +1,153 @@
+"""Matrix product with what usually follows it: bias, activation, residual."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from numformer import _core
+from numformer.ops.activations import gelu_backward, relu_backward, silu_backward
+from numformer.ops.elementwise import sum_rows
+
+Array = NDArray[Any]
+
+
+def matmul(
+    a: Array,
+    b: Array,
+    *,
+    bias: Array | None = None,
+    activation: str | None = None,
+    residual: Array | None = None,
+    scale: float = 1.0,
+    accumulate: bool = False,
+    dtype: DTypeLike | None = None,
+    save_preactivation: bool = False,
+    out: Array | None = None,
+) -> Any:
+    """Matrix product with a fused epilogue: ``z = scale * (a @ b) + bias``, ``y = activation(z) + residual``.
+
+    Parameters
+    ----------
+    a : (..., M, K) array
+        float32, float64, float16 or bfloat16; 1-D as in `numpy.matmul`. Any matrix with unit stride on one of its last
+        two axes (so a transpose too) is read in place.
+    b : (..., K, N) array
+        The dtype of `a`. Batch axes broadcast.
+    bias : (N,) array, optional
+        The dtype of `a`; float32 beside a 16-bit `a` as well.
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+        "gelu" is the exact one, "gelu_tanh" its approximation.
+    residual : array, optional
+        Shape and dtype of the result.
+    scale : float
+        Multiplies the product.
+    accumulate : bool
+        Add to `out` instead of writing it.
+    dtype : dtype, optional
+        Of the result; by default that of `out`, else of `a`. float64 goes only with float64.
+    save_preactivation : bool
+        Return ``(y, z)``, for the backward.
+    out : array, optional
+        Where to write y. Unit stride on the last axis and no overlap with an input save a copy.
+
+    Returns
+    -------
+    y : (..., M, N) array, or (y, z)
+
+    Raises
+    ------
+    TypeError
+        For what is not an array, an unknown dtype, or dtypes that differ.
+    ValueError
+        For shapes that do not fit, an unknown activation, a scale that is not finite, `accumulate` without `out`.
+
+    Notes
+    -----
+    16-bit types are multiplied and summed in float32 and rounded once. The order of sums depends on K, the dtype and the instruction
+    set only. Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", TOMS 34 (2008).
+    """
+    return _core.matmul(a, b, bias, activation, residual, scale, accumulate, dtype, save_preactivation, out)
+
+
+def matmul_backward(
+    dy: Array,
+    a: Array,
+    b: Array,
+    *,
+    bias: Array | None = None,
+    activation: str | None = None,
+    preactivation: Array | None = None,
+    scale: float = 1.0,
+) -> tuple[Array, Array, Array | None]:
+    """Gradients of `matmul` by a, b and bias.
+
+    Parameters
+    ----------
+    dy : (..., M, N) array
+        Gradient of y.
+    a, b, bias, activation, scale
+        As given to `matmul`.
+    preactivation : (..., M, N) array
+        z of ``matmul(..., save_preactivation=True)``; required with an activation.
+
+    Returns
+    -------
+    da, db : arrays
+        In the shapes of a and b (summed over broadcast batch axes).
+    dbias : (N,) array or None
+        None where `bias` is None. The gradient of a residual is `dy`.
+
+    Raises
+    ------
+    ValueError
+        If `activation` is given without `preactivation`, or shapes do not fit.
+    """
+    if activation is not None:
+        if preactivation is None:
+            raise ValueError("matmul_backward: preactivation is required with an activation, got None")
+        dy = _activation_backward(dy, preactivation, activation)
+    a2 = a[np.newaxis, :] if a.ndim == 1 else a
+    b2 = b[:, np.newaxis] if b.ndim == 1 else b
+    dz = dy
+    if b.ndim == 1:
+        dz = dz[..., np.newaxis]
+    if a.ndim == 1:
+        dz = dz[..., np.newaxis, :]
+    if dz.shape[-2:] != (a2.shape[-2], b2.shape[-1]):
+        raise ValueError(
+            f"matmul_backward: dy must have the shape of a @ b, got dy {dy.shape} for a {a.shape} and b {b.shape}"
+        )
+    dz = np.ascontiguousarray(dz)
+    dbias = sum_rows(dz) if bias is not None else None
+    if b2.ndim == 2 and a2.ndim > 2:  # one matrix for all rows: its gradient is one product over all of them
+        rows = np.ascontiguousarray(a2).reshape(-1, a2.shape[-1])
+        db = matmul(rows.T, dz.reshape(-1, dz.shape[-1]), scale=scale)
+    else:
+        db = _sum_to(matmul(a2.swapaxes(-1, -2), dz, scale=scale), b2.shape)
+    da = _sum_to(matmul(dz, b2.swapaxes(-1, -2), scale=scale), a2.shape)
+    return da.reshape(a.shape), db.reshape(b.shape), dbias
+
+
+def _activation_backward(dy: Array, z: Array, activation: str) -> Array:
+    if activation == "relu":
+        return relu_backward(dy, z)
+    if activation == "silu":
+        return silu_backward(dy, z)
+    if activation in ("gelu", "gelu_tanh"):
+        return gelu_backward(dy, z, approximate="tanh" if activation == "gelu_tanh" else "none")
+    raise ValueError(
+        f"matmul_backward: activation must be None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got {activation!r}"
+    )
+
+
+def _sum_to(gradient: Array, shape: tuple[int, ...]) -> Array:
+    """Sum over the batch axes along which an operand of `shape` was repeated."""
+    extra = gradient.ndim - len(shape)
+    axes = tuple(range(extra)) + tuple(
+        extra + i for i, n in enumerate(shape[:-2]) if n == 1 and gradient.shape[extra + i] != 1
+    )
+    if not axes:
+        return gradient
+    wide = np.float64 if gradient.dtype == np.float64 else np.float32
+    return np.asarray(gradient.astype(wide).sum(axis=axes, keepdims=True).reshape(shape).astype(gradient.dtype))
