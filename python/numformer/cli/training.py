@@ -11,6 +11,7 @@ import typer
 
 from numformer.data import Windows, builtin_text, read_files, split, to_text, to_tokens
 from numformer.models import GPT, GPTConfig
+from numformer.nn import initial
 from numformer.optim import AdamW, cosine, decay_groups
 from numformer.train import Trainer
 
@@ -59,7 +60,7 @@ def run(
         dropout=dropout,
         dtype="float64" if dtype == "float64" else "float32",
     )
-    gpt = GPT(config, rng=np.random.Generator(np.random.Philox(seed)))
+    gpt = GPT(config, rng=np.random.Generator(np.random.Philox(initial.seed("train", seed))))
     optimizer = AdamW(
         decay_groups(gpt.parameters(), weight_decay), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, clip_norm=1.0
     )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numformer.models.config import GPTConfig
-from numformer.nn import KVCache
+from numformer.nn import KVCache, initial
 
 Array = NDArray[Any]
 
@@ -44,7 +44,7 @@ def generate(
     if not 1 <= slide <= context:
         raise ValueError(f"generate: slide must be between 1 and the context {context}, got {slide}")
     check_sampling(temperature, top_k, top_p)
-    rng = np.random.Generator(np.random.Philox(seed))
+    rng = np.random.Generator(np.random.Philox(None if seed is None else initial.seed("generate", seed)))
     single = ids.ndim == 1
     rows = ids[None] if single else ids
     start, end = max(0, rows.shape[1] - context), rows.shape[1]

@@ -44,3 +44,12 @@ def size(owner: str, **values: int) -> None:
             raise TypeError(f"{owner}: {name} must be an integer, got {value!r}")
         if value < 1:
             raise ValueError(f"{owner}: {name} must be at least 1, got {value}")
+
+
+def seed(owner: str, value: int) -> int:
+    """Check a seed: a whole number in [0, 2**32)."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(f"{owner}: seed must be an integer, got {value!r}")
+    if not 0 <= value < 2**32:
+        raise ValueError(f"{owner}: seed must be in [0, 2**32), got {value}")
+    return int(value)

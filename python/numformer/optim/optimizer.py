@@ -111,8 +111,7 @@ class Optimizer:
             norm = float(ops.global_norm([p.grad for p in self.parameters if not p.fresh]))
             if not math.isfinite(norm):
                 raise FloatingPointError(f"{type(self).__name__}: the norm of the gradients is {norm}")
-            if norm > self.clip_norm:
-                scale = self.clip_norm / norm
+            scale = min(1.0, self.clip_norm / (norm + 1e-6))  # torch's rule, so that runs can be compared step by step
         self.steps += 1
         first = 0
         for group in self.groups:

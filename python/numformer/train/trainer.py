@@ -98,15 +98,13 @@ class Trainer:
             initial.size("Trainer", micro_batch=micro_batch)
         if eval_every < 0:
             raise ValueError(f"Trainer: eval_every must be at least 0, got {eval_every}")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"Trainer: seed must be in [0, 2**32), got {seed}")
         self.model, self.optimizer, self.data, self.validation = model, optimizer, data, validation
         self.batch_size, self.steps = batch_size, steps
         self.micro_batch = micro_batch or batch_size or 32
         self.schedule = schedule
         self.eval_every, self.log_every = eval_every, log_every
         self.out_dir = None if out_dir is None else Path(out_dir)
-        self.seed = seed
+        self.seed = initial.seed("Trainer", seed)
         self.dtype = None if dtype is None else np.dtype(dtype)
         self.config = config or {}
         self.progress = choose(progress)

@@ -1,0 +1,112 @@
+"""Generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from numformer.models import GPT, GPTConfig
+from numformer.models.generation import probabilities, sample
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    made = GPT(GPTConfig(vocab_size=13, context=16, layers=2, heads=2, width=8, dtype="float64"), rng=0)
+    rng = np.random.default_rng(1)
+    for parameter in made.parameters():  # large weights, so that texts differ
+        parameter.value += 0.3 * rng.standard_normal(parameter.value.shape)
+    return made
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("new", [1, 10, 40])
+def test_cache_changes_nothing(model: GPT, temperature: float, new: int) -> None:
+    ids = np.array([[1, 2, 3], [4, 5, 6]])
+    options: dict[str, Any] = {"temperature": temperature, "seed": 5}
+    np.testing.assert_array_equal(
+        model.generate(ids, new, **options), model.generate(ids, new, use_cache=False, **options)
+    )
+
+
+def test_logits_with_cache(model: GPT) -> None:
+    ids = np.random.default_rng(0).integers(0, 13, (2, 16))
+    cache = model.new_cache()
+    pieces = [model.infer(ids[:, a:b], cache=cache) for a, b in ((0, 5), (5, 6), (6, 16))]
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), model.infer(ids), rtol=1e-9, atol=1e-10)
+    with pytest.raises(ValueError, match="up to 16 positions, got one of 17"):
+        model.infer(ids[:, :1], cache=cache)
+
+
+def test_greedy_is_the_most_probable(model: GPT) -> None:
+    ids = np.array([1, 2, 3])
+    text = model.generate(ids, 8, temperature=0)
+    assert text.shape == (11,)
+    for end in range(3, 11):
+        assert text[end] == model.infer(text[:end])[-1].argmax()
+
+
+def test_window_slides_by_one_at_will(model: GPT) -> None:
+    text = model.generate(np.array([1, 2, 3]), 30, temperature=0, slide=1)
+    for end in range(17, 33):
+        assert text[end] == model.infer(text[end - 16 : end])[-1].argmax()
+
+
+def test_prompt_longer_than_the_context(model: GPT) -> None:
+    ids = np.arange(40) % 13
+    text = model.generate(ids, 5, seed=1)
+    np.testing.assert_array_equal(text[:40], ids)
+    np.testing.assert_array_equal(text[40:], model.generate(ids[-16:], 5, seed=1)[16:])
+
+
+def test_seed(model: GPT) -> None:
+    ids = np.array([1])
+    assert (model.generate(ids, 14, seed=1) == model.generate(ids, 14, seed=1)).all()
+    assert (model.generate(ids, 14, seed=1) != model.generate(ids, 14, seed=2)).any()
+
+
+def test_top_k_of_one_is_greedy(model: GPT) -> None:
+    ids = np.array([[1, 2]])
+    greedy = model.generate(ids, 12, temperature=0)
+    np.testing.assert_array_equal(model.generate(ids, 12, top_k=1, seed=3), greedy)
+    np.testing.assert_array_equal(model.generate(ids, 12, top_p=1e-9, seed=3), greedy)
+
+
+def test_probabilities() -> None:
+    logits = np.log(np.array([[0.1, 0.4, 0.2, 0.3]]))
+    np.testing.assert_allclose(probabilities(logits, 1.0, None, None), [[0.1, 0.4, 0.2, 0.3]])
+    np.testing.assert_allclose(probabilities(logits, 0.5, None, None), [np.array([1, 16, 4, 9]) / 30])
+    np.testing.assert_allclose(probabilities(logits, 1.0, 2, None), [[0, 4 / 7, 0, 3 / 7]])
+    np.testing.assert_allclose(probabilities(logits, 1.0, None, 0.7 - 1e-9), [[0, 4 / 7, 0, 3 / 7]])
+    np.testing.assert_allclose(probabilities(logits, 1.0, None, 0.71), [[0, 4 / 9, 2 / 9, 3 / 9]])
+    np.testing.assert_allclose(probabilities(logits, 1.0, 10, 1.0), [[0.1, 0.4, 0.2, 0.3]])
+
+
+def test_samples_follow_the_distribution() -> None:
+    p = np.array([0.05, 0.5, 0.0, 0.45])
+    with np.errstate(divide="ignore"):
+        logits = np.broadcast_to(np.log(p), (20000, 4))
+    drawn = np.bincount(sample(logits, np.random.default_rng(0), 1.0, None, None), minlength=4) / 20000
+    # five standard deviations of a frequency over 20000 draws
+    np.testing.assert_allclose(drawn, p, atol=5 * np.sqrt(0.25 / 20000))
+    assert drawn[2] == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"seed": -1},
+        {"slide": 0},
+        {"slide": 17},
+        {"max_new_tokens": -1},
+    ],
+)
+def test_bad_options(model: GPT, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        model.generate(np.array([1]), **({"max_new_tokens": 3} | options))
