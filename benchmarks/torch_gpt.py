@@ -1,7 +1,7 @@
 """The peer: the GPT of ``numformer.models`` in plain PyTorch, as one would write it to be fast in eager mode.
 
-Fused attention (``scaled_dot_product_attention``), the fused AdamW, clipping. Weights are copied from a numformer state dict, whose maps are
-(inputs, outputs), like those of GPT-2's Conv1D.
+Fused attention (``scaled_dot_product_attention``), the fused AdamW, clipping. Weights are copied from a numformer state
+dict, whose maps are (inputs, outputs), like those of GPT-2's Conv1D.
 """
 
 from __future__ import annotations

@@ -62,6 +62,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+            return {name: file.get_tensor(name) for name in list(file.keys())}, dict(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged or cut short, not a whole safetensors file ({error})") from error

@@ -13,7 +13,8 @@ from numformer.nn import Parameter
 Array = NDArray[Any]
 
 STEP = 1e-5
-# Truncation is STEP**2 times a third derivative, rounding 1e-16 / STEP: together about 1e-10 of numbers of size 1 to 100.
+# Truncation is STEP**2 times a third derivative, rounding 1e-16 / STEP: together about 1e-10 of numbers of size 1 to
+# 100.
 TOLERANCE = 1e-7
 
 

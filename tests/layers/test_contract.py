@@ -144,7 +144,10 @@ def test_state_dict_names_what_is_wrong() -> None:
     del state["inner.bias"]
     state["outer.weight"] = np.zeros((3, 3))
     state["inner.weight"] = state["inner.weight"] + 1
-    with pytest.raises(ValueError, match=r"missing inner\.bias.*unexpected extra.*outer\.weight must have shape \(32, 8\), got \(3, 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"missing inner\.bias.*unexpected extra.*outer\.weight must have shape \(32, 8\), got \(3, 3\)",
+    ):
         layer.load_state_dict(state)
     np.testing.assert_array_equal(layer.inner.weight.value, before)
 

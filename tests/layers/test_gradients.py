@@ -116,7 +116,9 @@ def test_learned_positions_offset(offset: int) -> None:
     np.testing.assert_array_equal(layer.weight.grad[offset + 5 :], 0.0)
 
 
-@pytest.mark.parametrize("name", [n for n in _layers() if n not in ("dropout",) and "dropout" not in n and "grouped" not in n])
+@pytest.mark.parametrize(
+    "name", [n for n in _layers() if n not in ("dropout",) and "dropout" not in n and "grouped" not in n]
+)
 def test_infer_is_the_forward(name: str) -> None:
     layer = _layers()[name]
     x = np.random.default_rng(7).standard_normal((2, 6, 8))

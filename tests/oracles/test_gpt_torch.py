@@ -41,8 +41,8 @@ def _batch(step: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return ids, targets
 
 
-# float64: a few thousand roundings of 1e-16. float32: torch and we each make the same number of roundings of 6e-8, so both stand within
-# the same distance of the float64 result; a gradient is a sum of 120 rows through three layers.
+# float64: a few thousand roundings of 1e-16. float32: torch and we each make the same number of roundings of 6e-8, so
+# both stand within the same distance of the float64 result; a gradient is a sum of 120 rows through three layers.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 2e-5)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_loss_and_gradients(variant: str, dtype: str, tolerance: float) -> None:
@@ -58,7 +58,8 @@ def test_loss_and_gradients(variant: str, dtype: str, tolerance: float) -> None:
     assert named.keys() == gradients.keys()
     for name, parameter in named.items():
         error = np.linalg.norm(parameter.grad - gradients[name])
-        # The bias of the keys has gradient 0 in exact arithmetic, so errors are measured against the largest of a parameter's peers.
+        # The bias of the keys has gradient 0 in exact arithmetic, so errors are measured against the largest of a
+        # parameter's peers.
         assert error <= tolerance * max(np.linalg.norm(gradients[name]), 0.1), name
 
 
@@ -86,5 +87,7 @@ def test_fifty_steps_stay_together(dtype: str, tolerance: float) -> None:
     for name, value in ours.state_dict().items():
         moved = np.linalg.norm(value - start[name])
         assert moved > 0
-        if dtype == "float64":  # Adam divides by the gradient's size, so noise in a gradient of 0 (keys' biases) moves float32 weights
+        if (
+            dtype == "float64"
+        ):  # Adam divides by the gradient's size, so noise in a gradient of 0 (keys' biases) moves float32 weights
             assert np.linalg.norm(value - arrays[name]) <= 1e-6 * moved, name

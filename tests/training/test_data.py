@@ -56,7 +56,7 @@ def test_files(tmp_path: Path) -> None:
     assert data.to_text(data.read_files([one, two])) == "é1\n2"
     with pytest.raises(ValueError, match="empty: there is no text"):
         data.read_files([one, empty])
-    with pytest.raises(ValueError, match="wrong: not UTF-8 text .byte 0xff at position 3"):
+    with pytest.raises(ValueError, match=r"wrong: not UTF-8 text \(byte 0xff at position 3\)"):
         data.read_files([wrong])
     with pytest.raises(OSError, match="nowhere"):
         data.read_files([tmp_path / "nowhere"])

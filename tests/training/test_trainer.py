@@ -169,7 +169,9 @@ def test_nan_stops_with_the_last_checkpoint_untouched(tmp_path: Path, clip: floa
     whole = (tmp_path / "checkpoint.safetensors").read_bytes()
     model.tokens.weight.value[:] = np.nan
     trainer.steps = 4
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 3.*last checkpoint is .*checkpoint\.safetensors"):
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is nan at step 3.*last checkpoint is .*checkpoint\.safetensors"
+    ):
         trainer.run()
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == whole
 
@@ -200,7 +202,9 @@ def test_interrupt_ends_the_step_and_saves(tmp_path: Path, batch_size: int | Non
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     assert signal.getsignal(signal.SIGINT) is before
-    step = 9 if batch_size else 2  # 32 samples in micro-batches of 8: the ninth call is the first of step 3, which is given up
+    step = (
+        9 if batch_size else 2
+    )  # 32 samples in micro-batches of 8: the ninth call is the first of step 3, which is given up
     assert trainer.step == step
     again = _model()
     assert load_checkpoint(tmp_path / "checkpoint.safetensors", again, AdamW(again.parameters()))["step"] == step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,13 +20,13 @@ app = typer.Typer(
 )
 
 
-class ModelKind(str, Enum):
+class ModelKind(StrEnum):
     """Models that can be trained."""
 
     gpt = "gpt"
 
 
-class DType(str, Enum):
+class DType(StrEnum):
     """Compute dtypes."""
 
     float32 = "float32"

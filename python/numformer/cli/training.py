@@ -38,7 +38,7 @@ def run(
     resume: bool,
     quiet: bool,
 ) -> None:
-    """Train, then print losses, a sample and where things are. Everything is checked before the first file is written."""
+    """Train, then print losses, a sample and where things are; check everything before the first file is written."""
     if threads is not None:
         import numformer as nf
 
@@ -49,7 +49,8 @@ def run(
     training, validation = split(tokens)
     if len(training) <= context or len(validation) < 2:
         raise ValueError(
-            f"train: the text has {len(tokens)} bytes, too few for a context of {context}; add text or shorten --context"
+            f"train: the text has {len(tokens)} bytes, too few for a context of {context}; "
+            "add text or shorten --context"
         )
     config = GPTConfig(
         vocab_size=256,
@@ -125,7 +126,7 @@ def _compute_dtype(name: str) -> np.dtype[Any] | None:
 
 
 def _new_folder(files: list[Path]) -> Path:
-    """A name under runs/ that is not taken."""
+    """Choose a name under runs/ that is not taken."""
     stem = f"gpt-{files[0].stem if files else 'python'}"
     number = 1
     while (folder := Path("runs") / f"{stem}-{number}").exists():

@@ -38,7 +38,9 @@ def read_files(paths: Iterable[str | Path]) -> Tokens:
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text (byte {data[error.start]:#04x} at position {error.start})") from None
+            raise ValueError(
+                f"{path}: not UTF-8 text (byte {data[error.start]:#04x} at position {error.start})"
+            ) from None
         if not text.strip():
             raise ValueError(f"{path}: there is no text in it")
         parts.append(np.frombuffer(data, np.uint8))

@@ -17,8 +17,8 @@ IGNORE = -100
 class Windows:
     """Windows of a text: (ids, targets), where a target is the token after its id.
 
-    As a sequence of samples it is the text cut into windows side by side, so that each token but the first is a target exactly once; the
-    last window is filled up with targets that do not count. :meth:`draw` takes windows from anywhere.
+    As a sequence of samples it is the text cut into windows side by side, so that each token but the first is a target
+    exactly once; the last window is filled up with targets that do not count. :meth:`draw` takes windows from anywhere.
 
     Parameters
     ----------

@@ -65,7 +65,9 @@ class GPTConfig:
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"GPTConfig: dropout must be at least 0 and below 1, got {self.dropout}")
         if self.activation not in _ACTIVATIONS.values():
-            raise ValueError(f"GPTConfig: activation must be one of {', '.join(_ACTIVATIONS.values())}, got {self.activation!r}")
+            raise ValueError(
+                f"GPTConfig: activation must be one of {', '.join(_ACTIVATIONS.values())}, got {self.activation!r}"
+            )
         if not (math.isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"GPTConfig: eps must be above 0, got {self.eps}")
         object.__setattr__(self, "dtype", initial.parameter_dtype(np.dtype(self.dtype)).name)

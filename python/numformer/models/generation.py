@@ -19,9 +19,13 @@ class LanguageModel(Protocol):
 
     config: GPTConfig
 
-    def infer(self, ids: Array, *, cache: list[KVCache] | None = None, last: bool = False) -> Array: ...
+    def infer(self, ids: Array, *, cache: list[KVCache] | None = None, last: bool = False) -> Array:
+        """Return logits."""
+        ...
 
-    def new_cache(self) -> list[KVCache]: ...
+    def new_cache(self) -> list[KVCache]:
+        """Return an empty cache."""
+        ...
 
 
 def generate(
@@ -102,6 +106,7 @@ def sample(
     if temperature == 0:
         return np.argmax(logits, axis=-1)
     edges = np.cumsum(probabilities(logits, temperature, top_k, top_p), axis=-1)
-    # The inverse of the cumulative distribution: u < edges[..., -1], so that the last token with a chance is the last one drawn.
+    # The inverse of the cumulative distribution: u < edges[..., -1], so that the last token with a chance is the last
+    # one drawn.
     u = rng.random((*edges.shape[:-1], 1)) * edges[..., -1:]
     return np.argmax(edges > u, axis=-1)

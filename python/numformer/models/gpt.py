@@ -45,7 +45,8 @@ class GPT(Module):
     config : GPTConfig
         Sizes and options.
     rng : numpy.random.Generator or int, optional
-        Draws the initial weights: normal with 0.02, and 0.02 / sqrt(2 * layers) for the two maps of a block that end in the residual.
+        Draws the initial weights: normal with 0.02, and 0.02 / sqrt(2 * layers) for the two maps of a block that end in
+        the residual.
 
     Examples
     --------
@@ -235,8 +236,9 @@ class GPT(Module):
         use_cache : bool
             Keep keys and values instead of reading the window again for every token.
         slide : int, optional
-            How many of the oldest tokens leave the window when it is full; a quarter of the context by default. Learned positions move
-            with the window, so each slide reads it again: 1 keeps the window full, at the price of a full pass a token.
+            How many of the oldest tokens leave the window when it is full; a quarter of the context by default. Learned
+            positions move with the window, so each slide reads it again: 1 keeps the window full, at the price of a
+            full pass a token.
 
         Returns
         -------
@@ -277,7 +279,9 @@ class GPT(Module):
         if array.dtype.kind not in "iu":
             raise TypeError(f"GPT: ids must be integers, got {array.dtype}")
         if array.ndim not in (1, 2) or array.size == 0:
-            raise ValueError(f"GPT: ids must have shape (batch, positions) or (positions,), not empty, got {array.shape}")
+            raise ValueError(
+                f"GPT: ids must have shape (batch, positions) or (positions,), not empty, got {array.shape}"
+            )
         return array
 
     def _batch(self, batch: tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:

@@ -40,7 +40,8 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
 def gpt2_names(state: Mapping[str, Array], *, tied: bool) -> dict[str, Array]:
     """Bring the names that GPT-2 checkpoints come with to those of GPT2LMHeadModel.
 
-    The bare model has no "transformer." in front, old files hold the causal masks, and some a copy of the tied output layer.
+    The bare model has no "transformer." in front, old files hold the causal masks, and some a copy of the tied output
+    layer.
     """
     names: dict[str, Array] = {}
     for name, value in state.items():

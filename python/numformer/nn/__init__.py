@@ -1,6 +1,7 @@
 """Layers: ``y, backward = layer(x, ctx=ctx)`` to train, ``y = layer.infer(x)`` to use.
 
-A layer is called on arrays and gives back an array and a function. There is no tape: the caller keeps `backward` and calls it once.
+A layer is called on arrays and gives back an array and a function. There is no tape: the caller keeps `backward` and
+calls it once.
 """
 
 from numformer.nn.attention import MultiHeadAttention

@@ -22,8 +22,8 @@ Array = NDArray[Any]
 class MultiHeadAttention(Module):
     """Self-attention: y = dropout(concat(heads) W_o + b_o) + residual (Vaswani et al., 2017).
 
-    One product makes queries, keys and values, the heads are views of it, and attention writes where the next product reads: nothing is
-    copied, forward or backward.
+    One product makes queries, keys and values, the heads are views of it, and attention writes where the next product
+    reads: nothing is copied, forward or backward.
 
     Parameters
     ----------
@@ -75,14 +75,14 @@ class MultiHeadAttention(Module):
         self.dropout = Dropout(dropout)
 
     def _split(self, qkv: Array) -> tuple[Array, Array, Array]:
-        """Views of queries, keys and values, (batch, heads, positions, size) each."""
+        """Return views of queries, keys and values, (batch, heads, positions, size) each."""
         batch, length, _ = qkv.shape
         h, g = self.heads, self.kv_heads
         every = qkv.reshape(batch, length, h + 2 * g, self.size).transpose(0, 2, 1, 3)
         return every[:, :h], every[:, h : h + g], every[:, h + g :]
 
     def _merged(self, x: Array) -> tuple[Array, Array]:
-        """An array for the heads side by side, and its view by head."""
+        """Make an array for the heads side by side, and its view by head."""
         merged = np.empty(x.shape, x.dtype)
         return merged, merged.reshape(*x.shape[:2], self.heads, self.size).transpose(0, 2, 1, 3)
 
@@ -130,9 +130,7 @@ class MultiHeadAttention(Module):
         dheads = dheads.reshape(*dheads.shape[:2], self.heads, self.size).transpose(0, 2, 1, 3)
         q, k, v = self._split(qkv)
         dqkv = np.empty(qkv.shape, qkv.dtype)
-        ops.attention_backward(
-            dheads, q, k, v, heads, lse, causal=self.causal, mask=mask, grads=self._split(dqkv)
-        )
+        ops.attention_backward(dheads, q, k, v, heads, lse, causal=self.causal, mask=mask, grads=self._split(dqkv))
         del qkv, q, k, v, heads, dheads, lse
         return project(dqkv, residual=residual)
 

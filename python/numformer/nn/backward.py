@@ -12,8 +12,8 @@ class Backward:
     Parameters
     ----------
     function : callable
-        Called as ``function(saved, *gradients, **options)``. It takes the arrays out of `saved` with :func:`take`, so that each lives
-        no longer than the function needs it.
+        Called as ``function(saved, *gradients, **options)``. It takes the arrays out of `saved` with :func:`take`, so
+        that each lives no longer than the function needs it.
     saved : list
         What the forward pass kept.
     """
@@ -25,6 +25,7 @@ class Backward:
         self._saved: list[Any] | None = saved
 
     def __call__(self, *gradients: Any, **options: Any) -> Any:
+        """Return the gradients of the inputs; RuntimeError the second time."""
         function, saved = self._function, self._saved
         if function is None:
             raise RuntimeError("backward: it has run already; call the layer again for another one")

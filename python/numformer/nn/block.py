@@ -130,7 +130,10 @@ class PreNormBlock(Block):
 
 
 class PostNormBlock(Block):
-    """h = norm1(x + attention(x)); y = norm2(h + mlp(h)) (Vaswani et al., 2017); the parameters are those of :class:`Block`."""
+    """h = norm1(x + attention(x)); y = norm2(h + mlp(h)) (Vaswani et al., 2017).
+
+    The parameters are those of :class:`Block`.
+    """
 
     def __call__(self, x: Array, *, mask: Array | None = None, ctx: Context | None = None) -> tuple[Array, Backward]:
         """Return y and its backward; ``backward(dy)`` gives dx."""

@@ -40,8 +40,8 @@ class KVCache:
     def _room(self, held: Array | None, new: Array, end: int) -> Array:
         if held is not None and (held.shape[:2], held.shape[3], held.dtype) != (new.shape[:2], new.shape[3], new.dtype):
             raise ValueError(
-                f"KVCache: it holds {held.dtype} of batch and heads {held.shape[:2]}, got {new.dtype} of {new.shape[:2]}; "
-                "use one cache for each batch of sequences"
+                f"KVCache: it holds {held.dtype} of batch and heads {held.shape[:2]}, "
+                f"got {new.dtype} of {new.shape[:2]}; use one cache for each batch of sequences"
             )
         if held is not None and end <= held.shape[2]:
             return held

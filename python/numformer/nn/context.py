@@ -19,7 +19,8 @@ class Context:
     step : int
         Number of the training step.
     sample : int
-        Index in the global batch of the first sample of this pass: micro-batches of one batch draw the masks of the whole.
+        Index in the global batch of the first sample of this pass: micro-batches of one batch draw the masks of the
+        whole.
     dtype : dtype, optional
         Compute dtype; None is that of the parameters. A 16-bit one reads float32 parameters through a rounded copy
         and keeps their gradients in float32.

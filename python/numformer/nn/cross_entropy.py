@@ -55,6 +55,4 @@ class CrossEntropy(Module):
 
     def infer(self, logits: Array, targets: Array) -> Any:
         """Return the loss."""
-        return ops.cross_entropy(
-            logits, targets, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing
-        )
+        return ops.cross_entropy(logits, targets, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing)

@@ -17,7 +17,8 @@ Array = NDArray[Any]
 class Dropout(Module):
     """Sets each element to 0 with probability p and scales the others by 1/(1-p) (Srivastava et al., 2014).
 
-    The mask is a function of seed, step, layer and sample, so that backward makes it again and nothing is kept. Axis 0 is the sample.
+    The mask is a function of seed, step, layer and sample, so that backward makes it again and nothing is kept. Axis 0
+    is the sample.
 
     Parameters
     ----------
@@ -33,16 +34,16 @@ class Dropout(Module):
         self.p = float(p)
         self.layer = layer
 
-    def __call__(self, x: Array, *, residual: Array | None = None, ctx: Context | None = None) -> tuple[Array, Backward]:
-        """Return dropout(x) + residual and its backward; ``backward(dy)`` gives dx, and the gradient of the residual is dy."""
+    def __call__(
+        self, x: Array, *, residual: Array | None = None, ctx: Context | None = None
+    ) -> tuple[Array, Backward]:
+        """Return dropout(x) + residual and its backward; ``backward(dy)`` gives dx; that of the residual is dy."""
         if self.p == 0.0:
             return (x if residual is None else ops.add(x, residual)), Backward(self._identity, [])
         ctx = ctx or DEFAULT
         if ctx.seed is None:
             raise ValueError(f"Dropout: p is {self.p}, so ctx must be a Context with a seed, got {ctx}")
-        y = ops.dropout(
-            x, self.p, seed=ctx.seed, layer=self.layer, step=ctx.step, sample=ctx.sample, residual=residual
-        )
+        y = ops.dropout(x, self.p, seed=ctx.seed, layer=self.layer, step=ctx.step, sample=ctx.sample, residual=residual)
         return y, Backward(self._backward, [ctx])
 
     def _backward(self, saved: list[Any], dy: Array) -> Array:

@@ -33,7 +33,13 @@ class Embedding(Module):
     """
 
     def __init__(
-        self, count: int, width: int, *, std: float = 1.0, dtype: DTypeLike = np.float32, rng: initial.Source | None = None
+        self,
+        count: int,
+        width: int,
+        *,
+        std: float = 1.0,
+        dtype: DTypeLike = np.float32,
+        rng: initial.Source | None = None,
     ) -> None:
         initial.size("Embedding", count=count, width=width)
         self.count = count

@@ -56,7 +56,9 @@ class FeedForward(Module):
         self.outer = Linear(hidden, width, bias=bias, std=output_std, dtype=dtype, rng=rng)
         self.dropout = Dropout(dropout)
 
-    def __call__(self, x: Array, *, residual: Array | None = None, ctx: Context | None = None) -> tuple[Array, Backward]:
+    def __call__(
+        self, x: Array, *, residual: Array | None = None, ctx: Context | None = None
+    ) -> tuple[Array, Backward]:
         """Return y and its backward; ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given."""
         h, inner = self.inner(x)
         if self.dropout.p == 0.0:

@@ -11,13 +11,16 @@ from numpy.typing import DTypeLike, NDArray
 class Source(Protocol):
     """What initial values are drawn from; a ``numpy.random.Generator`` is one."""
 
-    def standard_normal(self, size: tuple[int, ...], dtype: Any) -> Any: ...
+    def standard_normal(self, size: tuple[int, ...], dtype: Any) -> Any:
+        """Draw from the normal distribution of mean 0 and deviation 1."""
+        ...
 
 
 class Zeros:
     """A source for parameters that a checkpoint is about to fill; costs nothing."""
 
     def standard_normal(self, size: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Return zeros."""
         return np.zeros(size, dtype)
 
 
@@ -33,7 +36,9 @@ def parameter_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """Return the dtype of a parameter: float32 or float64."""
     kind = np.dtype(dtype)
     if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"dtype: parameters are float32 or float64, got {kind}; for 16-bit computation set Context.dtype")
+        raise TypeError(
+            f"dtype: parameters are float32 or float64, got {kind}; for 16-bit computation set Context.dtype"
+        )
     return kind
 
 

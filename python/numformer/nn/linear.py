@@ -66,10 +66,13 @@ class Linear(Module):
         self.weight = weight
         self.bias = Parameter(np.zeros(outputs, weight.value.dtype)) if bias else None
 
-    def __call__(self, x: Array, *, residual: Array | None = None, ctx: Context | None = None) -> tuple[Array, Backward]:
+    def __call__(
+        self, x: Array, *, residual: Array | None = None, ctx: Context | None = None
+    ) -> tuple[Array, Backward]:
         """Return y and its backward.
 
-        ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given. The gradient of the forward's residual is dy itself.
+        ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given. The gradient of the forward's
+        residual is dy itself.
         """
         weight = self.weight.use(x.dtype)
         if self.transposed:

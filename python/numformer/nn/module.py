@@ -14,8 +14,8 @@ from numformer.nn.parameter import Parameter
 class Module:
     """Whatever has parameters: those in its attributes, in the order in which they were set.
 
-    Attributes that are modules, or lists of modules, are searched too. The name of a parameter is its path, with dots; `renames` maps parts
-    of paths to the names that a published checkpoint uses.
+    Attributes that are modules, or lists of modules, are searched too. The name of a parameter is its path, with dots;
+    `renames` maps parts of paths to the names that a published checkpoint uses.
     """
 
     renames: ClassVar[Mapping[str, str]] = {}

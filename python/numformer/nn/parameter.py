@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 class Parameter:
     """A value and its gradient.
 
-    The first gradient of a step is written into `grad`, later ones are added, so nothing is ever set to zero. `fresh` says that the next
-    one is the first. A use in a forward pass counts up, its backward counts down: at zero the gradient of the pass is complete, also
-    where two layers share the parameter, and `on_complete` is called.
+    The first gradient of a step is written into `grad`, later ones are added, so nothing is ever set to zero. `fresh`
+    says that the next one is the first. A use in a forward pass counts up, its backward counts down: at zero the
+    gradient of the pass is complete, also where two layers share the parameter, and `on_complete` is called.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Parameter:
         return value
 
     def buffer(self) -> NDArray[Any]:
-        """Return the array of the gradient, which `fresh` says whether to write or to add to; follow with :meth:`done`."""
+        """Return the array of the gradient; `fresh` says whether to write or to add; follow with :meth:`done`."""
         grad = self.grad
         if grad is None:
             grad = self.grad = np.empty_like(self.value)

@@ -53,8 +53,8 @@ class Optimizer:
     weight_decay : float
         Of parameters that are given without a group.
     clip_norm : float, optional
-        Gradients whose norm, over all parameters, is above it are scaled down to it (Pascanu, Mikolov, Bengio, 2013), in the pass that
-        updates.
+        Gradients whose norm, over all parameters, is above it are scaled down to it (Pascanu, Mikolov, Bengio, 2013),
+        in the pass that updates.
     """
 
     slots: ClassVar[tuple[str, ...]] = ()

@@ -24,11 +24,16 @@ def constant(lr: float, *, warmup: int = 0) -> Schedule:
 
 def linear(lr: float, *, steps: int, warmup: int = 0, final: float = 0.0) -> Schedule:
     """Rise for `warmup` steps, then fall linearly to `final` at the last of `steps`."""
-    return lambda step: final + (lr - final) * (1 - _fraction(step, steps, warmup)) if step >= warmup else lr * _warm(step, warmup)
+    return lambda step: (
+        final + (lr - final) * (1 - _fraction(step, steps, warmup)) if step >= warmup else lr * _warm(step, warmup)
+    )
 
 
 def cosine(lr: float, *, steps: int, warmup: int = 0, final: float = 0.0) -> Schedule:
-    """Rise for `warmup` steps, then fall along a half cosine to `final` at the last of `steps` (Loshchilov, Hutter, 2017)."""
+    """Rise for `warmup` steps, then fall along half a cosine to `final` at the last of `steps`.
+
+    I. Loshchilov, F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017.
+    """
 
     def rate(step: int) -> float:
         if step < warmup:

@@ -11,13 +11,13 @@ class Silent:
     """Says nothing."""
 
     def begin(self, steps: int, done: int) -> None:
-        """A run starts."""
+        """Begin a run."""
 
     def step(self, row: dict[str, Any]) -> None:
-        """A step ends; `row` has step, loss, tokens_per_second, and validation_loss where it was measured."""
+        """Say that a step is over; `row` is that of the log, with tokens_per_second and seconds_left."""
 
     def end(self) -> None:
-        """The run is over, however it ended."""
+        """End the run, however it went."""
 
 
 class Lines(Silent):
@@ -48,7 +48,7 @@ class Lines(Silent):
 
 
 class Bar(Silent):
-    """A progress bar with loss, tokens a second and the time left; drawn twice a second by the training thread itself."""
+    """A progress bar with loss, tokens a second and the time left, drawn twice a second by the training thread."""
 
     def begin(self, steps: int, done: int) -> None:
         """Draw it."""

@@ -37,13 +37,13 @@ class Trainer:
     data
         Samples to train on.
     batch_size : int or None
-        Samples a step, drawn by `seed` and step; None takes all of `data` at every step, so that the gradient is that of the mean loss
-        over the whole data set.
+        Samples a step, drawn by `seed` and step; None takes all of `data` at every step, so that the gradient is that
+        of the mean loss over the whole data set.
     steps : int
         How many in all.
     micro_batch : int, optional
-        Samples that are in memory at once; their gradients add up, each target with the same weight. By default `batch_size`, and 32
-        for None.
+        Samples that are in memory at once; their gradients add up, each target with the same weight. By default
+        `batch_size`, and 32 for None.
     schedule : callable, optional
         From the step, counted from 0, to the learning rate; that of the optimizer by default.
     validation : optional
@@ -200,8 +200,8 @@ class Trainer:
     def _gradient(self, interrupt: Interrupt) -> tuple[float, int] | None:
         """Leave the gradient of one step in the parameters; return the mean loss and how many targets it is over.
 
-        The mean over a batch is the sum over micro-batches of (its share of the targets) x (its mean), so the share goes into its
-        backward. None after Ctrl-C between two micro-batches: half a gradient is no step.
+        The mean over a batch is the sum over micro-batches of (its share of the targets) x (its mean), so the share
+        goes into its backward. None after Ctrl-C between two micro-batches: half a gradient is no step.
         """
         total, loss = 0, 0.0
         if self.batch_size is None:
@@ -269,7 +269,11 @@ class Trainer:
                 self.on_save()
 
     def _broken(self, what: str) -> str:
-        kept = "" if self.checkpoint is None or not self.checkpoint.is_file() else f"; the last checkpoint is {self.checkpoint}"
+        kept = (
+            ""
+            if self.checkpoint is None or not self.checkpoint.is_file()
+            else f"; the last checkpoint is {self.checkpoint}"
+        )
         return f"Trainer: {what} at step {self.step + 1}; try a lower learning rate or clip_norm{kept}"
 
 
