@@ -59,7 +59,9 @@ template <class A> NF_INLINE A softmax_row(A *scores, int64_t width, A &maximum,
         total += p;
         store(scores + j, p);
     }
-    const A factor = maximum == next ? A(1) : exp2_nonpositive<A>(broadcast(maximum - shift))[0];
+    // Before the first score nothing was summed that would have to be scaled.
+    const bool unchanged = maximum == next || maximum == kMinusInfinity<A>;
+    const A factor = unchanged ? A(1) : exp2_nonpositive<A>(broadcast(maximum - shift))[0];
     sum = sum * factor + reduce_add<A>(total);
     maximum = next;
     return factor;

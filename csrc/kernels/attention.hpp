@@ -122,11 +122,14 @@ NF_INLINE void multiply_strip(int64_t depth, int64_t rows, int64_t columns, cons
         tile_for<A, A, Layout>(rows, columns - j)(depth, a, b.at(b_first, j), b.row, c + j, c_row, mode);
 }
 
-// 2^x for x <= 0 (or NaN): what exp2 does, without the upper clamp.
+// 2^x for x <= 0 (or NaN), with results below the smallest normal number flushed to 0: masked scores are -inf, and an instruction
+// whose result is subnormal takes a microcode assist of some 150 cycles.
 template <class A> NF_INLINE Vec<A> exp2_nonpositive(Vec<A> x) {
-    const Vec<A> clamped = max(broadcast(ExpConstants<A>::low), x);
+    const Vec<A> low = broadcast(A(sizeof(A) == 4 ? -126 : -1022));
+    const Vec<A> clamped = max(low, x);
     const Vec<A> whole = round_to_whole(clamped);
-    return scale_by_power(exp2_fraction(clamped - whole), whole);
+    const Vec<A> power = scale_by_power(exp2_fraction(clamped - whole), whole);
+    return x < low ? Vec<A>{} : power;
 }
 
 } // namespace nf::NUMFORMER_LEVEL

@@ -1,11 +1,12 @@
 // Matrix multiply: out = activation(scale * a @ b + bias) + residual.
 //
 // Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34 (2008):
-//   depth in blocks of kDepth: a packed row segment of A, 14 x 512 floats = 28 KiB, stays in L1 while
-//   columns in chunks of at most kChunkColumns: 512 x 384 floats of packed B = 768 KiB stay in L2 and
-//   rows in blocks of kBlockRows: 2048 x 512 floats of packed A = 4 MiB are shared by all threads from L3.
-// A is packed once, by all threads together; each thread packs its own chunks of B. Transposes cost nothing but the order
-// in which packing reads: rows of A are copied as rows (InRows) or, from a transposed A, with depth outermost (InPanels).
+//   depth in blocks of kDepth: a tile's rows of A, packed just before use, 14 x 512 floats = 28 KiB, stay in L1 while they meet
+//   columns in chunks of at most kChunkColumns: 512 x 384 floats of packed B = 768 KiB stay in L2 for all rows.
+// A task is a chunk of columns (and, where columns are few, a part of the rows) for all of the depth: tasks share nothing, so there is
+// one fork and one join. A is packed once a chunk, which costs 1.5% at 384 columns and needs no barrier; packing it once for all threads
+// was slower (docs/performance.md). Transposes cost nothing but the order in which packing reads: rows of A are copied as rows (InRows) or,
+// from a transposed A, with depth outermost (InPanels).
 //
 // Up to kFewRows rows (decoding) nothing of B is used twice, so it is read in place.
 //
@@ -20,10 +21,12 @@ namespace {
 constexpr int kDepth = 512;
 constexpr int kRowStride = kDepth + 16; // rows a multiple of 4 KiB apart would share cache sets
 constexpr int64_t kChunkColumns = 384;
-constexpr int64_t kBlockRows = 2048;
 constexpr int64_t kFewRows = 16;
 // Below this many multiply-adds a fork and join costs more than it saves (about 5 microseconds).
 constexpr int64_t kParallelWork = 400000;
+
+// From one packed panel of B to the next: a little more than its size, for panels a power of two apart share cache sets.
+template <class A> constexpr int64_t panel_stride(int64_t depth) { return depth * kTileColumns<A> + 2 * kLanes<A>; }
 
 // One matrix product of the batch.
 template <class T> struct Product {
@@ -85,71 +88,86 @@ void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, co
 
 // ---- many rows ----------------------------------------------------------------------------------------------------------
 
-// Rows [first, last) of A, depth [k0, k0 + depth), in tiles of kTileRows rows of kRowStride elements.
+// Rows [i, i + rows) of A, depth [k0, k0 + depth): one tile's left operand.
 template <class A, class T>
-void pack_a(const MatmulArgs &args, const T *a, int64_t first, int64_t last, int64_t k0, int64_t depth, A *packed) {
-    for (int64_t i = first; i < last; i += kTileRows) {
-        const int64_t rows = smaller(kTileRows, last - i);
-        A *to = packed + i * kRowStride;
-        if (args.a_col == 1)
-            for (int64_t r = 0; r < rows; ++r)
-                for_each_vector<A>(depth, [&](int64_t k, int n) {
-                    store_some(to + r * kRowStride + k, load_some(a + (i + r) * args.a_row + k0 + k, n), n);
-                });
-        else
-            pack_rows_in_panel<A, T>(depth, rows, a + i * args.a_row + k0 * args.a_col, args.a_row, args.a_col, A(1), to);
-    }
+void pack_a(const MatmulArgs &args, const T *a, int64_t i, int64_t rows, int64_t k0, int64_t depth, A *packed) {
+    a += i * args.a_row + k0 * args.a_col;
+    if (args.a_col != 1)
+        return pack_rows_in_panel<A, T>(depth, rows, a, args.a_row, args.a_col, A(1), packed);
+    for (int64_t r = 0; r < rows; ++r)
+        for_each_vector<A>(depth, [&](int64_t k, int n) {
+            store_some(packed + r * kRowStride + k, load_some(a + r * args.a_row + k, n), n);
+        });
 }
 
-template <class A, class T, class Layout>
-void multiply_chunk(const MatmulArgs &args, const Product<T> &product, const A *bias, const A *packed_a, A *packed_b,
-                    A *partial, int64_t partial_row, bool direct, int64_t i0, int64_t rows, int64_t j0, int64_t columns,
-                    int64_t k0, int64_t depth) {
+// Depth [k0, k0 + depth), columns [j0, j0 + columns) of B: panels of kTileColumns columns, `panel` elements apart.
+template <class A, class T>
+void pack_b(const MatmulArgs &args, const T *b, int64_t k0, int64_t depth, int64_t j0, int64_t columns, int64_t panel, A *packed) {
     constexpr int64_t NR = kTileColumns<A>;
-    for (int64_t j = 0; j < columns; j += NR)
-        pack_panel<A, T>(depth, smaller(NR, columns - j), product.b + k0 * args.b_row + (j0 + j) * args.b_col, args.b_row,
-                         args.b_col, packed_b + j * depth);
-    const bool last = k0 + depth == args.k;
+    b += k0 * args.b_row + j0 * args.b_col;
+    const int64_t whole = args.b_col == 1 ? columns / NR : 0; // along rows of B: its reading order
+    for (int64_t k = 0; k < depth; ++k)
+        for (int64_t p = 0; p < whole; ++p)
+            for (int v = 0; v < kTileVectors; ++v)
+                store(packed + p * panel + k * NR + v * kLanes<A>, load(b + k * args.b_row + p * NR + v * kLanes<A>));
+    for (int64_t p = whole; p * NR < columns; ++p)
+        pack_panel<A, T>(depth, smaller(NR, columns - p * NR), b + p * NR * args.b_col, args.b_row, args.b_col, packed + p * panel);
+}
+
+// to (rows x columns) = or += sums.
+template <class A>
+void put(const A *sums, int64_t sums_row, int64_t rows, int64_t columns, A *to, int64_t to_row, bool add) {
+    for (int64_t r = 0; r < rows; ++r)
+        for_each_vector<A>(columns, [&](int64_t c, int n) {
+            const Vec<A> sum = load_some(sums + r * sums_row + c, n);
+            A *p = to + r * to_row + c;
+            store_some(p, add ? load_some(p, n) + sum : sum, n);
+        });
+}
+
+// What the tasks of one product share.
+template <class A, class T> struct Plan {
+    const MatmulArgs &args;
+    const Product<T> &product;
+    const A *bias;
+    A *partial;  // sums of several blocks of depth (m x n), or null
+    bool direct; // nothing but sums is wanted, in their own type: tiles are written where they belong
+};
+
+// Rows [i0, i0 + rows) x columns [j0, j0 + columns) of the output.
+template <class A, class T, class Layout>
+void multiply_chunk(const Plan<A, T> &plan, A *packed_a, A *packed_b, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+    constexpr int64_t NR = kTileColumns<A>;
+    const MatmulArgs &args = plan.args;
     alignas(kVectorBytes) A tile[kTileRows * kTileColumns<A>];
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-        const int64_t tile_rows = smaller(kTileRows, rows - i);
-        for (int64_t j = 0; j < columns; j += NR) {
-            const int64_t tile_columns = smaller(NR, columns - j);
-            auto run = [&](A *to, int64_t to_row, Store mode) {
-                tile_for<A, A, Layout>(tile_rows, tile_columns)(depth, packed_a + i * kRowStride, packed_b + j * depth, NR,
-                                                                to, to_row, mode);
-            };
-            // Where tiles are whole and nothing else is to be done they are written where they belong.
-            if (direct && tile_columns == NR) {
-                run(reinterpret_cast<A *>(product.out) + (i0 + i) * args.out_row + j0 + j, args.out_row,
-                    k0 > 0 || args.accumulate ? Store::add : Store::write);
-                continue;
-            }
-            run(tile, NR, Store::write);
-            if (direct) {
-                A *out = reinterpret_cast<A *>(product.out) + (i0 + i) * args.out_row + j0 + j;
-                const bool add = k0 > 0 || args.accumulate;
-                for (int64_t r = 0; r < tile_rows; ++r)
-                    for_each_vector<A>(tile_columns, [&](int64_t c, int n) {
-                        const Vec<A> sum = load_some(tile + r * NR + c, n);
-                        A *p = out + r * args.out_row + c;
-                        store_some(p, add ? load_some(p, n) + sum : sum, n);
-                    });
-                continue;
-            }
-            if (partial) {
-                A *sums = partial + (i0 + i) * partial_row + j0 + j;
-                for (int64_t r = 0; r < tile_rows; ++r)
-                    for_each_vector<A>(tile_columns, [&](int64_t c, int n) {
-                        const Vec<A> sum = load_some(tile + r * NR + c, n);
-                        A *p = sums + r * partial_row + c;
-                        const Vec<A> total = k0 > 0 ? load_some(p, n) + sum : sum;
-                        store_some(p, total, n);
-                    });
-                if (last)
-                    finish<A, T>(args, product, bias, sums, partial_row, i0 + i, tile_rows, j0 + j, tile_columns);
-            } else {
-                finish<A, T>(args, product, bias, tile, NR, i0 + i, tile_rows, j0 + j, tile_columns);
+    for (int64_t k0 = 0; k0 < args.k; k0 += kDepth) {
+        const int64_t depth = smaller(kDepth, args.k - k0), panel = panel_stride<A>(depth);
+        const bool first = k0 == 0, last = k0 + depth == args.k;
+        pack_b<A, T>(args, plan.product.b, k0, depth, j0, columns, panel, packed_b);
+        for (int64_t i = i0; i < i0 + rows; i += kTileRows) {
+            const int64_t tile_rows = smaller(kTileRows, i0 + rows - i);
+            pack_a<A, T>(args, plan.product.a, i, tile_rows, k0, depth, packed_a);
+            for (int64_t j = 0; j < columns; j += NR) {
+                const int64_t tile_columns = smaller(NR, columns - j);
+                const A *b = packed_b + j / NR * panel;
+                const auto multiply = tile_for<A, A, Layout>(tile_rows, tile_columns);
+                A *out = reinterpret_cast<A *>(plan.product.out) + i * args.out_row + j0 + j; // if direct
+                const bool add = !first || args.accumulate;
+                if (plan.direct && tile_columns == NR) {
+                    multiply(depth, packed_a, b, NR, out, args.out_row, add ? Store::add : Store::write);
+                    continue;
+                }
+                multiply(depth, packed_a, b, NR, tile, NR, Store::write);
+                if (plan.direct) {
+                    put(tile, NR, tile_rows, tile_columns, out, args.out_row, add);
+                } else if (plan.partial) {
+                    A *sums = plan.partial + i * args.n + j0 + j;
+                    put(tile, NR, tile_rows, tile_columns, sums, args.n, !first);
+                    if (last)
+                        finish<A, T>(args, plan.product, plan.bias, sums, args.n, i, tile_rows, j0 + j, tile_columns);
+                } else {
+                    finish<A, T>(args, plan.product, plan.bias, tile, NR, i, tile_rows, j0 + j, tile_columns);
+                }
             }
         }
     }
@@ -164,16 +182,14 @@ template <class A, class T> bool multiply_many(const MatmulArgs &args, const Pro
     // Sums of several blocks of depth wait in memory of their own, for the output may be a narrower type or an input.
     const bool needs_partial = !direct && args.k > kDepth;
     Scratch<A> partial(needs_partial ? args.m * args.n : 0);
-    const int64_t block_rows = smaller(round_up(args.m, kTileRows), kBlockRows / kTileRows * kTileRows);
-    Scratch<A> packed_a(block_rows * kRowStride);
-    if (!packed_a || !partial)
+    if (!partial)
         return false;
+    const Plan<A, T> plan{args, product, bias, needs_partial ? partial.data : nullptr, direct};
 
     const int threads = args.m * args.n * args.k < kParallelWork ? 1 : runtime::threads_here();
     // Chunks of columns, as many as divide evenly among the threads; a narrow product divides its rows instead.
-    const int64_t panels = ceil_div(args.n, NR);
-    int64_t chunks = ceil_div(args.n, kChunkColumns);
-    int64_t row_parts = 1;
+    const int64_t panels = ceil_div(args.n, NR), tiles = ceil_div(args.m, kTileRows);
+    int64_t chunks = ceil_div(args.n, kChunkColumns), row_parts = 1;
     if (threads > 1) {
         if (panels >= 4 * threads || panels % threads == 0)
             chunks = round_up(chunks, threads);
@@ -184,39 +200,24 @@ template <class A, class T> bool multiply_many(const MatmulArgs &args, const Pro
     chunks = ceil_div(args.n, chunk_columns);
 
     Failure failure;
-    for (int64_t k0 = 0; k0 < args.k; k0 += kDepth) {
-        const int64_t depth = smaller(kDepth, args.k - k0);
-        for (int64_t i0 = 0; i0 < args.m; i0 += block_rows) {
-            const int64_t rows = smaller(block_rows, args.m - i0);
-            const int64_t tiles = ceil_div(rows, kTileRows);
-            const T *a = product.a + i0 * args.a_row;
-            auto pack = [&](int64_t begin, int64_t end) {
-                pack_a<A, T>(args, a, begin * kTileRows, smaller(rows, end * kTileRows), k0, depth, packed_a.data);
-            };
-            auto compute = [&](int64_t task) {
-                const int64_t chunk = task % chunks, part = task / chunks;
-                const int64_t first = tiles * part / row_parts * kTileRows;
-                const int64_t last = smaller(rows, tiles * (part + 1) / row_parts * kTileRows);
-                const int64_t j0 = chunk * chunk_columns, columns = smaller(chunk_columns, args.n - j0);
-                Scratch<A> packed_b(round_up(columns, NR) * depth);
-                if (!packed_b)
-                    return failure.set();
-                if (first >= last)
-                    return;
-                (args.a_col == 1 ? multiply_chunk<A, T, InRows<kRowStride>> : multiply_chunk<A, T, InPanels>)(
-                    args, product, bias, packed_a.data + first * kRowStride, packed_b.data,
-                    needs_partial ? partial.data : nullptr, args.n, direct, i0 + first, last - first, j0, columns, k0, depth);
-            };
-            if (threads > 1) {
-                parallel_ranges(tiles, ceil_div(1 << 16, kTileRows * depth), pack);
-                parallel_tasks(chunks * row_parts, compute);
-            } else {
-                pack(0, tiles);
-                for (int64_t task = 0; task < chunks; ++task)
-                    compute(task);
-            }
-        }
-    }
+    auto compute = [&](int64_t task) {
+        const int64_t part = task / chunks, j0 = task % chunks * chunk_columns;
+        const int64_t first = tiles * part / row_parts * kTileRows;
+        const int64_t last = smaller(args.m, tiles * (part + 1) / row_parts * kTileRows);
+        if (first >= last)
+            return;
+        Scratch<A> packed(kTileRows * kRowStride + chunk_columns / NR * panel_stride<A>(smaller(kDepth, args.k)));
+        if (!packed)
+            return failure.set();
+        (args.a_col == 1 ? multiply_chunk<A, T, InRows<kRowStride>> : multiply_chunk<A, T, InPanels>)(
+            plan, packed.data, packed.data + kTileRows * kRowStride, first, last - first, j0,
+            smaller(chunk_columns, args.n - j0));
+    };
+    if (threads > 1)
+        parallel_tasks(chunks * row_parts, compute);
+    else
+        for (int64_t task = 0; task < chunks; ++task)
+            compute(task);
     return !failure.happened;
 }
 
