@@ -1,0 +1,148 @@
+"""One call of every operation, big enough to be worth threads: for what must hold of all of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from arrays import heavy, normal
+
+import numformer as nf
+
+Rng = np.random.Generator
+Case = Callable[[Rng, Any], Callable[[], Any]]
+
+
+def _matmul(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    a, b, bias = normal(rng, 257, 515, dtype=dtype), normal(rng, 515, 389, dtype=dtype), normal(rng, 389, dtype=dtype)
+    residual = normal(rng, 257, 389, dtype=dtype)
+    return lambda: nf.matmul(a, b, bias=bias, activation="gelu", residual=residual, save_preactivation=True)
+
+
+def _matmul_batch(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    a, b = normal(rng, 9, 67, 65, dtype=dtype), normal(rng, 9, 33, 65, dtype=dtype)
+    return lambda: nf.matmul(a, b.swapaxes(-1, -2))
+
+
+def _matmul_few_rows(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    a, b, c = normal(rng, 3, 1037, dtype=dtype), normal(rng, 1037, 771, dtype=dtype), normal(rng, 771, 1037, dtype=dtype)
+    return lambda: (nf.matmul(a, b), nf.matmul(a, c.T))
+
+
+def _matmul_backward(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    a, b, bias = normal(rng, 261, 130, dtype=dtype), normal(rng, 130, 259, dtype=dtype), normal(rng, 259, dtype=dtype)
+    dy, z = normal(rng, 261, 259, dtype=dtype), normal(rng, 261, 259, dtype=dtype)
+    return lambda: nf.matmul_backward(dy, a, b, bias=bias, activation="silu", preactivation=z)
+
+
+def _attention(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    q, k, v = (normal(rng, 2, h, n, 40, dtype=dtype) for h, n in ((6, 193), (2, 301), (2, 301)))
+    mask = rng.random((2, 1, 193, 301)) < 0.7
+    return lambda: nf.attention(q, k, v, causal=True, mask=mask, return_lse=True)
+
+
+def _attention_decode(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    q, k, v = (normal(rng, 2, h, n, 64, dtype=dtype) for h, n in ((4, 1), (4, 1203), (4, 1203)))
+    return lambda: nf.attention(q, k, v, causal=True, return_lse=True)
+
+
+def _attention_backward(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    q, k, v = (normal(rng, h, n, 33, dtype=dtype) for h, n in ((4, 315), (2, 277), (2, 277)))
+    dout = normal(rng, 4, 315, 33, dtype=dtype)
+    out, lse = nf.attention(q, k, v, causal=True, return_lse=True)
+    return lambda: nf.attention_backward(dout, q, k, v, out, lse, causal=True)
+
+
+def _attention_one_head(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    q, k, v, dout = (normal(rng, 1, 1, 700, 64, dtype=dtype) for _ in range(4))
+    out, lse = nf.attention(q, k, v, return_lse=True)
+    return lambda: (nf.attention(q, k, v), *nf.attention_backward(dout, q, k, v, out, lse))
+
+
+def _rows(f: Callable[..., Any], count: int = 1) -> Case:
+    def case(rng: Rng, dtype: Any) -> Callable[[], Any]:
+        xs = [normal(rng, 403, 387, dtype=dtype, scale=3.0) for _ in range(count)]
+        return lambda: f(*xs)
+
+    return case
+
+
+def _layer_norm(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    x, dy, res = (normal(rng, 3, 331, 257, dtype=dtype) for _ in range(3))
+    w, b = normal(rng, 257, dtype=dtype), normal(rng, 257, dtype=dtype)
+    _, mean, rstd = nf.layer_norm(x, w, b, return_stats=True)
+    return lambda: (
+        *nf.layer_norm(x, w, b, return_stats=True),
+        *nf.layer_norm_backward(dy, x, mean, rstd, w, bias=True, residual=res),
+    )
+
+
+def _rms_norm(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    x, dy = (normal(rng, 3, 331, 257, dtype=dtype) for _ in range(2))
+    w = normal(rng, 257, dtype=dtype)
+    _, rstd = nf.rms_norm(x, w, return_stats=True)
+    return lambda: (*nf.rms_norm(x, w, return_stats=True), *nf.rms_norm_backward(dy, x, rstd, w))
+
+
+def _cross_entropy(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    logits, targets = heavy(rng, 611, 263, dtype=dtype, limit=30.0), rng.integers(0, 263, 611)
+    targets[::7] = -100
+
+    def run() -> Any:
+        loss, lse = nf.cross_entropy(logits, targets, label_smoothing=0.1, return_lse=True)
+        d = nf.cross_entropy_backward(np.ones_like(loss), logits, targets, lse, label_smoothing=0.1)
+        return loss, lse, d
+
+    return run
+
+
+def _embedding(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    w, ids, dy = normal(rng, 61, 203, dtype=dtype), rng.integers(0, 61, (7, 301)), normal(rng, 7, 301, 203, dtype=dtype)
+    return lambda: (nf.embedding(w, ids), nf.embedding_backward(dy, ids, 61))
+
+
+def _dropout(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    x = normal(rng, 7, 113, 211, dtype=dtype)
+    options = {"seed": 5, "layer": 3, "step": 11, "sample": 2}
+    return lambda: (nf.dropout(x, 0.3, residual=x, **options), nf.dropout_backward(x, 0.3, **options))
+
+
+def _updates(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    dtype = np.float64 if dtype == np.float64 else np.float32  # the only ones that parameters may have
+    sizes = (100_003, 17, 0, 40_000)
+    first = [[normal(rng, n, dtype=dtype) for n in sizes] for _ in range(3)]
+    first.append([np.abs(normal(rng, n, dtype=dtype)) for n in sizes])
+
+    def run() -> Any:
+        w, g, m, v = ([x.copy() for x in xs] for xs in first)
+        nf.adamw_update(w, g, m, v, lr=1e-2, step=3, grad_scale=0.5)
+        nf.sgd_update(w, g, m, lr=1e-2, momentum=0.9, nesterov=True, weight_decay=0.1)
+        return (*w, *m, *v, np.float64(nf.global_norm(g)))
+
+    return run
+
+
+CASES: dict[str, Case] = {
+    "matmul": _matmul,
+    "matmul_batch": _matmul_batch,
+    "matmul_few_rows": _matmul_few_rows,
+    "matmul_backward": _matmul_backward,
+    "attention": _attention,
+    "attention_decode": _attention_decode,
+    "attention_backward": _attention_backward,
+    "attention_one_head": _attention_one_head,
+    "softmax": _rows(lambda x, dy: (nf.softmax(x), nf.softmax(x, axis=0), nf.softmax_backward(dy, nf.softmax(x))), 2),
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "relu": _rows(lambda x, dy: (nf.relu(x), nf.relu_backward(dy, x)), 2),
+    "gelu": _rows(lambda x, dy: (nf.gelu(x), nf.gelu_backward(dy, x)), 2),
+    "gelu_tanh": _rows(
+        lambda x, dy: (nf.gelu(x, approximate="tanh"), nf.gelu_backward(dy, x, approximate="tanh")), 2
+    ),
+    "silu": _rows(lambda x, dy: (nf.silu(x), nf.silu_backward(dy, x)), 2),
+    "cross_entropy": _cross_entropy,
+    "embedding": _embedding,
+    "dropout": _dropout,
+    "add": _rows(nf.add, 2),
+    "sum_rows": _rows(nf.sum_rows),
+    "updates": _updates,
+}

@@ -1,0 +1,185 @@
+"""Matrix product against its twin: sizes around tiles and blocks, layouts, epilogues, gradients."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tolerance
+from arrays import DTYPES, SIZES, heavy, layouts, name, normal, same
+from tolerance import check, f64, rounded, u, working
+
+import numformer as nf
+from numformer import reference
+
+ACTIVATIONS = [None, "relu", "gelu", "gelu_tanh", "silu"]
+SHAPES = [
+    *[(s, 17, 33) for s in SIZES],
+    *[(29, s, 31) for s in SIZES],
+    *[(19, 23, s) for s in SIZES],
+    *[(s, s, s) for s in SIZES],
+    *[(m, 37, n) for m, n in itertools.product((15, 16, 17), (31, 32, 33))],
+    *[(m, k, 35) for m, k in itertools.product((5, 18), (511, 512, 513, 1025))],
+    *[(m, 21, n) for m, n in itertools.product((4, 30), (383, 384, 385, 769))],
+    (2049, 5, 9),
+]
+
+
+def judge(a, b, what, **options):
+    got = nf.matmul(a, b, **options)
+    want = reference.matmul(a, b, **options)
+    bound = tolerance.matmul(a, b, a.dtype, **options)
+    check(got, want, rounded(bound, want, a.dtype), what)
+    assert got.dtype == a.dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_sizes(rng, dtype):
+    for m, k, n in SHAPES:
+        a, b = normal(rng, m, k, dtype=dtype), normal(rng, k, n, dtype=dtype)
+        judge(a, b, f"{m} x {k} x {n}")
+        if m * k * n < 40_000:
+            transposed_a, transposed_b = np.asfortranarray(a), np.asfortranarray(b)
+            judge(transposed_a, b, f"A.T, {m} x {k} x {n}")
+            judge(a, transposed_b, f"B.T, {m} x {k} x {n}")
+            judge(transposed_a, transposed_b, f"A.T B.T, {m} x {k} x {n}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize(("m", "k", "n"), [(3, 29, 37), (39, 29, 37)])
+def test_layouts(rng, dtype, m, k, n):
+    a, b = normal(rng, m, k, dtype=dtype), normal(rng, k, n, dtype=dtype)
+    for (how_a, a2), (how_b, b2) in itertools.product(layouts(a), layouts(b)):
+        judge(a2, b2, f"{how_a} @ {how_b}")
+    stretched = np.broadcast_to(normal(rng, 1, k, dtype=dtype), (m, k))
+    judge(stretched, b, "zero stride between rows")
+    judge(np.broadcast_to(normal(rng, m, 1, dtype=dtype), (m, k)), b, "zero stride along a row")
+    judge(a[::-1], b[::-1], "reversed rows")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_heavy_tails(rng, dtype):
+    judge(heavy(rng, 45, 300, dtype=dtype), heavy(rng, 300, 50, dtype=dtype), "heavy tails")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize(
+    ("shape_a", "shape_b"),
+    [
+        ((7,), (7,)),
+        ((7,), (7, 5)),
+        ((4, 7), (7,)),
+        ((3, 4, 7), (7,)),
+        ((7,), (3, 7, 5)),
+        ((3, 4, 7), (7, 5)),
+        ((4, 7), (3, 7, 5)),
+        ((3, 1, 20, 7), (2, 7, 5)),
+        ((3, 1, 4, 7), (1, 2, 7, 5)),
+        ((2, 3, 1, 7), (7, 5)),
+        ((0, 4, 7), (7, 5)),
+        ((2, 0, 7), (7, 5)),
+        ((2, 4, 0), (0, 5)),
+        ((2, 4, 7), (7, 0)),
+        ((0,), (0,)),
+    ],
+)
+def test_batches_and_vectors(rng, dtype, shape_a, shape_b):
+    a, b = normal(rng, *shape_a, dtype=dtype), normal(rng, *shape_b, dtype=dtype)
+    got = nf.matmul(a, b)
+    want = reference.matmul(a, b)
+    bound = rounded(tolerance.matmul(a, b, dtype), want, dtype)
+    check(got, want, bound, "product")
+    dy = normal(rng, *want.shape, dtype=dtype)
+    grads = nf.matmul_backward(dy, a, b)
+    bounds = tolerance.matmul_backward(np.asarray(dy), a, b, dtype) if want.ndim > 1 and len(shape_b) > 1 else None
+    for which, (g, r) in enumerate(zip(grads[:2], reference.matmul_backward(dy, a, b)[:2], strict=True)):
+        if bounds is None:  # of vectors: few products, of sizes that the matrix bound of the absolute values covers
+            size = reference.matmul_backward(np.abs(f64(dy)), np.abs(f64(a)), np.abs(f64(b)))[which]
+            limit = tolerance.gamma(max(dy.size, 1), dtype) * size
+        else:
+            limit = bounds[which]
+        check(g, r, rounded(limit, r, dtype), f"gradient {which}")
+    assert grads[2] is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_epilogue(rng, dtype, activation):
+    for m, k, n in ((1, 40, 37), (6, 40, 200), (35, 40, 37), (35, 600, 70)):
+        a, b = normal(rng, m, k, dtype=dtype), normal(rng, k, n, dtype=dtype, scale=k**-0.5)
+        bias, residual = normal(rng, n, dtype=dtype), normal(rng, m, n, dtype=dtype)
+        options = {"bias": bias, "activation": activation, "scale": 0.7}
+        y, z = nf.matmul(a, b, residual=residual, save_preactivation=True, **options)
+        want_y, want_z = reference.matmul(a, b, residual=residual, save_preactivation=True, **options)
+        bound_z = tolerance.matmul(a, b, dtype, scale=0.7, bias=bias)
+        check(z, want_z, rounded(bound_z, want_z, dtype), "preactivation")
+        bound = tolerance.matmul(a, b, dtype, **options) + u(working(dtype)) * (np.abs(want_y) + np.abs(f64(residual)))
+        check(y, want_y, rounded(bound, want_y, dtype), f"{m} x {k} x {n}")
+        without = nf.matmul(a, b, residual=residual, **options)
+        assert same(without, y), "saving z changes y"
+
+        start = normal(rng, m, n, dtype=dtype)
+        out = start.copy()
+        assert nf.matmul(a, b, accumulate=True, out=out, **options) is out
+        want = reference.matmul(a, b, **options) + f64(start)
+        bound = tolerance.matmul(a, b, dtype, **options) + u(working(dtype)) * (np.abs(want) + np.abs(f64(start)))
+        check(out, want, rounded(bound, want, dtype), "accumulated")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_out(rng, dtype):
+    a, b = normal(rng, 2, 20, 33, dtype=dtype), normal(rng, 33, 40, dtype=dtype)
+    y = nf.matmul(a, b)
+    for how, out in layouts(np.zeros(y.shape, dtype)):
+        if how in ("read-only", "misaligned"):
+            continue
+        assert nf.matmul(a, b, out=out) is out, how
+        assert same(out, y), how
+    square = normal(rng, 40, 40, dtype=dtype)
+    want = nf.matmul(square, square)
+    assert same(nf.matmul(square, square, out=square), want), "out is an operand"
+
+
+def test_output_dtype(rng):
+    a, b = (normal(rng, 20, 20, dtype=DTYPES[3]) for _ in range(2))
+    y = nf.matmul(a, b, dtype=np.float32)
+    assert y.dtype == np.float32
+    want = reference.matmul(a, b)
+    check(y, want, rounded(tolerance.matmul(a, b, DTYPES[3]), want, np.float32), "bfloat16 to float32")
+    bias = normal(rng, 20)
+    want = reference.matmul(a, b, bias=bias)
+    bound = tolerance.matmul(a, b, DTYPES[3], bias=bias)
+    check(nf.matmul(a, b, bias=bias), want, rounded(bound, want, DTYPES[3]), "float32 bias beside bfloat16")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_nan_reaches_its_row_and_column(rng, dtype):
+    for m in (5, 40):
+        a, b = normal(rng, m, 30, dtype=dtype), normal(rng, 30, 40, dtype=dtype)
+        a[3, 7] = np.nan
+        b[8, 11] = np.inf
+        judge(a, b, "NaN and inf")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_rows_are_equal_within_their_class(rng, dtype):
+    a, b = normal(rng, 150, 530, dtype=dtype), normal(rng, 530, 75, dtype=dtype)
+    for low, high in ((1, 16), (17, 150)):
+        whole = nf.matmul(a[:high], b)
+        for m in rng.integers(low, high, 4):
+            assert same(nf.matmul(a[high - m : high], b), whole[high - m :]), (m, high)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_backward(rng, dtype, activation):
+    for shape_a, shape_b in (((30, 40), (40, 20)), ((3, 5, 21), (21, 33)), ((2, 18, 8), (2, 8, 19)), ((0, 8), (8, 3))):
+        a, b = normal(rng, *shape_a, dtype=dtype), normal(rng, *shape_b, dtype=dtype)
+        bias = normal(rng, shape_b[-1], dtype=dtype)
+        dy, z = (normal(rng, *shape_a[:-1], shape_b[-1], dtype=dtype) for _ in range(2))
+        options = {"activation": activation, "scale": 0.3}
+        given = {"bias": bias, "preactivation": None if activation is None else z}
+        grads = nf.matmul_backward(dy, a, b, **given, **options)
+        wants = reference.matmul_backward(dy, a, b, **given, **options)
+        bounds = tolerance.matmul_backward(dy, a, b, dtype, **options)
+        for which, got, want, bound in zip(("da", "db", "dbias"), grads, wants, bounds, strict=True):
+            check(got, want, rounded(bound, want, dtype), f"{which} of {shape_a} @ {shape_b}")
