@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
-
 from numformer.cli import app
 from numformer.models import GPT, GPTConfig
+from typer.testing import CliRunner
 
 TINY = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "16", "--batch", "4"]
 RUN = CliRunner()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from numformer import nn
 from numformer.nn.dropout import number_dropouts
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from gradient import along, check
-
 from numformer import nn
 from numformer.nn.dropout import number_dropouts
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from numformer.models import GPT, GPTConfig
 from numformer.models.generation import probabilities, sample
 

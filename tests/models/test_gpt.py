@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
+from gradient import along
 from numformer import nn
 from numformer.models import GPT, GPTConfig
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "layers"))
-from gradient import along
 
 SMALL: dict[str, Any] = {"vocab_size": 11, "context": 8, "layers": 2, "heads": 2, "width": 8}
 

@@ -12,9 +12,10 @@ import pytest
 torch = pytest.importorskip("torch")
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from benchmarks.torch_gpt import TorchGPT, TorchStep  # noqa: E402
 from numformer.models import GPT, GPTConfig  # noqa: E402
 from numformer.optim import AdamW, decay_groups  # noqa: E402
+
+from benchmarks.torch_gpt import TorchGPT, TorchStep  # noqa: E402
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "gpt2": {},

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from numformer.nn import Parameter
+from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
