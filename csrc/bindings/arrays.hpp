@@ -52,5 +52,8 @@ bool may_overlap(const View &a, const View &b);
 void bind_runtime(py::module_ &m);
 void bind_matmul(py::module_ &m);
 void bind_attention(py::module_ &m);
+void bind_rowwise(py::module_ &m);
+void bind_elementwise(py::module_ &m);
+void bind_optimizer(py::module_ &m);
 
 } // namespace nf::bindings

@@ -18,4 +18,7 @@ PYBIND11_MODULE(_core, m) {
     bind_runtime(m);
     bind_matmul(m);
     bind_attention(m);
+    bind_rowwise(m);
+    bind_elementwise(m);
+    bind_optimizer(m);
 }

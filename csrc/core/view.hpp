@@ -24,6 +24,8 @@ struct View {
     }
     int64_t item_size() const { return kItemSize[static_cast<int>(dtype)]; }
     bool is_contiguous() const {
+        if (size() == 0) // an empty array may have any strides
+            return true;
         int64_t expected = 1;
         for (int axis = ndim() - 1; axis >= 0; --axis) {
             if (shape[axis] != 1 && strides[axis] != expected)

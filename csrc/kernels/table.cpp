@@ -6,6 +6,15 @@ namespace nf::NUMFORMER_LEVEL {
 void fill_matmul(Kernels &);
 void fill_attention(Kernels &);
 void fill_attention_backward(Kernels &);
+void fill_ceiling(Kernels &);
+void fill_softmax(Kernels &);
+void fill_norm(Kernels &);
+void fill_activation(Kernels &);
+void fill_cross_entropy(Kernels &);
+void fill_embedding(Kernels &);
+void fill_dropout(Kernels &);
+void fill_elementwise(Kernels &);
+void fill_optimizer(Kernels &);
 
 void fill_table(Kernels &table) {
 #define NF_TEXT_OF(x) #x
@@ -14,6 +23,15 @@ void fill_table(Kernels &table) {
     fill_matmul(table);
     fill_attention(table);
     fill_attention_backward(table);
+    fill_ceiling(table);
+    fill_softmax(table);
+    fill_norm(table);
+    fill_activation(table);
+    fill_cross_entropy(table);
+    fill_embedding(table);
+    fill_dropout(table);
+    fill_elementwise(table);
+    fill_optimizer(table);
 }
 
 } // namespace nf::NUMFORMER_LEVEL

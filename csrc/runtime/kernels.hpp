@@ -52,12 +52,126 @@ struct AttentionArgs {
     double scale;
 };
 
+// Everything below reads and writes contiguous arrays.
+
+// Softmax along the middle axis of (outer, count, inner). Backward: x is the y of the forward.
+struct SoftmaxArgs {
+    const void *x, *dy;
+    void *out;
+    int64_t outer, count, inner;
+};
+
+// Layer norm (centred) and RMS norm of rows. Statistics are float, or double for double.
+struct NormArgs {
+    const void *x, *weight, *bias; // weight and bias may be null
+    void *out, *mean, *rstd;       // forward: mean and rstd may be null; backward reads them, out is dx
+    const void *dy, *residual;     // backward only; residual may be null
+    void *dweight, *dbias;         // backward only; may be null
+    int64_t rows, columns;
+    double eps;
+    bool centred;
+};
+
+struct ActivationArgs {
+    const void *x, *dy; // dy: backward only
+    void *out;
+    int64_t count;
+    Activation activation;
+};
+
+// Integers, int32 or int64, that were checked to be in range.
+struct Integers {
+    const void *data;
+    bool wide;
+};
+
+struct CrossEntropyArgs {
+    const void *logits;
+    Integers targets;
+    void *loss, *lse;    // (rows,), float or double; the forward writes both, the backward reads lse
+    const void *dloss;   // backward: one a row or, with dloss_stride 0, one for all
+    int64_t dloss_stride;
+    void *out;           // dlogits, may be logits
+    int64_t rows, columns, ignore_index;
+    double label_smoothing, weight; // weight multiplies dloss
+};
+
+struct EmbeddingArgs {
+    const void *rows; // forward: the table; backward: dy
+    Integers ids;
+    void *out;
+    DType out_type; // backward: the type of rows, or float32
+    int64_t count, vocabulary, columns, item_size;
+    bool accumulate;
+};
+
+// out = x where kept / (1 - p) + residual, see core/philox.hpp; word >= limit * 2^8 is kept.
+struct DropoutArgs {
+    const void *x, *residual;
+    void *out;
+    int64_t samples, elements;
+    uint32_t seed, layer, step, sample, limit;
+    double factor;
+};
+
+struct AddArgs {
+    const void *a, *b;
+    void *out;
+    int64_t count;
+};
+
+struct SumRowsArgs {
+    const void *x;
+    void *out;
+    DType out_type; // that of x, or float32
+    int64_t rows, columns;
+    bool accumulate;
+};
+
+// Updates over lists of arrays: arrays[i] of sizes[i] elements. Constants of the rule are in `c`, see kernels/optimizer.cpp.
+struct UpdateArgs {
+    int64_t arrays;
+    const int64_t *sizes;
+    void *const *values;
+    const void *const *grads;
+    void *const *first, *const *second; // momenta; m and v
+    double grad_scale, c[8];
+    bool nesterov;
+};
+
+struct NormOfListArgs {
+    int64_t arrays;
+    const int64_t *sizes;
+    const void *const *data;
+    double *sum_of_squares;
+};
+
 // All return false when memory ran out.
 struct Kernels {
     const char *level;
     bool (*matmul[kFloatTypes])(const MatmulArgs &args);
     bool (*attention[kFloatTypes])(const AttentionArgs &args);
     bool (*attention_backward[kFloatTypes])(const AttentionArgs &args);
+    // The machine's ceilings: floating-point operations done in `rounds`; a sum over memory, read as 16 streams.
+    double (*multiply_adds_f32)(int64_t rounds);
+    double (*multiply_adds_f64)(int64_t rounds);
+    float (*read_streams)(const float *x, int64_t count);
+    bool (*softmax[kFloatTypes])(const SoftmaxArgs &args);
+    bool (*softmax_backward[kFloatTypes])(const SoftmaxArgs &args);
+    bool (*norm[kFloatTypes])(const NormArgs &args);
+    bool (*norm_backward[kFloatTypes])(const NormArgs &args);
+    bool (*activation[kFloatTypes])(const ActivationArgs &args);
+    bool (*activation_backward[kFloatTypes])(const ActivationArgs &args);
+    bool (*cross_entropy[kFloatTypes])(const CrossEntropyArgs &args);
+    bool (*cross_entropy_backward[kFloatTypes])(const CrossEntropyArgs &args);
+    bool (*embedding)(const EmbeddingArgs &args);
+    bool (*embedding_backward[kFloatTypes])(const EmbeddingArgs &args);
+    bool (*dropout[kFloatTypes])(const DropoutArgs &args);
+    bool (*add[kFloatTypes])(const AddArgs &args);
+    bool (*sum_rows[kFloatTypes])(const SumRowsArgs &args);
+    bool (*sgd_update[2])(const UpdateArgs &args); // float32 and float64 only
+    bool (*adamw_update[2])(const UpdateArgs &args);
+    bool (*sum_of_squares[kFloatTypes])(const NormOfListArgs &args);
 };
 
 namespace runtime {

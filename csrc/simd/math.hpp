@@ -34,10 +34,10 @@ NF_INLINE Vec<double> scale_by_power(Vec<double> v, Vec<double> n) {
 #endif
 }
 
-// 2^f for f in [-1/2, 1/2], with value 1 at 0: (2^f - 1) / f interpolated at Chebyshev nodes in 60 digits. The relative error is
-// 9e-9 (0.15 ulp) for float with degree 6 and 2e-17 for double with degree 12 (tools/fit_polynomials.py).
+// 2^f for f in [-1/2, 1/2], with value 1 at 0: (2^f - 1) / f interpolated at Chebyshev nodes in 60 digits. The relative
+// error is 9e-9 (0.15 ulp) for float with degree 6 and 2e-17 for double with degree 12 (tools/fit_polynomials.py).
 NF_INLINE Vec<float> exp2_fraction(Vec<float> f) {
-    static constexpr float p[] = {1.0f,           0.69314718802622f,   0.24022650760568f, 0.055503571142190f,
+    static constexpr float p[] = {1.0f,           0.69314718802622f, 0.24022650760568f, 0.055503571142190f,
                                   0.00961808255f, 0.00133908633646f, 0.00015453162945f};
     return polynomial(f, p);
 }
@@ -58,8 +58,10 @@ NF_INLINE Vec<double> exp2_fraction(Vec<double> f) {
     return polynomial(f, p);
 }
 
-NF_INLINE Vec<float> round_to_whole(Vec<float> v) { return (v + 12582912.0f) - 12582912.0f; }                 // |v| < 2^22
-NF_INLINE Vec<double> round_to_whole(Vec<double> v) { return (v + 6755399441055744.0) - 6755399441055744.0; } // |v| < 2^51
+NF_INLINE Vec<float> round_to_whole(Vec<float> v) { return (v + 12582912.0f) - 12582912.0f; } // |v| < 2^22
+NF_INLINE Vec<double> round_to_whole(Vec<double> v) {
+    return (v + 6755399441055744.0) - 6755399441055744.0;
+} // |v| < 2^51
 
 // Beyond these exponents of two a result is 0 or inf anyway; clamping keeps the whole part within an int.
 template <class T> struct ExpConstants;
@@ -80,8 +82,8 @@ template <class T> NF_INLINE Vec<T> exp2_of(Vec<T> x) {
     return scale_by_power(exp2_fraction(clamped - whole), whole);
 }
 
-// e^(x - tail) for |tail| much smaller than 1 + |x|: 2^n e^r with r = x - n ln 2 - tail, n ln 2 subtracted in two parts (Cody
-// and Waite), |r| <= ln(2) / 2. At most 2 ulp. (A tail of 0 costs nothing: x - 0 is x, which x + 0 is not.)
+// e^(x - tail) for |tail| much smaller than 1 + |x|: 2^n e^r with r = x - n ln 2 - tail, n ln 2 subtracted in two parts
+// (Cody and Waite), |r| <= ln(2) / 2. At most 2 ulp. (A tail of 0 costs nothing: x - 0 is x, which x + 0 is not.)
 template <class T> NF_INLINE Vec<T> exp_of_difference(Vec<T> x, Vec<T> tail) {
     using C = ExpConstants<T>;
     const Vec<T> exponent = (x - tail) * C::log2e;
@@ -112,32 +114,30 @@ template <class T> NF_INLINE Vec<T> sigmoid_of(Vec<T> x) {
 
 template <class T> struct NormalConstants;
 template <> struct NormalConstants<float> {
-    // From here on the density is below half of the smallest number; the bits of a float that a half-length factor keeps.
+    // From here on the density is below half of the smallest number; the bits of a float that a half-length factor
+    // keeps.
     static constexpr float end = 15.0f;
     static constexpr uint32_t upper_half = 0xfffff000u;
     // Phi(-a) = e^(-a^2 / 2) t P(t - 1/2), t = 1 / (1 + p a): relative error 3.0e-8 (tools/fit_polynomials.py).
     static constexpr float p = 0.3f;
-    static constexpr float tail[] = {0.2219706134f, 0.3291589798f, 0.3461987526f, 0.2220820552f,
-                                      0.02906066571f, -0.07754212451f, -0.03652679186f, 0.03591094015f,
-                                      0.01997109974f, -0.02098466936f};
+    static constexpr float tail[] = {0.2219706134f,   0.3291589798f,   0.3461987526f,  0.2220820552f,  0.02906066571f,
+                                     -0.07754212451f, -0.03652679186f, 0.03591094015f, 0.01997109974f, -0.02098466936f};
 };
 template <> struct NormalConstants<double> {
     static constexpr double end = 40.0;
     static constexpr uint64_t upper_half = 0xfffffffff8000000u;
     static constexpr double p = 0.25; // relative error 1.9e-16
     static constexpr double tail[] = {
-        0.1888212826039378696, 0.30394832098594588212, 0.38713740074221933516,
-        0.37304371591938678453, 0.24158629956270661743, 0.060321511725000134697,
-        -0.055675077788864952988, -0.052186190159378834068, 0.0085340319861493940437,
-        0.029580137491196293114, -0.00048840791191676685536, -0.017993838063747995457,
-        0.0007320891725289882515, 0.012122139005243482364, -0.0025599619053034640233,
-        -0.0083564244111920861042, 0.0043178902422625409636, 0.0050665777368995983345,
-        -0.0050034854090775501766, -0.0019454217516156640438, 0.0036638629969135722391,
-        5.3230736121508290816e-6, -0.0010475928719220566655};
+        0.1888212826039378696,    0.30394832098594588212,   0.38713740074221933516,     0.37304371591938678453,
+        0.24158629956270661743,   0.060321511725000134697,  -0.055675077788864952988,   -0.052186190159378834068,
+        0.0085340319861493940437, 0.029580137491196293114,  -0.00048840791191676685536, -0.017993838063747995457,
+        0.0007320891725289882515, 0.012122139005243482364,  -0.0025599619053034640233,  -0.0083564244111920861042,
+        0.0043178902422625409636, 0.0050665777368995983345, -0.0050034854090775501766,  -0.0019454217516156640438,
+        0.0036638629969135722391, 5.3230736121508290816e-6, -0.0010475928719220566655};
 };
 
-// e^(-a^2 / 2) for 0 <= a <= end. The rounding of a^2 alone would cost a^2 / 2 ulp, so a is cut into two halves, h + l = a:
-// h^2 is exact and a^2 = h^2 + l (a + h).
+// e^(-a^2 / 2) for 0 <= a <= end. The rounding of a^2 alone would cost a^2 / 2 ulp, so a is cut into two halves, h + l
+// = a: h^2 is exact and a^2 = h^2 + l (a + h).
 template <class T> NF_INLINE Vec<T> gaussian(Vec<T> a) {
     typedef typename VecOf<T>::bits Bits;
     const Vec<T> h = (Vec<T>)((Bits)a & NormalConstants<T>::upper_half);

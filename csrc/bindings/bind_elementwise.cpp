@@ -1,0 +1,157 @@
+#include "bindings/scalars.hpp"
+#include "ops/elementwise.hpp"
+
+namespace nf::bindings {
+namespace {
+
+py::object activation(const char *name, Activation kind, py::handle x_object) {
+    const Input x = float_input(name, "x", x_object);
+    Input y = allocate(x.view.shape, x.view.dtype);
+    {
+        py::gil_scoped_release release;
+        ops::run_activation(name, kind, x.view, y.view);
+    }
+    return y.array;
+}
+
+py::object activation_backward(const char *name, Activation kind, py::handle dy_object, py::handle x_object) {
+    const Input dy = float_input(name, "dy", dy_object);
+    const Input x = float_input(name, "x", x_object, dy.view.dtype);
+    ops::require_shape(name, "x", x.view, dy.view.shape);
+    Input dx = allocate(x.view.shape, x.view.dtype);
+    {
+        py::gil_scoped_release release;
+        ops::run_activation_backward(name, kind, dy.view, x.view, dx.view);
+    }
+    return dx.array;
+}
+
+Activation gelu_kind(const char *name, py::handle approximate) {
+    const std::string value = text(name, "approximate", approximate);
+    if (value == "none")
+        return Activation::gelu;
+    if (value == "tanh")
+        return Activation::gelu_tanh;
+    fail_value(name, "approximate must be 'none' or 'tanh', got '" + value + "'");
+}
+
+py::object add(py::handle a_object, py::handle b_object) {
+    const char *name = "add";
+    const Input a = float_input(name, "a", a_object);
+    const Input b = float_input(name, "b", b_object, a.view.dtype);
+    ops::require_shape(name, "b", b.view, a.view.shape);
+    Input out = allocate(a.view.shape, a.view.dtype);
+    {
+        py::gil_scoped_release release;
+        ops::run_add(a.view, b.view, out.view);
+    }
+    return out.array;
+}
+
+// `out` of a sum: the dtype of what is summed, or float32 for a 16-bit one.
+std::optional<Input> sum_output(const char *name, py::handle object, DType dtype, bool accumulate) {
+    if (object.is_none()) {
+        if (accumulate)
+            fail_value(name, "accumulate=True needs out");
+        return std::nullopt;
+    }
+    Input out = output(name, "out", object);
+    if (out.view.dtype != DType::f32 || dtype == DType::f64)
+        require_same_dtype(name, "out", out.view, dtype);
+    return out;
+}
+
+py::object sum_rows(py::handle x_object, py::handle accumulate_object, py::handle out_object) {
+    const char *name = "sum_rows";
+    const Input x = float_input(name, "x", x_object);
+    ops::require_axes(name, "x", x.view, 1);
+    const bool accumulate = boolean(name, "accumulate", accumulate_object);
+    const Shape shape = {x.view.shape.back()};
+    const std::optional<Input> given = sum_output(name, out_object, x.view.dtype, accumulate);
+    if (given)
+        ops::require_shape(name, "out", given->view, shape);
+    Result result = given ? Result(*given, accumulate, {&x.view}) : Result(allocate(shape, x.view.dtype));
+    {
+        py::gil_scoped_release release;
+        ops::run_sum_rows(x.view, accumulate, result.view());
+    }
+    return result.finish();
+}
+
+py::object embedding(py::handle weight_object, py::handle ids_object) {
+    const Input weight = float_input("embedding", "weight", weight_object);
+    const Input ids = input("embedding", "ids", ids_object, Layout::contiguous);
+    Input out = allocate(ops::check_embedding(weight.view, ids.view), weight.view.dtype);
+    {
+        py::gil_scoped_release release;
+        ops::run_embedding(weight.view, ids.view, out.view);
+    }
+    return out.array;
+}
+
+py::object embedding_backward(py::handle dy_object, py::handle ids_object, py::handle num_embeddings,
+                              py::handle accumulate_object, py::handle out_object) {
+    const char *name = "embedding_backward";
+    const Input dy = float_input(name, "dy", dy_object);
+    const Input ids = input(name, "ids", ids_object, Layout::contiguous);
+    const bool accumulate = boolean(name, "accumulate", accumulate_object);
+    const Shape shape =
+        ops::check_embedding_backward(dy.view, ids.view, integer(name, "num_embeddings", num_embeddings));
+    const std::optional<Input> given = sum_output(name, out_object, dy.view.dtype, accumulate);
+    if (given)
+        ops::require_shape(name, "out", given->view, shape);
+    Result result = given ? Result(*given, accumulate, {&dy.view, &ids.view}) : Result(allocate(shape, dy.view.dtype));
+    {
+        py::gil_scoped_release release;
+        ops::run_embedding_backward(dy.view, ids.view, accumulate, result.view());
+    }
+    return result.finish();
+}
+
+py::object dropout(const char *name, const char *argument, py::handle x_object, py::handle p, py::handle seed,
+                   py::handle layer, py::handle step, py::handle sample, py::handle residual_object) {
+    const Input x = float_input(name, argument, x_object);
+    const std::optional<Input> residual = optional_float_input(name, "residual", residual_object, x.view.dtype);
+    const ops::Dropout call{name,
+                            number(name, "p", p),
+                            integer(name, "seed", seed),
+                            integer(name, "layer", layer),
+                            integer(name, "step", step),
+                            integer(name, "sample", sample)};
+    call.check(x.view, pointer_to(residual));
+    Input out = allocate(x.view.shape, x.view.dtype);
+    {
+        py::gil_scoped_release release;
+        call.run(x.view, pointer_to(residual), out.view);
+    }
+    return out.array;
+}
+
+} // namespace
+
+void bind_elementwise(py::module_ &m) {
+    m.def("relu", [](py::handle x) { return activation("relu", Activation::relu, x); });
+    m.def("silu", [](py::handle x) { return activation("silu", Activation::silu, x); });
+    m.def("gelu",
+          [](py::handle x, py::handle approximate) { return activation("gelu", gelu_kind("gelu", approximate), x); });
+    m.def("relu_backward",
+          [](py::handle dy, py::handle x) { return activation_backward("relu_backward", Activation::relu, dy, x); });
+    m.def("silu_backward",
+          [](py::handle dy, py::handle x) { return activation_backward("silu_backward", Activation::silu, dy, x); });
+    m.def("gelu_backward", [](py::handle dy, py::handle x, py::handle approximate) {
+        return activation_backward("gelu_backward", gelu_kind("gelu_backward", approximate), dy, x);
+    });
+    m.def("add", &add);
+    m.def("sum_rows", &sum_rows);
+    m.def("embedding", &embedding);
+    m.def("embedding_backward", &embedding_backward);
+    m.def("dropout",
+          [](py::handle x, py::handle p, py::handle seed, py::handle layer, py::handle step, py::handle sample,
+             py::handle residual) { return dropout("dropout", "x", x, p, seed, layer, step, sample, residual); });
+    m.def("dropout_backward",
+          [](py::handle dy, py::handle p, py::handle seed, py::handle layer, py::handle step, py::handle sample) {
+              return dropout("dropout_backward", "dy", dy, p, seed, layer, step, sample, py::none());
+          });
+}
+
+} // namespace nf::bindings

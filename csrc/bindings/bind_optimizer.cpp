@@ -1,0 +1,91 @@
+#include "bindings/scalars.hpp"
+#include "ops/optimizer.hpp"
+
+namespace nf::bindings {
+namespace {
+
+enum class Access { read, write };
+
+// The views of a list of arrays of one dtype. Arrays that are written must be contiguous; others are copied if they are
+// not, and `keep` holds on to them.
+std::vector<View> list(const char *operation, const char *name, py::handle objects, Access access, bool update,
+                       std::optional<DType> &dtype, std::vector<Input> &keep) {
+    if (!py::isinstance<py::iterable>(objects) || py::isinstance<py::array>(objects))
+        fail_type(operation, std::string(name) + " must be a list of arrays, got " + type_name(objects));
+    std::vector<View> views;
+    for (const py::handle object : objects) {
+        const std::string argument = std::string(name) + "[" + std::to_string(views.size()) + "]";
+        Input array = access == Access::write ? output(operation, argument.c_str(), object)
+                                              : input(operation, argument.c_str(), object, Layout::contiguous);
+        require_float(operation, argument.c_str(), array.view);
+        if (update && array.view.dtype != DType::f32 && array.view.dtype != DType::f64)
+            fail_type(operation, argument + " must have dtype float32 or float64, got " + name_of(array.view.dtype));
+        if (dtype && array.view.dtype != *dtype)
+            fail_type(operation, argument + " must have the dtype of the first array, " + name_of(*dtype) + ", got " +
+                                     name_of(array.view.dtype));
+        if (!array.view.is_contiguous())
+            fail_value(operation, argument + " must be C-contiguous, it is updated in place");
+        dtype = array.view.dtype;
+        views.push_back(array.view);
+        keep.push_back(std::move(array));
+    }
+    return views;
+}
+
+void sgd_update(py::handle values, py::handle grads, py::handle momenta, py::handle lr, py::handle momentum,
+                py::handle nesterov, py::handle weight_decay, py::handle grad_scale) {
+    const char *name = "sgd_update";
+    std::optional<DType> dtype;
+    std::vector<Input> keep;
+    ops::Lists lists;
+    lists.values = list(name, "values", values, Access::write, true, dtype, keep);
+    lists.grads = list(name, "grads", grads, Access::read, true, dtype, keep);
+    if (!momenta.is_none())
+        lists.first = list(name, "momenta", momenta, Access::write, true, dtype, keep);
+    const ops::Sgd rule{number(name, "lr", lr), number(name, "momentum", momentum),
+                        number(name, "weight_decay", weight_decay), number(name, "grad_scale", grad_scale),
+                        boolean(name, "nesterov", nesterov)};
+    rule.check(lists, !momenta.is_none());
+    py::gil_scoped_release release;
+    rule.run(lists);
+}
+
+void adamw_update(py::handle values, py::handle grads, py::handle m, py::handle v, py::handle lr, py::handle beta1,
+                  py::handle beta2, py::handle eps, py::handle weight_decay, py::handle step, py::handle grad_scale) {
+    const char *name = "adamw_update";
+    std::optional<DType> dtype;
+    std::vector<Input> keep;
+    ops::Lists lists;
+    lists.values = list(name, "values", values, Access::write, true, dtype, keep);
+    lists.grads = list(name, "grads", grads, Access::read, true, dtype, keep);
+    lists.first = list(name, "m", m, Access::write, true, dtype, keep);
+    lists.second = list(name, "v", v, Access::write, true, dtype, keep);
+    const ops::AdamW rule{number(name, "lr", lr),
+                          number(name, "beta1", beta1),
+                          number(name, "beta2", beta2),
+                          number(name, "eps", eps),
+                          number(name, "weight_decay", weight_decay),
+                          number(name, "grad_scale", grad_scale),
+                          integer(name, "step", step)};
+    rule.check(lists);
+    py::gil_scoped_release release;
+    rule.run(lists);
+}
+
+double global_norm(py::handle arrays) {
+    std::optional<DType> dtype;
+    std::vector<Input> keep;
+    const std::vector<View> views = list("global_norm", "arrays", arrays, Access::read, false, dtype, keep);
+    py::gil_scoped_release release;
+    return ops::run_global_norm(views);
+}
+
+} // namespace
+
+void bind_optimizer(py::module_ &m) {
+    m.def("sgd_update", &sgd_update);
+    m.def("adamw_update", &adamw_update);
+    m.def("global_norm", &global_norm);
+}
+
+} // namespace nf::bindings

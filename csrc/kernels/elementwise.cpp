@@ -1,0 +1,53 @@
+// add: out = a + b.   sum_rows: out_j (+)= sum_i x_ij, in chunks of kChunkRows rows whose sums are added in order.
+#include "kernels/rows.hpp"
+
+namespace nf::NUMFORMER_LEVEL {
+namespace {
+
+template <class T> bool add(const AddArgs &args) {
+    typedef Acc<T> A;
+    const T *a = static_cast<const T *>(args.a), *b = static_cast<const T *>(args.b);
+    T *out = static_cast<T *>(args.out);
+    parallel_ranges(args.count, kGrain, [&](int64_t begin, int64_t end) {
+        for_each_vector<A>(end - begin, [&](int64_t i, int n) {
+            const int64_t at = begin + i;
+            store_some(out + at, load_some(a + at, n) + load_some(b + at, n), n);
+        });
+    });
+    return true;
+}
+
+template <class T> bool sum_rows(const SumRowsArgs &args) {
+    typedef Acc<T> A;
+    constexpr int64_t kStrip = 1024; // columns: their sums stay in L1
+    const int64_t columns = args.columns;
+    const int64_t chunks = ceil_div(args.rows, kChunkRows), strips = ceil_div(columns, kStrip);
+    Scratch<A> partial(chunks * columns);
+    if (!partial)
+        return false;
+    tasks_of_work(chunks * strips, args.rows * columns, [&](int64_t task) {
+        const int64_t chunk = task / strips, first = task % strips * kStrip;
+        const int64_t width = smaller(kStrip, columns - first), last = smaller(args.rows, (chunk + 1) * kChunkRows);
+        A *sum = partial.data + chunk * columns + first;
+        memset(static_cast<void *>(sum), 0, size_t(width) * sizeof(A));
+        for (int64_t row = chunk * kChunkRows; row < last; ++row) {
+            const T *x = static_cast<const T *>(args.x) + row * columns + first;
+            for_each_vector<A>(
+                width, [&](int64_t j, int n) { store_some(sum + j, load_some(sum + j, n) + load_some(x + j, n), n); });
+        }
+    });
+    if (sizeof(T) == 2 && args.out_type == DType::f32)
+        add_partials<A>(chunks, columns, partial.data, columns, static_cast<A *>(args.out), args.accumulate);
+    else
+        add_partials<A>(chunks, columns, partial.data, columns, static_cast<T *>(args.out), args.accumulate);
+    return true;
+}
+
+} // namespace
+
+void fill_elementwise(Kernels &table) {
+    NF_FILL(add, add);
+    NF_FILL(sum_rows, sum_rows);
+}
+
+} // namespace nf::NUMFORMER_LEVEL

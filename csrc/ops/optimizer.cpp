@@ -1,0 +1,153 @@
+#include "ops/optimizer.hpp"
+
+#include "core/error.hpp"
+#include "runtime/profiler.hpp"
+
+#include <cmath>
+
+namespace nf::ops {
+namespace {
+
+void check_like(const char *operation, const char *name, const std::vector<View> &list,
+                const std::vector<View> &values) {
+    if (list.size() != values.size())
+        fail_value(operation, std::string(name) + " must have " + std::to_string(values.size()) +
+                                  " arrays, as values, got " + std::to_string(list.size()));
+    for (size_t i = 0; i < list.size(); ++i) {
+        const std::string argument = std::string(name) + "[" + std::to_string(i) + "]";
+        require_shape(operation, argument.c_str(), list[i], values[i].shape);
+    }
+}
+
+void require_not_negative(const char *operation, const char *argument, double value) {
+    require_finite(operation, argument, value);
+    if (value < 0)
+        fail_value(operation, std::string(argument) + " must not be negative, got " + std::to_string(value));
+}
+
+void require_below_one(const char *operation, const char *argument, double value) {
+    if (!(value >= 0 && value < 1))
+        fail_value(operation, std::string(argument) + " must be in [0, 1), got " + std::to_string(value));
+}
+
+// The pointers that the kernel's arguments point to.
+struct Pointers {
+    std::vector<int64_t> sizes;
+    std::vector<void *> values, first, second;
+    std::vector<const void *> grads;
+    double elements = 0;
+
+    explicit Pointers(const Lists &lists) {
+        for (size_t i = 0; i < lists.values.size(); ++i) {
+            sizes.push_back(lists.values[i].size());
+            elements += static_cast<double>(sizes.back());
+            values.push_back(lists.values[i].data);
+            grads.push_back(lists.grads[i].data);
+        }
+        for (const View &view : lists.first)
+            first.push_back(view.data);
+        for (const View &view : lists.second)
+            second.push_back(view.data);
+    }
+
+    UpdateArgs args() const {
+        UpdateArgs result{};
+        result.arrays = static_cast<int64_t>(values.size());
+        result.sizes = sizes.data();
+        result.values = values.data();
+        result.grads = grads.data();
+        result.first = first.empty() ? nullptr : first.data();
+        result.second = second.empty() ? nullptr : second.data();
+        return result;
+    }
+};
+
+} // namespace
+
+void Sgd::check(const Lists &lists, bool has_momenta) const {
+    const char *operation = "sgd_update";
+    check_like(operation, "grads", lists.grads, lists.values);
+    if (has_momenta)
+        check_like(operation, "momenta", lists.first, lists.values);
+    else if (momentum != 0)
+        fail_value(operation, "momenta must be given with momentum " + std::to_string(momentum) + ", got None");
+    require_finite(operation, "lr", lr);
+    require_below_one(operation, "momentum", momentum);
+    require_not_negative(operation, "weight_decay", weight_decay);
+    require_finite(operation, "grad_scale", grad_scale);
+    if (nesterov && momentum == 0)
+        fail_value(operation, "nesterov needs a momentum above 0, got 0");
+}
+
+void Sgd::run(const Lists &lists) const {
+    if (lists.values.empty())
+        return;
+    const Pointers pointers(lists);
+    UpdateArgs args = pointers.args();
+    args.c[0] = lr;
+    args.c[1] = momentum;
+    args.c[2] = weight_decay;
+    args.grad_scale = grad_scale;
+    args.nesterov = nesterov;
+    const DType dtype = lists.values[0].dtype;
+    profiler::Scope scope("sgd_update", {static_cast<int64_t>(pointers.elements)}, 6 * pointers.elements,
+                          (args.first ? 5 : 3) * pointers.elements * static_cast<double>(kItemSize[int(dtype)]));
+    require_memory(runtime::kernels().sgd_update[int(dtype)](args));
+}
+
+void AdamW::check(const Lists &lists) const {
+    const char *operation = "adamw_update";
+    check_like(operation, "grads", lists.grads, lists.values);
+    check_like(operation, "m", lists.first, lists.values);
+    check_like(operation, "v", lists.second, lists.values);
+    require_finite(operation, "lr", lr);
+    require_below_one(operation, "beta1", beta1);
+    require_below_one(operation, "beta2", beta2);
+    require_not_negative(operation, "eps", eps);
+    require_not_negative(operation, "weight_decay", weight_decay);
+    require_finite(operation, "grad_scale", grad_scale);
+    if (step < 1)
+        fail_value(operation, "step must be 1 or more, got " + std::to_string(step));
+}
+
+void AdamW::run(const Lists &lists) const {
+    if (lists.values.empty())
+        return;
+    const Pointers pointers(lists);
+    UpdateArgs args = pointers.args();
+    const double t = static_cast<double>(step);
+    args.c[0] = beta1;
+    args.c[1] = 1 - beta1;
+    args.c[2] = beta2;
+    args.c[3] = 1 - beta2;
+    args.c[4] = 1 - lr * weight_decay;
+    args.c[5] = lr / (1 - std::pow(beta1, t));
+    args.c[6] = 1 / std::sqrt(1 - std::pow(beta2, t));
+    args.c[7] = eps;
+    args.grad_scale = grad_scale;
+    const DType dtype = lists.values[0].dtype;
+    profiler::Scope scope("adamw_update", {static_cast<int64_t>(pointers.elements)}, 14 * pointers.elements,
+                          7 * pointers.elements * static_cast<double>(kItemSize[int(dtype)]));
+    require_memory(runtime::kernels().adamw_update[int(dtype)](args));
+}
+
+double run_global_norm(const std::vector<View> &arrays) {
+    if (arrays.empty())
+        return 0;
+    std::vector<int64_t> sizes;
+    std::vector<const void *> data;
+    double elements = 0, sum = 0;
+    for (const View &view : arrays) {
+        sizes.push_back(view.size());
+        data.push_back(view.data);
+        elements += static_cast<double>(view.size());
+    }
+    const DType dtype = arrays[0].dtype;
+    const NormOfListArgs args{static_cast<int64_t>(arrays.size()), sizes.data(), data.data(), &sum};
+    profiler::Scope scope("global_norm", {static_cast<int64_t>(elements)}, 2 * elements,
+                          elements * static_cast<double>(kItemSize[int(dtype)]));
+    require_memory(runtime::kernels().sum_of_squares[int(dtype)](args));
+    return std::sqrt(sum);
+}
+
+} // namespace nf::ops

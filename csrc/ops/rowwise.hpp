@@ -1,0 +1,45 @@
+// Softmax, layer norm, RMS norm and cross-entropy: checks, then the kernel. All views are contiguous and of one dtype;
+// outputs were allocated with the shapes that the checks give. The `run_` functions need no Python.
+#pragma once
+#include "ops/check.hpp"
+
+namespace nf::ops {
+
+// Axis from 0, checked.
+int softmax_axis(const char *operation, const View &x, int64_t axis);
+void run_softmax(const View &x, int axis, const View &out);
+void run_softmax_backward(const View &dy, const View &y, int axis, const View &dx);
+
+// Null pointers stand for what there is not.
+struct Norm {
+    const char *operation;
+    bool centred;
+    const View *x = nullptr, *weight = nullptr, *bias = nullptr, *mean = nullptr, *rstd = nullptr;
+    const View *dy = nullptr, *residual = nullptr, *dweight = nullptr, *dbias = nullptr;
+    double eps = 0;
+
+    void check() const;
+    void run(const View &out) const;         // also writes mean and rstd, if given
+    void run_backward(const View &dx) const; // also writes dweight and dbias, if given
+};
+
+enum class Reduction { mean, sum, none };
+Reduction reduction_from(const char *operation, const std::string &name);
+
+struct CrossEntropy {
+    const char *operation;
+    View logits, targets;
+    int64_t ignore_index;
+    double label_smoothing;
+    Reduction reduction;
+    int64_t used = 0; // targets that are not ignored, set by check()
+
+    void check();
+    Shape loss_shape() const { return reduction == Reduction::none ? targets.shape : Shape{}; }
+    void run(const View &row_losses, const View &lse) const;
+    // The sum over rows, in order and in double; divided by `used` for the mean.
+    double reduce(const View &row_losses) const;
+    void run_backward(const View &dloss, const View &lse, const View &out) const;
+};
+
+} // namespace nf::ops

@@ -1,0 +1,59 @@
+"""Softmax along one axis."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from numformer import _core
+
+Array = NDArray[Any]
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    r"""Softmax, :math:`y_i = e^{x_i} / \sum_j e^{x_j}`, with the maximum taken off first so that nothing overflows.
+
+    Parameters
+    ----------
+    x : array
+        float32, float64, float16 or bfloat16, at least one axis.
+    axis : int
+        Along which the results sum to 1.
+
+    Returns
+    -------
+    array
+        Shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not an array of one of these dtypes, or `axis` not an integer.
+    ValueError
+        If `x` has no such axis.
+    """
+    return _core.softmax(x, axis)
+
+
+def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
+    r"""Gradient of `softmax`: :math:`dx = y (dy - \sum_j dy_j y_j)`.
+
+    Parameters
+    ----------
+    dy, y : arrays
+        Gradient of the result, and the result itself; of one shape and dtype.
+    axis : int
+        As in `softmax`.
+
+    Returns
+    -------
+    array
+        dx.
+
+    Raises
+    ------
+    TypeError
+        If dtypes differ or are unknown.
+    ValueError
+        If shapes differ or there is no such axis.
+    """
+    return _core.softmax_backward(dy, y, axis)

@@ -1,0 +1,118 @@
+"""Steps of the optimizers, in place, and the norm that clipping needs."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from numformer import _core
+
+Array = NDArray[Any]
+
+
+def sgd_update(
+    values: Sequence[Array],
+    grads: Sequence[Array],
+    momenta: Sequence[Array] | None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step of stochastic gradient descent on all arrays of a list, in place.
+
+    With g = grad_scale * grad + weight_decay * value: u = momentum * u + g; value -= lr * u, or with `nesterov`
+    value -= lr * (g + momentum * u). Without momenta value -= lr * g.
+
+    Parameters
+    ----------
+    values, grads : lists of arrays
+        C-contiguous, all of one dtype, float32 or float64; ``grads[i]`` has the shape of ``values[i]``.
+    momenta : list of arrays or None
+        u, zeros before the first step; None without momentum.
+    lr, weight_decay, grad_scale : float
+        `grad_scale` multiplies each gradient first, which is how clipping costs no pass of its own.
+    momentum : float
+        In [0, 1).
+    nesterov : bool
+        Needs a momentum above 0.
+
+    Raises
+    ------
+    TypeError
+        If dtypes differ or are not float32 or float64.
+    ValueError
+        If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of range.
+
+    References
+    ----------
+    B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
+    I. Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013 (Nesterov's form).
+    """
+    _core.sgd_update(values, grads, momenta, lr, momentum, nesterov, weight_decay, grad_scale)
+
+
+def adamw_update(
+    values: Sequence[Array],
+    grads: Sequence[Array],
+    m: Sequence[Array],
+    v: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    step: int,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step of AdamW on all arrays of a list, in place, in one pass.
+
+    With g = grad_scale * grad: m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g^2;
+    value = (1 - lr * weight_decay) * value - lr * (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps).
+
+    Parameters
+    ----------
+    values, grads, m, v : lists of arrays
+        C-contiguous, all of one dtype, float32 or float64, and of equal shapes; m and v are zeros before the first step.
+    lr, beta1, beta2, eps, weight_decay, grad_scale : float
+        beta1 and beta2 in [0, 1).
+    step : int
+        Number of this step, the first is 1.
+
+    Raises
+    ------
+    TypeError
+        If dtypes differ or are not float32 or float64.
+    ValueError
+        If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of range.
+
+    References
+    ----------
+    D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015.
+    I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+    """
+    _core.adamw_update(values, grads, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
+
+
+def global_norm(arrays: Iterable[Array]) -> float:
+    """Euclidean norm of all elements of all arrays, as one vector.
+
+    Parameters
+    ----------
+    arrays : list of arrays
+        All of one float dtype. Squares are summed in float64, in an order that does not depend on the threads.
+
+    Returns
+    -------
+    float
+        0.0 for an empty list.
+
+    Raises
+    ------
+    TypeError
+        If dtypes differ or are unknown.
+    """
+    return float(_core.global_norm(arrays))
