@@ -102,6 +102,9 @@ def test_resume(tmp_path: Path, text: Path) -> None:
     assert result.exit_code == 0, result.output
     steps = [line.split(",")[0] for line in (tmp_path / "run" / "log.csv").read_text().splitlines()]
     assert steps == ["step", "1", "3", "5"]
+    over = RUN.invoke(app, [*common, "--steps", "5", "--resume"])
+    assert over.exit_code == 2
+    assert "steps must be above the 5" in over.stderr
     wrong = RUN.invoke(app, [*common, "--steps", "5", "--resume", "--width", "8"])
     assert wrong.exit_code == 2
     assert "must have shape" in wrong.stderr

@@ -123,6 +123,8 @@ class Trainer:
         if self.checkpoint is None:
             raise ValueError("Trainer: resume needs out_dir, got None")
         self.step = int(load_checkpoint(self.checkpoint, self.model, self.optimizer)["step"])
+        if self.step >= self.steps:
+            raise ValueError(f"Trainer: steps must be above the {self.step} of {self.checkpoint}, got {self.steps}")
         return self.step
 
     def run(self) -> list[dict[str, Any]]:
