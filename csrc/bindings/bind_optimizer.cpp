@@ -6,8 +6,8 @@ namespace {
 
 enum class Access { read, write };
 
-// The views of a list of arrays of one dtype. Arrays that are written must be contiguous; others are copied if they are
-// not, and `keep` holds on to them.
+// The views of a list of arrays, of one dtype if they are for an update. Arrays that are written must be contiguous;
+// others are copied if they are not, and `keep` holds on to them.
 std::vector<View> list(const char *operation, const char *name, py::handle objects, Access access, bool update,
                        std::optional<DType> &dtype, std::vector<Input> &keep) {
     if (!py::isinstance<py::iterable>(objects) || py::isinstance<py::array>(objects))
@@ -20,7 +20,7 @@ std::vector<View> list(const char *operation, const char *name, py::handle objec
         require_float(operation, argument.c_str(), array.view);
         if (update && array.view.dtype != DType::f32 && array.view.dtype != DType::f64)
             fail_type(operation, argument + " must have dtype float32 or float64, got " + name_of(array.view.dtype));
-        if (dtype && array.view.dtype != *dtype)
+        if (update && dtype && array.view.dtype != *dtype)
             fail_type(operation, argument + " must have the dtype of the first array, " + name_of(*dtype) + ", got " +
                                      name_of(array.view.dtype));
         if (!array.view.is_contiguous())

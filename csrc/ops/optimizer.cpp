@@ -132,21 +132,26 @@ void AdamW::run(const Lists &lists) const {
 }
 
 double run_global_norm(const std::vector<View> &arrays) {
-    if (arrays.empty())
-        return 0;
-    std::vector<int64_t> sizes;
-    std::vector<const void *> data;
-    double elements = 0, sum = 0;
+    double sum = 0, elements = 0, bytes = 0;
     for (const View &view : arrays) {
-        sizes.push_back(view.size());
-        data.push_back(view.data);
         elements += static_cast<double>(view.size());
+        bytes += static_cast<double>(view.size() * view.item_size());
     }
-    const DType dtype = arrays[0].dtype;
-    const NormOfListArgs args{static_cast<int64_t>(arrays.size()), sizes.data(), data.data(), &sum};
-    profiler::Scope scope("global_norm", {static_cast<int64_t>(elements)}, 2 * elements,
-                          elements * static_cast<double>(kItemSize[int(dtype)]));
-    require_memory(runtime::kernels().sum_of_squares[int(dtype)](args));
+    profiler::Scope scope("global_norm", {static_cast<int64_t>(elements)}, 2 * elements, bytes);
+    for (int dtype = 0; dtype < kFloatTypes; ++dtype) {
+        std::vector<int64_t> sizes;
+        std::vector<const void *> data;
+        for (const View &view : arrays)
+            if (static_cast<int>(view.dtype) == dtype) {
+                sizes.push_back(view.size());
+                data.push_back(view.data);
+            }
+        double part = 0;
+        const NormOfListArgs args{static_cast<int64_t>(data.size()), sizes.data(), data.data(), &part};
+        if (!data.empty())
+            require_memory(runtime::kernels().sum_of_squares[dtype](args));
+        sum += part;
+    }
     return std::sqrt(sum);
 }
 

@@ -54,7 +54,7 @@ def relu_backward(dy: Array, x: Array) -> Array:
 
 
 def gelu(x: Array, *, approximate: str = "none") -> Array:
-    r"""Gaussian error linear unit, :math:`x \Phi(x)`, with the distribution function of the standard normal distribution.
+    r"""Gaussian error linear unit, :math:`x \Phi(x)`; Phi is the distribution function of the normal distribution.
 
     Parameters
     ----------

@@ -14,8 +14,8 @@ def dropout(
 ) -> Array:
     """Set each element to 0 with probability p, else divide it by 1 - p; then add the residual.
 
-    The mask is a function of (seed, layer, step, index of the sample, element within the sample) only, so the backward makes it again,
-    and threads and micro-batches change nothing. The random numbers are those of Philox4x32-10.
+    The mask is a function of (seed, layer, step, index of the sample, element within the sample) only, so the backward
+    makes it again, and threads and micro-batches change nothing. The random numbers are those of Philox4x32-10.
 
     Parameters
     ----------

@@ -96,6 +96,4 @@ def cross_entropy_backward(
     ValueError
         If shapes do not fit, a target is out of range, or an option is unknown.
     """
-    return _core.cross_entropy_backward(
-        dloss, logits, targets, lse, ignore_index, label_smoothing, reduction, out
-    )
+    return _core.cross_entropy_backward(dloss, logits, targets, lse, ignore_index, label_smoothing, reduction, out)

@@ -44,12 +44,14 @@ def sgd_update(
     TypeError
         If dtypes differ or are not float32 or float64.
     ValueError
-        If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of range.
+        If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of
+        range.
 
     References
     ----------
     B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
-    I. Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013 (Nesterov's form).
+    I. Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013 (Nesterov's
+    form).
     """
     _core.sgd_update(values, grads, momenta, lr, momentum, nesterov, weight_decay, grad_scale)
 
@@ -76,7 +78,7 @@ def adamw_update(
     Parameters
     ----------
     values, grads, m, v : lists of arrays
-        C-contiguous, all of one dtype, float32 or float64, and of equal shapes; m and v are zeros before the first step.
+        C-contiguous, all of one dtype, float32 or float64, of equal shapes; m and v are zeros before the first step.
     lr, beta1, beta2, eps, weight_decay, grad_scale : float
         beta1 and beta2 in [0, 1).
     step : int
@@ -87,7 +89,8 @@ def adamw_update(
     TypeError
         If dtypes differ or are not float32 or float64.
     ValueError
-        If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of range.
+        If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of
+        range.
 
     References
     ----------
@@ -103,7 +106,8 @@ def global_norm(arrays: Iterable[Array]) -> float:
     Parameters
     ----------
     arrays : list of arrays
-        All of one float dtype. Squares are summed in float64, in an order that does not depend on the threads.
+        float32, float64, float16 or bfloat16. Squares are summed in float64, in an order that does not depend on the
+        threads.
 
     Returns
     -------
@@ -113,6 +117,6 @@ def global_norm(arrays: Iterable[Array]) -> float:
     Raises
     ------
     TypeError
-        If dtypes differ or are unknown.
+        If dtypes are unknown.
     """
     return float(_core.global_norm(arrays))
