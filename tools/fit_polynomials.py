@@ -5,9 +5,10 @@ the best polynomial of its degree, and reproducible without an exchange algorith
 of the exact polynomial with the rounded coefficients.
 
 exp2          2^f = 1 + f * P(f) for f in [-1/2, 1/2]
-normal tail   Phi(-a) = exp(-a^2 / 2) * t * P(t - 1/2), t = 1 / (1 + p a), for 0 <= a <= end. t maps the half
-              line to (0, 1], where exp(a^2 / 2) Phi(-a) / t is smooth and nearly constant (the idea of Shepherd and
-              Laframboise, "Chebyshev approximation of (1 + 2x) exp(x^2) erfc(x) in 0 <= x < inf", Mathematics of Computation 36, 1981).
+normal tail   Phi(-a) = exp(-a^2 / 2) * t * P(t - 1/2), t = 1 / (1 + p a), for 0 <= a <= end. t maps the half line
+              to (0, 1], where exp(a^2 / 2) Phi(-a) / t is smooth and nearly constant (the idea of Shepherd and
+              Laframboise, "Chebyshev approximation of (1 + 2x) exp(x^2) erfc(x) in 0 <= x < inf", Mathematics of
+              Computation 36, 1981).
 
 Usage: python3 tools/fit_polynomials.py
 """

@@ -58,11 +58,13 @@ def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> F64:
     dy, x = f64(dy), f64(x)
     if approximate == "none":
         return dy * (_gauss_cdf(x) + x * _gauss_pdf(x))
-    s = _sigmoid(2.0 * _tanh_argument(x, approximate))
+    z = 2.0 * _tanh_argument(x, approximate)
+    s = _sigmoid(z)
+    product = s * _sigmoid(-z)  # s (1 - s) without its cancellation where s is close to 1
     with np.errstate(over="ignore", invalid="ignore"):
         slope = 2.0 * math.sqrt(2.0 / math.pi) * (1.0 + 3.0 * 0.044715 * x * x)
-        tail = x * s * (1.0 - s) * slope
-    return dy * (s + np.where(s * (1.0 - s) == 0.0, 0.0, tail))
+        tail = x * product * slope
+    return dy * (s + np.where(product == 0.0, 0.0, tail))
 
 
 def _tanh_argument(x: F64, approximate: str) -> F64:
