@@ -51,8 +51,10 @@ class LayerNorm(Module):
         dx, dweight, dbias = ops.layer_norm_backward(
             dy, x, mean, rstd, weight, bias=self.bias is not None, residual=residual
         )
+        assert dweight is not None
         self.weight.add(dweight)
         if self.bias is not None:
+            assert dbias is not None
             self.bias.add(dbias)
         return dx
 

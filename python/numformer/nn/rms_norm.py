@@ -44,6 +44,7 @@ class RMSNorm(Module):
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Array:
         x, rstd, weight = take(saved)
         dx, dweight = ops.rms_norm_backward(dy, x, rstd, weight, residual=residual)
+        assert dweight is not None
         self.weight.add(dweight)
         return dx
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -108,7 +108,7 @@ class Optimizer:
         lr = self.lr if lr is None else lr
         norm, scale = None, 1.0
         if self.clip_norm is not None:
-            norm = float(ops.global_norm([p.grad for p in self.parameters if not p.fresh]))
+            norm = float(ops.global_norm([p.buffer() for p in self.parameters if not p.fresh]))
             if not math.isfinite(norm):
                 raise FloatingPointError(f"{type(self).__name__}: the norm of the gradients is {norm}")
             scale = min(1.0, self.clip_norm / (norm + 1e-6))  # torch's rule, so that runs can be compared step by step
@@ -124,7 +124,7 @@ class Optimizer:
             first += len(group.parameters)
             for batch in batches.values():
                 values = [parameter.value for _, parameter in batch]
-                grads = [parameter.grad for _, parameter in batch]
+                grads = [parameter.buffer() for _, parameter in batch]
                 state = [[arrays[index] for index, _ in batch] for arrays in self._state.values()]
                 self._update(values, grads, state, lr, group.weight_decay, scale)
         return norm
@@ -132,7 +132,7 @@ class Optimizer:
     def _update(
         self,
         values: list[Array],
-        grads: Sequence[Array | None],
+        grads: list[Array],
         state: list[list[Array]],
         lr: float,
         weight_decay: float,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ class GradientDescent(Optimizer):
     def _update(
         self,
         values: list[Array],
-        grads: Sequence[Array | None],
+        grads: list[Array],
         state: list[list[Array]],
         lr: float,
         weight_decay: float,
@@ -93,7 +93,7 @@ class SGD(Optimizer):
     def _update(
         self,
         values: list[Array],
-        grads: Sequence[Array | None],
+        grads: list[Array],
         state: list[list[Array]],
         lr: float,
         weight_decay: float,
