@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import numformer as nf
 import numpy as np
 from arrays import heavy, normal
-
-import numformer as nf
 
 Rng = np.random.Generator
 Case = Callable[[Rng, Any], Callable[[], Any]]
@@ -24,7 +23,11 @@ def _matmul_batch(rng: Rng, dtype: Any) -> Callable[[], Any]:
 
 
 def _matmul_few_rows(rng: Rng, dtype: Any) -> Callable[[], Any]:
-    a, b, c = normal(rng, 3, 1037, dtype=dtype), normal(rng, 1037, 771, dtype=dtype), normal(rng, 771, 1037, dtype=dtype)
+    a, b, c = (
+        normal(rng, 3, 1037, dtype=dtype),
+        normal(rng, 1037, 771, dtype=dtype),
+        normal(rng, 771, 1037, dtype=dtype),
+    )
     return lambda: (nf.matmul(a, b), nf.matmul(a, c.T))
 
 
@@ -135,9 +138,7 @@ CASES: dict[str, Case] = {
     "rms_norm": _rms_norm,
     "relu": _rows(lambda x, dy: (nf.relu(x), nf.relu_backward(dy, x)), 2),
     "gelu": _rows(lambda x, dy: (nf.gelu(x), nf.gelu_backward(dy, x)), 2),
-    "gelu_tanh": _rows(
-        lambda x, dy: (nf.gelu(x, approximate="tanh"), nf.gelu_backward(dy, x, approximate="tanh")), 2
-    ),
+    "gelu_tanh": _rows(lambda x, dy: (nf.gelu(x, approximate="tanh"), nf.gelu_backward(dy, x, approximate="tanh")), 2),
     "silu": _rows(lambda x, dy: (nf.silu(x), nf.silu_backward(dy, x)), 2),
     "cross_entropy": _cross_entropy,
     "embedding": _embedding,

@@ -10,10 +10,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Set here, before xdist starts its workers, so that all have the same.
 SEED = int(os.environ.setdefault("NUMFORMER_TEST_SEED", str(secrets.randbelow(2**32))))
 
+import numformer as nf  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-
-import numformer as nf  # noqa: E402
 
 
 def pytest_report_header(config: pytest.Config) -> str:

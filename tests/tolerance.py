@@ -18,9 +18,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
-
 from numformer import reference
+from numformer.reference.attention import _heads, _scale, _sees, _ungroup
+from numpy.typing import NDArray
 
 Array = NDArray[Any]
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
@@ -44,9 +44,10 @@ def gamma(n: int, dtype: Any) -> float:
 
 
 def rounded(bound: Array, expected: Array, dtype: Any) -> Array:
-    """`bound`, and the rounding of the result to `dtype`."""
+    """`bound`, and the rounding of the result to `dtype`; twice in float64, for the reference's own errors are of that size."""
     # Below the smallest normal number kernels may give zero.
-    return bound + np.abs(expected) * u(dtype) + float(ml_dtypes.finfo(dtype).tiny)
+    total = bound + np.abs(expected) * u(dtype) + float(ml_dtypes.finfo(dtype).tiny)
+    return 2 * total if dtype == np.float64 else total
 
 
 def check(actual: Any, expected: Any, bound: Any, what: str) -> None:
@@ -122,13 +123,15 @@ def _slope_arguments(x: Array, name: str) -> tuple[Array, Array, Array]:
 
 
 def activation(x: Array, name: str, dtype: Any) -> Array:
-    """Relative to the result, also where it is tiny: the error of the exponential's argument t is that of s."""
+    """Relative to the result, also where it is tiny: the error of the exponential's argument t, three or four roundings of
+    it, is that of s.
+    """
     x = f64(x)
     if name == "relu":
         return np.zeros(x.shape)
     s, t, _ = _slope_arguments(x, name)
     # Below the smallest normal number exp may give zero.
-    return np.abs(x) * (s * (FUNCTION + 2 * t) * u(working(dtype)) + float(np.finfo(working(dtype)).tiny))
+    return np.abs(x) * (s * (FUNCTION + 4 * t) * u(working(dtype)) + float(np.finfo(working(dtype)).tiny))
 
 
 def activation_backward(dy: Array, x: Array, name: str, dtype: Any) -> Array:
@@ -274,10 +277,8 @@ def embedding_backward(dy: Array, ids: Array, rows: int, dtype: Any) -> Array:
 
 def _attention_parts(q: Array, k: Array, options: dict[str, Any]) -> tuple[Array, Array, Array, float]:
     """Where a query sees a key, the scores, and the scores of the absolute values."""
-    from numformer.reference import attention as plain
-
-    sees = plain._sees(q, k, options.get("causal", False), options.get("window"), options.get("mask"))
-    scale = plain._scale(options.get("scale"), q)
+    sees = _sees(q, k, options.get("causal", False), options.get("window"), options.get("mask"))
+    scale = _scale(options.get("scale"), q)
     with np.errstate(invalid="ignore", over="ignore"):
         s = scale * np.matmul(q, k.swapaxes(-1, -2))
         size = abs(scale) * np.matmul(np.abs(q), np.abs(k).swapaxes(-1, -2))
@@ -290,8 +291,6 @@ def attention(q: Array, k: Array, v: Array, dtype: Any, **options: Any) -> tuple
     A score is off by e_s = gamma(D) * scale * |q| |k| and what scaling rounds, its exponential by that, relative. Blocks of
     keys are rescaled when a larger maximum comes: one rounding for each block, of 32 keys or more.
     """
-    from numformer.reference.attention import _heads
-
     q, k, v = f64(q), f64(k), f64(v)
     if k.shape[-2] == 0 or q.size == 0:
         return np.zeros((*q.shape[:-1], v.shape[-1])), np.zeros(q.shape[:-1])
@@ -313,8 +312,6 @@ def attention(q: Array, k: Array, v: Array, dtype: Any, **options: Any) -> tuple
 
 def attention_backward(dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, dtype: Any, **options: Any):
     """Of dq, dk, dv (before rounding), by the steps of the reference."""
-    from numformer.reference.attention import _heads, _ungroup
-
     shapes = np.shape(k), np.shape(v)
     do, q, k, v, o, lse = (np.abs(f64(x)) if x is dout or x is out else f64(x) for x in (dout, q, k, v, out, lse))
     k, v = _heads(k, q), _heads(v, q)
@@ -332,8 +329,25 @@ def attention_backward(dout: Array, q: Array, k: Array, v: Array, out: Array, ls
     e_ds = ds * r + (gamma(v.shape[-1], dtype) + TERMS * w) * ds
     m = k.shape[-2]
     group = q.shape[-2] * (q.shape[-3] // shapes[0][-3] if q.ndim > 2 and shapes[0][-3] else 1)
-    t = lambda x: x.swapaxes(-1, -2)  # noqa: E731
+    t = lambda x: x.swapaxes(-1, -2)
     dq = scale * np.matmul(e_ds + (gamma(m, dtype) + TERMS * w) * ds, np.abs(k))
     dk = scale * np.matmul(t(e_ds + (gamma(group, dtype) + TERMS * w) * ds), np.abs(q))
     dv = np.matmul(t(p * (r + gamma(group, dtype) + TERMS * w)), do)
+    return dq, _ungroup(dk, shapes[0]), _ungroup(dv, shapes[1])
+
+
+def attention_sensitivity(
+    dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, e_lse: float, e_out: Array, **options: Any
+):
+    """What errors of the given lse and out make of dq, dk, dv: exp(s - lse) is off by e_lse, relative; delta by sum(do * e_out)."""
+    shapes = np.shape(k), np.shape(v)
+    do, q, k, v, o, lse = np.abs(f64(dout)), f64(q), f64(k), f64(v), np.abs(f64(out)), f64(lse)
+    k, v = _heads(k, q), _heads(v, q)
+    sees, s, _, scale = _attention_parts(q, k, options)
+    p = np.where(sees, np.exp(s - lse[..., None]), 0.0)
+    delta = (do * o).sum(axis=-1, keepdims=True)
+    e_ds = p * (e_lse * (np.matmul(do, np.abs(v).swapaxes(-1, -2)) + delta) + (do * e_out).sum(axis=-1, keepdims=True))
+    dq = abs(scale) * np.matmul(e_ds, np.abs(k))
+    dk = abs(scale) * np.matmul(e_ds.swapaxes(-1, -2), np.abs(q))
+    dv = e_lse * np.matmul(p.swapaxes(-1, -2), do)
     return dq, _ungroup(dk, shapes[0]), _ungroup(dv, shapes[1])

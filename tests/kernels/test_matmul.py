@@ -2,14 +2,13 @@
 
 import itertools
 
+import numformer as nf
 import numpy as np
 import pytest
 import tolerance
 from arrays import DTYPES, SIZES, heavy, layouts, name, normal, same
-from tolerance import check, f64, rounded, u, working
-
-import numformer as nf
 from numformer import reference
+from tolerance import check, f64, rounded, u, working
 
 ACTIVATIONS = [None, "relu", "gelu", "gelu_tanh", "silu"]
 SHAPES = [

@@ -1,13 +1,12 @@
 """Softmax, norms, activations, losses, embedding, dropout and sums against their twins."""
 
+import numformer as nf
 import numpy as np
 import pytest
 import tolerance
 from arrays import DTYPES, SIZES, heavy, layouts, name, normal, same
-from tolerance import check, f64, rounded, working
-
-import numformer as nf
 from numformer import reference
+from tolerance import check, f64, rounded, working
 
 SHAPES = [*[(5, s) for s in (*SIZES, 511, 512, 513, 1031)], (0, 7), (2, 3, 17), (33,), (600, 1), (257, 3)]
 MAKERS = [normal, heavy]
@@ -38,7 +37,7 @@ def test_softmax(rng, dtype, axis):
         want = reference.softmax_backward(dy, y, axis)
         bound = tolerance.softmax_backward(dy, y, axis, dtype)
         check(nf.softmax_backward(dy, y, axis=axis), want, rounded(bound, want, dtype), f"softmax_backward {shape}")
-        everywhere(lambda x: nf.softmax(x, axis=axis), x, y, "softmax")  # noqa: B023
+        everywhere(lambda x: nf.softmax(x, axis=axis), x, y, "softmax")
     x = normal(rng, 3, 4, 5, dtype=dtype)
     want = reference.softmax(x, 1)
     check(nf.softmax(x, 1), want, rounded(tolerance.softmax(x, 1, dtype), want, dtype), "middle axis")
@@ -200,7 +199,14 @@ def test_cross_entropy_ignores(rng, dtype):
 @by_dtype
 @pytest.mark.parametrize("integer", [np.int32, np.int64])
 def test_embedding(rng, dtype, integer):
-    for rows, width, shape in ((11, 7, (5,)), (1, 1, (3, 2)), (300, 65, (4, 33)), (5, 16, (0,)), (9, 31, ()), (3, 8, (1000,))):
+    for rows, width, shape in (
+        (11, 7, (5,)),
+        (1, 1, (3, 2)),
+        (300, 65, (4, 33)),
+        (5, 16, (0,)),
+        (9, 31, ()),
+        (3, 8, (1000,)),
+    ):
         w, ids = normal(rng, rows, width, dtype=dtype), rng.integers(0, rows, shape).astype(integer)
         y = nf.embedding(w, ids)
         assert same(y, w[ids]), "a copy of rows is exact"
@@ -216,7 +222,12 @@ def test_embedding(rng, dtype, integer):
         most = max(np.bincount(ids.ravel(), minlength=1)) if ids.size else 0
         # in a 16-bit out each addition may be rounded
         size = reference.embedding_backward(np.abs(f64(dy)), ids, rows) + np.abs(f64(start))
-        check(out, want + f64(start), rounded(tolerance.gamma(most + 1, dtype) * size, want + f64(start), dtype), "accumulated")
+        check(
+            out,
+            want + f64(start),
+            rounded(tolerance.gamma(most + 1, dtype) * size, want + f64(start), dtype),
+            "accumulated",
+        )
         fresh = np.full((rows, width), np.nan, dtype)
         nf.embedding_backward(dy, ids, rows, out=fresh)
         check(fresh, want, rounded(bound, want, dtype), "written over")
@@ -265,5 +276,9 @@ def test_add_and_sum_rows(rng, dtype):
         start = normal(rng, shape[-1], dtype=dtype)
         out = start.copy()
         assert nf.sum_rows(x, accumulate=True, out=out) is out
-        e = bound + tolerance.u(working(dtype)) * (np.abs(want) + np.abs(f64(start))) + np.abs(want) * tolerance.u(dtype)
+        e = (
+            bound
+            + tolerance.u(working(dtype)) * (np.abs(want) + np.abs(f64(start)))
+            + np.abs(want) * tolerance.u(dtype)
+        )
         check(out, want + f64(start), rounded(e, want + f64(start), dtype), "sum_rows, accumulated")

@@ -1,0 +1,245 @@
+"""Wrong calls raise TypeError or ValueError that names the operation and the argument; nothing is written, nothing crashes."""
+
+import re
+
+import numformer as nf
+import numpy as np
+import pytest
+from arrays import DTYPES
+
+BF16 = DTYPES[3]
+
+
+def f(*shape, dtype=np.float32):
+    return np.ones(shape, dtype)
+
+
+def ids(*values):
+    return np.array(values, np.int64)
+
+
+X = f(4, 8)
+IDS = ids(0, 1, 2, 3)
+FROZEN = f(4, 5)
+FROZEN.flags.writeable = False
+Q = f(2, 4, 10, 64)
+OUT, LSE = f(2, 4, 10, 64), f(2, 4, 10)
+NAN = float("nan")
+
+
+def adam(**options):
+    given = {"values": [f(3)], "grads": [f(3)], "m": [f(3)], "v": [f(3)], "lr": 0.1, "step": 1, **options}
+    lists = [given.pop(key) for key in ("values", "grads", "m", "v")]
+    return lambda: nf.adamw_update(*lists, **given)
+
+
+def sgd(values=None, grads=None, momenta=None, **options):
+    values, grads = [f(3)] if values is None else values, [f(3)] if grads is None else grads
+    return lambda: nf.sgd_update(values, grads, momenta, **{"lr": 0.1, **options})
+
+
+def attend(q=Q, k=Q, v=Q, **options):
+    return lambda: nf.attention(q, k, v, **options)
+
+
+def attend_back(dout=Q, q=Q, k=Q, v=Q, out=OUT, lse=LSE, **options):
+    return lambda: nf.attention_backward(dout, q, k, v, out, lse, **options)
+
+
+def entropy(logits=X, targets=IDS, **options):
+    return lambda: nf.cross_entropy(logits, targets, **options)
+
+
+def entropy_back(dloss=np.float32(1), logits=X, targets=IDS, lse=f(4), **options):  # noqa: B008
+    return lambda: nf.cross_entropy_backward(dloss, logits, targets, lse, **options)
+
+
+def drop(x=X, p=0.5, **options):
+    return lambda: nf.dropout(x, p, **{"seed": 1, **options})
+
+
+# call, exception, words of the message
+BAD = [
+    (lambda: nf.matmul([[1.0]], X), TypeError, "matmul a ndarray list"),
+    (lambda: nf.matmul(None, X), TypeError, "matmul a ndarray"),
+    (lambda: nf.matmul(X, "b"), TypeError, "matmul b ndarray str"),
+    (lambda: nf.matmul(X, f(7, 3)), ValueError, "matmul b 8 (7, 3)"),
+    (lambda: nf.matmul(X, f(8, 3, dtype=np.float64)), TypeError, "matmul b float32 float64"),
+    (lambda: nf.matmul(X.astype(np.int32), X), TypeError, "matmul a float32 int32"),
+    (lambda: nf.matmul(X.astype(np.complex64), X), TypeError, "matmul a float32 complex64"),
+    (lambda: nf.matmul(X.astype(">f4"), X), TypeError, "matmul a float32"),
+    (lambda: nf.matmul(X.astype(object), X), TypeError, "matmul a float32 object"),
+    (lambda: nf.matmul(np.float32(1).reshape(()), X), ValueError, "matmul a axes ()"),
+    (lambda: nf.matmul(f(3, 4, 8), f(2, 8, 5)), ValueError, "matmul batch (3, 4, 8) (2, 8, 5)"),
+    (lambda: nf.matmul(X, f(8, 5), bias=f(4)), ValueError, "matmul bias (5,) (4,)"),
+    (lambda: nf.matmul(X, f(8, 5), bias=f(1, 5)), ValueError, "matmul bias (5,) (1, 5)"),
+    (lambda: nf.matmul(X, f(8, 5), bias=f(5, dtype=np.float64)), TypeError, "matmul bias float64"),
+    (lambda: nf.matmul(X, f(8, 5), residual=f(5)), ValueError, "matmul residual (4, 5) (5,)"),
+    (lambda: nf.matmul(X, f(8, 5), activation="swish"), ValueError, "matmul activation gelu_tanh swish"),
+    (lambda: nf.matmul(X, f(8, 5), activation=3), TypeError, "matmul activation"),
+    (lambda: nf.matmul(X, f(8, 5), scale=NAN), ValueError, "matmul scale finite nan"),
+    (lambda: nf.matmul(X, f(8, 5), scale="2"), TypeError, "matmul scale"),
+    (lambda: nf.matmul(X, f(8, 5), accumulate=True), ValueError, "matmul accumulate out"),
+    (lambda: nf.matmul(X, f(8, 5), out=f(4, 6)), ValueError, "matmul out (4, 5) (4, 6)"),
+    (lambda: nf.matmul(X, f(8, 5), out=FROZEN), ValueError, "matmul out writeable"),
+    (lambda: nf.matmul(X, f(8, 5), out=[0]), TypeError, "matmul out ndarray list"),
+    (lambda: nf.matmul(X, f(8, 5), dtype=np.int32), TypeError, "matmul dtype int32"),
+    (lambda: nf.matmul(X, f(8, 5), dtype="nonsense"), TypeError, ""),
+    (lambda: nf.matmul_backward(f(4, 6), X, f(8, 5)), ValueError, "matmul_backward dy (4, 6)"),
+    (lambda: nf.matmul_backward(f(4, 5), X, f(8, 5), activation="gelu"), ValueError, "matmul_backward preactivation"),
+    (
+        lambda: nf.matmul_backward(f(4, 5), X, f(8, 5), activation="swish", preactivation=f(4, 5)),
+        ValueError,
+        "matmul_backward activation swish",
+    ),
+    (lambda: nf.matmul_backward(f(4, 5, dtype=np.float64), X, f(8, 5)), TypeError, "matmul_backward float64"),
+    (attend(q=None), TypeError, "attention q"),
+    (attend(q=f(64)), ValueError, "attention q H, N, D (64,)"),
+    (attend(k=f(2, 4, 10, 32)), ValueError, "attention k (2, 4, 10, 32) 64"),
+    (attend(k=f(2, 3, 10, 64), v=f(2, 3, 10, 64)), ValueError, "attention k heads divides (2, 3, 10, 64)"),
+    (attend(v=f(2, 4, 11, 64)), ValueError, "attention v (2, 4, 11, 64)"),
+    (attend(k=f(3, 4, 10, 64), v=f(3, 4, 10, 64)), ValueError, "attention k (3, 4, 10, 64)"),
+    (attend(k=f(4, 10, 64), v=f(4, 10, 64)), ValueError, "attention k (4, 10, 64)"),
+    (attend(k=Q.astype(np.float64)), TypeError, "attention k float32 float64"),
+    (attend(q=Q.astype(np.int64)), TypeError, "attention q int64"),
+    (attend(q=f(2, 4, 10, 0), k=f(2, 4, 10, 0)), ValueError, "attention q"),
+    (attend(causal="lower"), ValueError, "attention causal bottom_right lower"),
+    (attend(causal=2.5), TypeError, "attention causal"),
+    (attend(mask=f(10, 10)), TypeError, "attention mask bool float32"),
+    (attend(mask=np.ones((10, 11), bool)), ValueError, "attention mask (10, 11) (2, 4, 10, 10)"),
+    (attend(window=3), TypeError, "attention window"),
+    (attend(window=(1, 2, 3)), ValueError, "attention window"),
+    (attend(window=(-1, 0)), ValueError, "attention window -1"),
+    (attend(window=(0.5, 0)), TypeError, "attention window"),
+    (attend(scale=NAN), ValueError, "attention scale finite nan"),
+    (attend(scale="1"), TypeError, "attention scale"),
+    (attend(out=f(2, 4, 10, 63)), ValueError, "attention out (2, 4, 10, 64) (2, 4, 10, 63)"),
+    (attend(out=f(2, 4, 10, 64, dtype=np.float64)), TypeError, "attention out float32 float64"),
+    (attend_back(dout=f(2, 4, 10, 63)), ValueError, "attention_backward dout (2, 4, 10, 63)"),
+    (attend_back(lse=f(2, 4, 9)), ValueError, "attention_backward lse (2, 4, 10) (2, 4, 9)"),
+    (attend_back(lse=LSE.astype(np.float64)), TypeError, "attention_backward lse float32 float64"),
+    (attend_back(out=f(2, 4, 11, 64)), ValueError, "attention_backward out (2, 4, 11, 64)"),
+    (attend_back(grads=(Q, Q)), TypeError, "attention_backward grads dq, dk, dv"),
+    (attend_back(grads=(f(1), f(1), f(1))), ValueError, "attention_backward (2, 4, 10, 64) (1,)"),
+    (lambda: nf.softmax(X, axis=2), ValueError, "softmax axis 2"),
+    (lambda: nf.softmax(X, axis=0.5), TypeError, "softmax axis"),
+    (lambda: nf.softmax(np.ones((3,), np.int32)), TypeError, "softmax x int32"),
+    (lambda: nf.softmax(np.float32(1).reshape(())), ValueError, "softmax axis"),
+    (lambda: nf.softmax_backward(X, f(4, 7)), ValueError, "softmax_backward y (4, 8) (4, 7)"),
+    (lambda: nf.layer_norm(X, f(7)), ValueError, "layer_norm weight (8,) (7,)"),
+    (lambda: nf.layer_norm(X, f(8), f(4, 8)), ValueError, "layer_norm bias (8,) (4, 8)"),
+    (lambda: nf.layer_norm(X, eps=-1.0), ValueError, "layer_norm eps -1"),
+    (lambda: nf.layer_norm(X, eps=NAN), ValueError, "layer_norm eps nan"),
+    (lambda: nf.layer_norm(X, f(8, dtype=np.float64)), TypeError, "layer_norm weight float64"),
+    (lambda: nf.layer_norm(f(4, 0)), ValueError, "layer_norm x (4, 0)"),
+    (lambda: nf.layer_norm_backward(X, X, f(3), f(4)), ValueError, "layer_norm_backward mean (4,) (3,)"),
+    (lambda: nf.layer_norm_backward(f(4, 7), X, f(4), f(4)), ValueError, "layer_norm_backward (4, 8) (4, 7)"),
+    (lambda: nf.layer_norm_backward(X, X, f(4), f(4), residual=f(8)), ValueError, "layer_norm_backward residual (8,)"),
+    (lambda: nf.rms_norm(X, f(7)), ValueError, "rms_norm weight (8,) (7,)"),
+    (lambda: nf.rms_norm(X, eps="small"), TypeError, "rms_norm eps"),
+    (lambda: nf.rms_norm_backward(X, X, f(4, 1)), ValueError, "rms_norm_backward rstd (4,) (4, 1)"),
+    (lambda: nf.relu([1.0]), TypeError, "relu x ndarray list"),
+    (lambda: nf.gelu(X, approximate="fast"), ValueError, "gelu approximate tanh fast"),
+    (lambda: nf.gelu_backward(f(4, 7), X), ValueError, "gelu_backward (4, 8) (4, 7)"),
+    (lambda: nf.silu_backward(X.astype(BF16), X), TypeError, "silu_backward bfloat16 float32"),
+    (entropy(targets=ids(0, 1, 2)), ValueError, "cross_entropy targets (4,) (3,)"),
+    (entropy(targets=ids(0, 1, 2, 8)), ValueError, "cross_entropy targets 8"),
+    (entropy(targets=ids(0, 1, 2, -1)), ValueError, "cross_entropy targets -1"),
+    (entropy(targets=f(4)), TypeError, "cross_entropy targets float32"),
+    (entropy(label_smoothing=1.5), ValueError, "cross_entropy label_smoothing 1.5"),
+    (entropy(label_smoothing=NAN), ValueError, "cross_entropy label_smoothing nan"),
+    (entropy(reduction="avg"), ValueError, "cross_entropy reduction mean avg"),
+    (entropy(logits=f(4, 0)), ValueError, "cross_entropy logits"),
+    (entropy(ignore_index=0.5), TypeError, "cross_entropy ignore_index"),
+    (entropy_back(lse=f(3)), ValueError, "cross_entropy_backward lse (4,) (3,)"),
+    (entropy_back(dloss=f(4)), ValueError, "cross_entropy_backward dloss"),
+    (entropy_back(out=f(4, 9)), ValueError, "cross_entropy_backward out (4, 8) (4, 9)"),
+    (entropy_back(targets=ids(0, 1, 2, 99)), ValueError, "cross_entropy_backward targets 99"),
+    (lambda: nf.embedding(X, ids(0, 4)), ValueError, "embedding ids 4"),
+    (lambda: nf.embedding(X, ids(-1)), ValueError, "embedding ids -1"),
+    (lambda: nf.embedding(X, f(2)), TypeError, "embedding ids float32"),
+    (lambda: nf.embedding(f(8), ids(0)), ValueError, "embedding weight (8,)"),
+    (lambda: nf.embedding_backward(f(2, 8), ids(0, 9), 9), ValueError, "embedding_backward ids 9"),
+    (lambda: nf.embedding_backward(f(3, 8), ids(0, 1), 9), ValueError, "embedding_backward dy (3, 8)"),
+    (lambda: nf.embedding_backward(f(2, 8), ids(0, 1), -9), ValueError, "embedding_backward num_embeddings -9"),
+    (
+        lambda: nf.embedding_backward(f(2, 8), ids(0, 1), 9, out=f(8, 8)),
+        ValueError,
+        "embedding_backward out (9, 8) (8, 8)",
+    ),
+    (lambda: nf.embedding_backward(f(2, 8), ids(0, 1), 9, accumulate=True), ValueError, "embedding_backward out"),
+    (drop(p=-0.1), ValueError, "dropout p -0.1"),
+    (drop(p=1.5), ValueError, "dropout p 1.5"),
+    (drop(p=NAN), ValueError, "dropout p nan"),
+    (drop(p="half"), TypeError, "dropout p"),
+    (drop(seed=-1), ValueError, "dropout seed -1"),
+    (drop(seed=2**32), ValueError, "dropout seed 4294967296"),
+    (drop(seed=None), TypeError, "dropout seed"),
+    (drop(seed=1.5), TypeError, "dropout seed"),
+    (drop(step=-1), ValueError, "dropout step -1"),
+    (drop(residual=f(4, 7)), ValueError, "dropout residual (4, 8) (4, 7)"),
+    (drop(x=np.float32(1).reshape(())), ValueError, "dropout x"),
+    (lambda: nf.add(X, f(8)), ValueError, "add b (4, 8) (8,)"),
+    (lambda: nf.add(X, X.astype(np.float64)), TypeError, "add b float32 float64"),
+    (lambda: nf.sum_rows(X, out=f(7)), ValueError, "sum_rows out (8,) (7,)"),
+    (lambda: nf.sum_rows(X, accumulate=True), ValueError, "sum_rows out"),
+    (sgd(grads=[]), ValueError, "sgd_update grads 1 0"),
+    (sgd(grads=[f(4)]), ValueError, "sgd_update grads (3,) (4,)"),
+    (sgd(values=[f(6)[::2]]), ValueError, "sgd_update values contiguous"),
+    (sgd(values=f(3)), TypeError, "sgd_update values list"),
+    (sgd(lr=NAN), ValueError, "sgd_update lr nan"),
+    (sgd(momentum=0.9), ValueError, "sgd_update momenta"),
+    (sgd(momentum=-0.9, momenta=[f(3)]), ValueError, "sgd_update momentum -0.9"),
+    (sgd(nesterov=True), ValueError, "sgd_update nesterov momentum"),
+    (
+        sgd(values=[f(3, dtype=np.float16)], grads=[f(3, dtype=np.float16)]),
+        TypeError,
+        "sgd_update values float32 float16",
+    ),
+    (adam(step=0), ValueError, "adamw_update step 0"),
+    (adam(beta1=1.0), ValueError, "adamw_update beta1 1"),
+    (adam(beta2=-0.1), ValueError, "adamw_update beta2 -0.1"),
+    (adam(eps=-1.0), ValueError, "adamw_update eps -1"),
+    (adam(lr="fast"), TypeError, "adamw_update lr"),
+    (adam(m=[f(4)]), ValueError, "adamw_update m (3,) (4,)"),
+    (adam(v=[f(3, dtype=np.float64)]), TypeError, "adamw_update v float64"),
+    (adam(values=[1.0]), TypeError, "adamw_update values float"),
+    (adam(grad_scale=NAN), ValueError, "adamw_update grad_scale nan"),
+    (lambda: nf.global_norm(X), TypeError, "global_norm arrays"),
+    (lambda: nf.global_norm([ids(1)]), TypeError, "global_norm arrays int64"),
+    (lambda: nf.set_num_threads(0), ValueError, "set_num_threads n 0"),
+    (lambda: nf.set_num_threads(1.5), TypeError, "set_num_threads n float"),
+    (lambda: nf.set_pool_limit(-1), ValueError, "set_pool_limit bytes -1"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(BAD)))
+def test_bad_call(number):
+    call, kind, words = BAD[number]
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call()
+    message = str(caught.value)
+    # Shapes are words too, although they contain spaces.
+    wanted = re.findall(r"\([^)]*\)|[^\s(]+", words)
+    missing = [w for w in wanted if w not in message]
+    assert not missing, f"{message!r} does not say {missing}"
+    assert type(caught.value) is kind, f"{type(caught.value).__name__} {message!r}, expected {kind.__name__}"
+
+
+def test_there_are_enough():
+    assert len(BAD) >= 60
+
+
+def test_nothing_is_written_before_the_checks():
+    w, g = f(3), f(3)
+    with pytest.raises(ValueError, match="grads"):
+        nf.sgd_update([w, f(4)], [g, f(5)], None, lr=0.1)
+    assert (w == 1).all()
+    out = np.full((4, 8), 7, np.float32)
+    with pytest.raises(ValueError, match="targets"):
+        nf.cross_entropy_backward(np.float32(1), X, ids(0, 1, 2, 99), f(4), out=out)
+    assert (out == 7).all()
+    table = np.full((4, 8), 7, np.float32)
+    with pytest.raises(ValueError, match="ids"):
+        nf.embedding_backward(f(2, 8), ids(0, 4), 4, out=table)
+    assert (table == 7).all()

@@ -1,0 +1,92 @@
+"""Who owns a result, and what the pool keeps."""
+
+import gc
+
+import numformer as nf
+import numpy as np
+import pytest
+from arrays import DTYPES, name
+
+
+@pytest.fixture
+def pool():
+    """The pool's counters; its limit is put back."""
+    limit = nf.info()["pool"]["limit"]
+    gc.collect()
+    nf.empty_pool()
+    yield lambda: nf.info()["pool"]
+    nf.set_pool_limit(limit)
+    nf.empty_pool()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_large_results_belong_to_the_pool(dtype):
+    edge = 65536 // dtype.itemsize
+    for f in (nf.relu, lambda x: nf.add(x, x), nf.softmax, lambda x: nf.matmul(x, np.ones((1, 1), dtype))):
+        large, small = f(np.ones((edge, 1), dtype)), f(np.ones((edge - 1, 1), dtype))
+        assert large.base is not None and small.base is None
+        assert large.ctypes.data % 64 == 0
+        for result in (large, small):
+            assert result.flags.writeable and result.flags.c_contiguous and type(result) is np.ndarray
+
+
+def test_pool_keeps_and_gives_back(pool):
+    x = np.ones((1024, 1024), np.float32)
+    before = pool()
+    y = nf.relu(x)
+    held = pool()
+    assert held["bytes_in_use"] >= before["bytes_in_use"] + x.nbytes
+    assert held["peak_bytes"] >= held["bytes_in_use"]
+    view = y[5:]
+    del y
+    assert pool()["bytes_in_use"] == held["bytes_in_use"], "a view keeps its memory"
+    assert view[0, 0] == 1.0
+    del view
+    freed = pool()
+    assert freed["bytes_in_use"] == before["bytes_in_use"]
+    assert freed["bytes_cached"] >= x.nbytes
+    again = nf.relu(x)
+    assert pool()["bytes_cached"] <= freed["bytes_cached"] - x.nbytes, "cached memory is used again"
+    del again
+    nf.empty_pool()
+    assert pool()["bytes_cached"] == 0
+
+
+def test_pool_limit(pool):
+    x = np.ones((1024, 1024), np.float32)
+    nf.set_pool_limit(0)
+    y = nf.relu(x)
+    del y
+    assert pool()["bytes_cached"] == 0 and pool()["limit"] == 0
+    nf.set_pool_limit(2 * x.nbytes)
+    kept = [nf.relu(x) for _ in range(6)]
+    del kept
+    assert 0 < pool()["bytes_cached"] <= 2 * x.nbytes
+    nf.set_pool_limit(x.nbytes // 2)
+    assert pool()["bytes_cached"] <= x.nbytes // 2
+
+
+def test_nothing_leaks(pool):
+    """After many calls, also wrong ones, the pool holds what it held."""
+    x = np.ones((300, 300), np.float32)
+
+    def calls():
+        nf.matmul(x, x, save_preactivation=True)
+        out, lse = nf.attention(x, x, x, return_lse=True)
+        nf.attention_backward(x, x, x, x, out, lse)
+        with pytest.raises(ValueError, match="b must"):
+            nf.matmul(x, x[:5])
+
+    calls()
+    before = pool()["bytes_in_use"]
+    for _ in range(50):
+        calls()
+    assert pool()["bytes_in_use"] == before
+
+
+def test_inputs_are_only_read(rng):
+    x = rng.standard_normal((40, 64)).astype(np.float32)
+    x.flags.writeable = False
+    nf.attention(x, x, x)
+    nf.layer_norm(x, x[0], x[1])
+    nf.matmul(x, x.T, bias=x[0, :40].copy(), residual=np.ones((40, 40), np.float32), activation="gelu")
