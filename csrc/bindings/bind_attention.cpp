@@ -38,7 +38,10 @@ struct Call {
         if (py::isinstance<py::bool_>(causal)) {
             kind = py::cast<bool>(causal) ? ops::Causal::bottom_right : ops::Causal::no;
         } else {
-            const std::string text = py::isinstance<py::str>(causal) ? py::cast<std::string>(causal) : std::string();
+            if (!py::isinstance<py::str>(causal))
+                fail_type(operation, "causal must be False, True, 'bottom_right' or 'top_left', got " +
+                                         py::cast<std::string>(py::repr(causal)));
+            const std::string text = py::cast<std::string>(causal);
             if (text != "bottom_right" && text != "top_left")
                 fail_value(operation, "causal must be False, True, 'bottom_right' or 'top_left', got " +
                                           py::cast<std::string>(py::repr(causal)));
@@ -47,7 +50,9 @@ struct Call {
         int64_t sides[2];
         const int64_t *given[2] = {nullptr, nullptr};
         if (!window.is_none()) {
-            if (!py::isinstance<py::tuple>(window) || py::len(window) != 2)
+            if (!py::isinstance<py::tuple>(window))
+                fail_type(operation, "window must be None or (left, right), got " + py::cast<std::string>(py::repr(window)));
+            if (py::len(window) != 2)
                 fail_value(operation, "window must be None or (left, right), got " + py::cast<std::string>(py::repr(window)));
             const py::tuple pair = py::reinterpret_borrow<py::tuple>(window);
             for (int side = 0; side < 2; ++side)

@@ -7,6 +7,9 @@
 
 #include <pybind11/stl.h>
 
+#include <atomic>
+#include <memory>
+
 namespace nf::bindings {
 namespace {
 
@@ -32,6 +35,51 @@ py::tuple profile_records() {
     return py::make_tuple(rows, dropped);
 }
 
+// GFLOP/s of multiply-adds in registers on all threads together: `rounds` on each.
+double ceiling_gflops(bool wide, int64_t rounds) {
+    struct Work {
+        bool wide;
+        int64_t rounds;
+        double flops[1024];
+    };
+    py::gil_scoped_release release;
+    const int threads = runtime::threads_here();
+    auto work = std::make_unique<Work>();
+    work->wide = wide;
+    work->rounds = rounds;
+    const int64_t start = profiler::now();
+    runtime::parallel_ranges(threads, 1, work.get(), [](void *context, int64_t begin, int64_t end) {
+        Work &w = *static_cast<Work *>(context);
+        const Kernels &table = runtime::kernels();
+        for (int64_t i = begin; i < end; ++i)
+            w.flops[i] = (w.wide ? table.multiply_adds_f64 : table.multiply_adds_f32)(w.rounds);
+    });
+    double total = 0;
+    for (int i = 0; i < threads; ++i)
+        total += work->flops[i];
+    return total / static_cast<double>(profiler::now() - start);
+}
+
+// GB/s of reading `x`, each thread its share.
+double ceiling_bandwidth(const py::array_t<float, py::array::c_style> &x) {
+    struct Work {
+        const float *data;
+        float sum[1024];
+        std::atomic<int> next;
+    };
+    const int64_t count = x.size();
+    auto work = std::make_unique<Work>();
+    work->data = x.data();
+    work->next = 0;
+    py::gil_scoped_release release;
+    const int64_t start = profiler::now();
+    runtime::parallel_ranges(count, count / runtime::threads_here(), work.get(), [](void *context, int64_t begin, int64_t end) {
+        Work &w = *static_cast<Work *>(context);
+        w.sum[w.next++ % 1024] = runtime::kernels().read_streams(w.data + begin, end - begin);
+    });
+    return static_cast<double>(count) * 4 / static_cast<double>(profiler::now() - start);
+}
+
 } // namespace
 
 void bind_runtime(py::module_ &m) {
@@ -54,6 +102,8 @@ void bind_runtime(py::module_ &m) {
         pool::set_limit(bytes);
     });
     m.def("empty_pool", &pool::empty);
+    m.def("ceiling_gflops", &ceiling_gflops, py::arg("wide"), py::arg("rounds"));
+    m.def("ceiling_bandwidth", &ceiling_bandwidth, py::arg("x"));
     m.def("profile_start", &profiler::start);
     m.def("profile_stop", &profiler::stop);
     m.def("profile_records", &profile_records);

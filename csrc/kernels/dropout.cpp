@@ -15,18 +15,6 @@ typedef VecOf<double>::bits Wide;
 constexpr int kCounters = kLanes<double>;
 constexpr int kWords = 4 * kCounters;
 
-NF_INLINE Wide multiply_lower_halves(Wide a, Wide b) {
-#if defined(__AVX512F__)
-    return (Wide)_mm512_mul_epu32((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-    return (Wide)_mm256_mul_epu32((__m256i)a, (__m256i)b);
-#elif defined(NUMFORMER_X86)
-    return (Wide)_mm_mul_epu32((__m128i)a, (__m128i)b);
-#else
-    return (a & 0xffffffffu) * (b & 0xffffffffu);
-#endif
-}
-
 struct Keys {
     uint64_t first[10], second[10];
     Keys(uint32_t seed, uint32_t layer) {

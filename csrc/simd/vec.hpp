@@ -180,6 +180,19 @@ NF_INLINE double fma(double a, double b, double c) {
 #endif
 }
 
+// The 64-bit products of the lower halves of 64-bit lanes.
+NF_INLINE VecOf<double>::bits multiply_lower_halves(VecOf<double>::bits a, VecOf<double>::bits b) {
+#if defined(__AVX512F__)
+    return (VecOf<double>::bits)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (VecOf<double>::bits)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(NUMFORMER_X86)
+    return (VecOf<double>::bits)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+    return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
+}
+
 // ---- reductions: halves are combined until one lane is left, a fixed order ----------------------------------------------
 
 // reduce_add<float>(v): the type is named, a Vec is the compiler's own and cannot be deduced.

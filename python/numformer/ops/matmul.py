@@ -1,5 +1,6 @@
 """Matrix product with what usually follows it: bias, activation, residual."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -103,29 +104,39 @@ def matmul_backward(
     ValueError
         If `activation` is given without `preactivation`, or shapes do not fit.
     """
+    arrays = {"dy": dy, "a": a, "b": b}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray | np.generic):  # a product of two vectors is a scalar
+            raise TypeError(f"matmul_backward: {name} must be a numpy.ndarray, got {type(array).__name__}")
+        if array.dtype != a.dtype:
+            raise TypeError(f"matmul_backward: {name} must have the dtype of a, {a.dtype}, got {array.dtype}")
+    if a.ndim == 0 or b.ndim == 0:
+        name = "a" if a.ndim == 0 else "b"
+        raise ValueError(f"matmul_backward: {name} must have 1 or more axes, got shape ()")
     if activation is not None:
         if preactivation is None:
             raise ValueError("matmul_backward: preactivation is required with an activation, got None")
         dy = _activation_backward(dy, preactivation, activation)
     a2 = a[np.newaxis, :] if a.ndim == 1 else a
     b2 = b[:, np.newaxis] if b.ndim == 1 else b
-    dz = dy
+    dz = np.asarray(dy)
     if b.ndim == 1:
         dz = dz[..., np.newaxis]
     if a.ndim == 1:
         dz = dz[..., np.newaxis, :]
-    if dz.shape[-2:] != (a2.shape[-2], b2.shape[-1]):
+    if dz.ndim < 2 or dz.shape[-2:] != (a2.shape[-2], b2.shape[-1]):
         raise ValueError(
             f"matmul_backward: dy must have the shape of a @ b, got dy {dy.shape} for a {a.shape} and b {b.shape}"
         )
     dz = np.ascontiguousarray(dz)
     dbias = sum_rows(dz) if bias is not None else None
     if b2.ndim == 2 and a2.ndim > 2:  # one matrix for all rows: its gradient is one product over all of them
-        rows = np.ascontiguousarray(a2).reshape(-1, a2.shape[-1])
-        db = matmul(rows.T, dz.reshape(-1, dz.shape[-1]), scale=scale)
+        count = math.prod(a2.shape[:-1])
+        rows = np.ascontiguousarray(a2).reshape(count, a2.shape[-1])
+        db = matmul(rows.T, dz.reshape(count, dz.shape[-1]), scale=scale)
     else:
-        db = _sum_to(matmul(a2.swapaxes(-1, -2), dz, scale=scale), b2.shape)
-    da = _sum_to(matmul(dz, b2.swapaxes(-1, -2), scale=scale), a2.shape)
+        db = _product_summed_to(a2.swapaxes(-1, -2), dz, scale, b2.shape)
+    da = _product_summed_to(dz, b2.swapaxes(-1, -2), scale, a2.shape)
     return da.reshape(a.shape), db.reshape(b.shape), dbias
 
 
@@ -141,13 +152,15 @@ def _activation_backward(dy: Array, z: Array, activation: str) -> Array:
     )
 
 
-def _sum_to(gradient: Array, shape: tuple[int, ...]) -> Array:
-    """Sum over the batch axes along which an operand of `shape` was repeated."""
-    extra = gradient.ndim - len(shape)
+def _product_summed_to(a: Array, b: Array, scale: float, shape: tuple[int, ...]) -> Array:
+    """``scale * a @ b``, summed over the batch axes along which an operand of `shape` was repeated."""
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    extra = len(batch) + 2 - len(shape)
     axes = tuple(range(extra)) + tuple(
-        extra + i for i, n in enumerate(shape[:-2]) if n == 1 and gradient.shape[extra + i] != 1
+        extra + i for i, n in enumerate(shape[:-2]) if n == 1 and batch[extra + i] != 1
     )
     if not axes:
-        return gradient
-    wide = np.float64 if gradient.dtype == np.float64 else np.float32
-    return np.asarray(gradient.astype(wide).sum(axis=axes, keepdims=True).reshape(shape).astype(gradient.dtype))
+        return np.asarray(matmul(a, b, scale=scale))
+    wide = np.float64 if a.dtype == np.float64 else np.float32  # 16-bit products are summed before they are rounded
+    total = np.asarray(matmul(a, b, scale=scale, dtype=wide)).sum(axis=axes, keepdims=True)
+    return np.asarray(total.reshape(shape).astype(a.dtype))

@@ -33,7 +33,7 @@ def relu(x: Array) -> F64:
 
 
 def relu_backward(dy: Array, x: Array) -> F64:
-    """dy where x > 0, else 0; a NaN in x reaches the gradient nowhere (x > 0 is false)."""
+    """Dy where x > 0, else 0; a NaN in x reaches the gradient nowhere (x > 0 is false)."""
     return np.where(f64(x) > 0.0, f64(dy), 0.0)
 
 
@@ -117,4 +117,6 @@ def activate_backward(dy: F64, z: F64, activation: str) -> F64:
         return gelu_backward(dy, z, approximate="tanh")
     if activation == "silu":
         return silu_backward(dy, z)
-    raise ValueError(f"matmul_backward: activation must be None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got {activation!r}")
+    raise ValueError(
+        f"matmul_backward: activation must be None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got {activation!r}"
+    )

@@ -151,7 +151,7 @@ def _probabilities(s: F64, lse: F64, sees: Array) -> F64:
 
 
 def _product(weights: F64, x: F64, sees: Array) -> F64:
-    """weights @ x in which what is not seen adds nothing, not even 0 * NaN."""
+    """Weights @ x in which what is not seen adds nothing, not even 0 * NaN."""
     finite = np.asarray(np.isfinite(x).all(axis=-1))
     y = np.matmul(weights, np.where(finite[..., None], x, 0.0))
     # The rows of x with a NaN or inf, one by one: each reaches only the sums that see it.

@@ -8,7 +8,9 @@ from numformer.reference._arrays import F64, Array, f64
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-def philox4x32(key: tuple[ArrayLike, ArrayLike], counter: tuple[ArrayLike, ...], rounds: int = 10) -> NDArray[np.uint32]:
+def philox4x32(
+    key: tuple[ArrayLike, ArrayLike], counter: tuple[ArrayLike, ...], rounds: int = 10
+) -> NDArray[np.uint32]:
     """Philox4x32: four random 32-bit words for each counter; the arrays of key (2) and counter (4) broadcast.
 
     A round multiplies two words by constants into 64 bits, and mixes the halves with the other two words and the key;

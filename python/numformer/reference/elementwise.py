@@ -4,7 +4,7 @@ from numformer.reference._arrays import F64, Array, deliver, f64
 
 
 def add(a: Array, b: Array) -> F64:
-    """a + b, of one shape: the residual connection."""
+    """A + b, of one shape: the residual connection."""
     a64, b64 = f64(a), f64(b)
     if a64.shape != b64.shape:
         raise ValueError(f"add: b must have the shape of a, {a64.shape}, got {b64.shape}")

@@ -20,7 +20,7 @@ def matmul(
     save_preactivation: bool = False,
     out: Array | None = None,
 ) -> Array | tuple[Array, Array]:
-    """z = scale * (a @ b) + bias, y = activation(z) + residual.
+    """Z = scale * (a @ b) + bias, y = activation(z) + residual.
 
     Shapes are those of `numpy.matmul`. `bias` is (N,), `residual` has the shape of y. With `accumulate`, `out` += y.
     `dtype` is there for the signature: the result is float64 always.
@@ -71,7 +71,7 @@ def matmul_backward(
     a2, b2 = _as_matrix(a64, 0), _as_matrix(b64, 1)
     da = scale * np.matmul(dz, b2.swapaxes(-1, -2))
     db = scale * np.matmul(a2.swapaxes(-1, -2), dz)
-    dbias = None if bias is None else dz.reshape(-1, dz.shape[-1]).sum(axis=0)
+    dbias = None if bias is None else dz.sum(axis=tuple(range(dz.ndim - 1)))
     return _sum_to(da, a2.shape).reshape(a64.shape), _sum_to(db, b2.shape).reshape(b64.shape), dbias
 
 

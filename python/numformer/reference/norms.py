@@ -13,7 +13,7 @@ def layer_norm(
     eps: float = 1e-5,
     return_stats: bool = False,
 ) -> F64 | tuple[F64, F64, F64]:
-    r"""y = (x - mean) * rstd * weight + bias, where rstd = 1 / sqrt(variance + eps), the variance by n and not n - 1.
+    r"""Y = (x - mean) * rstd * weight + bias, where rstd = 1 / sqrt(variance + eps), the variance by n and not n - 1.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def layer_norm_backward(
 def rms_norm(
     x: Array, weight: Array | None = None, *, eps: float = 1e-6, return_stats: bool = False
 ) -> F64 | tuple[F64, F64]:
-    r"""y = x * rstd * weight, where rstd = 1 / sqrt(mean(x^2) + eps).
+    r"""Y = x * rstd * weight, where rstd = 1 / sqrt(mean(x^2) + eps).
 
     Returns
     -------

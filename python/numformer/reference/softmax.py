@@ -16,6 +16,6 @@ def softmax(x: Array, axis: int = -1) -> F64:
 
 
 def softmax_backward(dy: Array, y: Array, axis: int = -1) -> F64:
-    """dx = y * (dy - sum(dy * y)), from the result y of `softmax`."""
+    """Dx = y * (dy - sum(dy * y)), from the result y of `softmax`."""
     dy, y = f64(dy), f64(y)
     return y * (dy - (dy * y).sum(axis=axis, keepdims=True))

@@ -1,0 +1,32 @@
+"""Command line: ``python -m benchmarks SUBJECT... [--threads 1 2] [--out FOLDER]``."""
+
+import argparse
+import importlib
+import os
+import pathlib
+import sys
+
+SUBJECTS = ("matmul", "attention", "training_step")
+
+
+def main() -> int:
+    """Run the subjects one after the other."""
+    # A forced OpenBLAS kernel would slow NumPy down: a peer runs at its best setting. Read at its import, so start again without.
+    forced = [name for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if name in os.environ]
+    if forced:
+        for name in forced:
+            del os.environ[name]
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("subjects", nargs="+", choices=SUBJECTS)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
+    options = parser.parse_args()
+    for subject in options.subjects:
+        path = importlib.import_module(f"benchmarks.{subject}").run(options.threads, options.out)
+        print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Timing that can be trusted on a shared machine: contenders take turns, medians are compared, shares are of a ceiling measured beside."""
+
+import json
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+import torch
+
+import numformer as nf
+from numformer import _core
+
+Call = Callable[[], Any]
+
+
+@dataclass
+class Result:
+    """One line of a table: seconds of each contender (medians) and what follows from them."""
+
+    subject: str
+    case: str
+    threads: int
+    flops: float
+    seconds: dict[str, float]
+    ceiling_gflops: float
+    aim: float
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def best_peer(self) -> str:
+        return min((name for name in self.seconds if name != "numformer"), key=self.seconds.__getitem__)
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster than the best peer."""
+        return self.seconds[self.best_peer] / self.seconds["numformer"]
+
+    @property
+    def share(self) -> float:
+        """Of the multiply-add ceiling that was measured in the same run."""
+        return self.flops / self.seconds["numformer"] * 1e-9 / self.ceiling_gflops
+
+
+def set_threads(threads: int) -> None:
+    """The same number for everybody."""
+    nf.set_num_threads(threads)
+    torch.set_num_threads(threads)
+    threadpoolctl.threadpool_limits(threads, user_api="blas")
+
+
+def ceiling(wide: bool = False) -> float:
+    """GFLOP/s of multiply-adds in registers on the threads that are set: the best of five."""
+    return max(_core.ceiling_gflops(wide, 5_000_000) for _ in range(5))
+
+
+def take_turns(contenders: dict[str, Call], rounds: int = 5, slice_seconds: float = 0.06, pause: float = 0.25) -> dict[str, float]:
+    """Median seconds a call. Each sample begins after a pause and an untimed call, so that no other library's idle threads still spin."""
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            time.sleep(pause)
+            call()
+            calls, start = 0, time.perf_counter()
+            while calls == 0 or time.perf_counter() - start < slice_seconds:
+                call()
+                calls += 1
+            samples[name].append((time.perf_counter() - start) / calls)
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    blas = [f"{lib['internal_api']} {lib['version']} ({lib.get('architecture', '?')})" for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "isa": nf.info()["isa"],
+        "numformer": nf.__version__,
+        "numpy": np.__version__,
+        "blas": blas,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = pathlib.Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def print_header(subject: str, peers: list[str]) -> None:
+    """Head of a table."""
+    about = machine()
+    print(f"\n{subject}: {about['processor']}, {about['isa']}, torch {about['torch']}, numpy {about['numpy']} {about['blas']}")
+    print(f"{'case':34}{'thr':>4}{'ms':>10}{'GFLOP/s':>9}{'share':>7}" + "".join(f"{'x ' + peer:>10}" for peer in peers) + f"{'best':>7}{'aim':>6}")
+
+
+def print_result(result: Result, peers: list[str]) -> None:
+    """One line: time, rate, share of the ceiling, how many times faster than each peer, and whether the aim is met."""
+    ours = result.seconds["numformer"]
+    columns = "".join(f"{result.seconds[peer] / ours:10.2f}" if peer in result.seconds else f"{'-':>10}" for peer in peers)
+    verdict = "met" if result.ratio >= result.aim else "below"
+    print(
+        f"{result.case:34}{result.threads:4}{ours * 1e3:10.3f}{result.flops / ours * 1e-9:9.1f}{result.share:7.0%}{columns}"
+        f"{result.ratio:7.2f}{result.aim:6.2f} {verdict}",
+        flush=True,
+    )
+
+
+def write(subject: str, results: list[Result], folder: pathlib.Path) -> pathlib.Path:
+    """All figures of a subject as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{subject}.json"
+    rows = [asdict(r) | {"ratio": r.ratio, "best_peer": r.best_peer, "share": r.share} for r in results]
+    path.write_text(json.dumps({"machine": machine(), "results": rows}, indent=1) + "\n")
+    return path

@@ -1,0 +1,51 @@
+// What this processor can do at most, for the shares that benchmarks state: loops that use nothing but registers (multiply-adds), and a plain
+// read of memory by 16 streams.
+#include "kernels/level.hpp"
+
+namespace nf::NUMFORMER_LEVEL {
+namespace {
+
+// `rounds` times 12 independent chains of multiply-adds, enough to hide a latency of 4 cycles on two units; twice as many would need more than
+// 16 registers. Returns floating-point operations done.
+template <class A> double multiply_adds(int64_t rounds) {
+    constexpr int kChains = 12;
+    Vec<A> chain[kChains];
+    for (int i = 0; i < kChains; ++i)
+        chain[i] = broadcast(A(i));
+    Vec<A> factor = broadcast(A(0.999)), term = broadcast(A(0.001));
+    for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+        for (int i = 0; i < kChains; ++i)
+            chain[i] = fma(chain[i], factor, term);
+    }
+    Vec<A> sum = {};
+    for (int i = 0; i < kChains; ++i)
+        sum += chain[i];
+    volatile A keep = reduce_add<A>(sum);
+    (void)keep;
+    return 2.0 * kChains * kLanes<A> * double(rounds);
+}
+
+// Sum of `count` floats read as 16 streams side by side; count a multiple of 16 vectors.
+float read_streams(const float *x, int64_t count) {
+    constexpr int kStreams = 16;
+    const int64_t length = count / kStreams / kLanes<float> * kLanes<float>;
+    Vec<float> sum[kStreams] = {};
+    for (int64_t i = 0; i < length; i += kLanes<float>)
+#pragma GCC unroll 16
+        for (int s = 0; s < kStreams; ++s)
+            sum[s] += load(x + s * length + i);
+    for (int s = 1; s < kStreams; ++s)
+        sum[0] += sum[s];
+    return reduce_add<float>(sum[0]);
+}
+
+} // namespace
+
+void fill_ceiling(Kernels &table) {
+    table.multiply_adds_f32 = multiply_adds<float>;
+    table.multiply_adds_f64 = multiply_adds<double>;
+    table.read_streams = read_streams;
+}
+
+} // namespace nf::NUMFORMER_LEVEL
