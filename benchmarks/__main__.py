@@ -6,12 +6,13 @@ import os
 import pathlib
 import sys
 
-SUBJECTS = ("matmul", "attention", "training_step")
+SUBJECTS = ("matmul", "attention", "training_step", "nanogpt")
 
 
 def main() -> int:
     """Run the subjects one after the other."""
-    # A forced OpenBLAS kernel would slow NumPy down: a peer runs at its best setting. Read at its import, so start again without.
+    # A forced OpenBLAS kernel would slow NumPy down: a peer runs at its best setting. Read at its import, so start
+    # again without.
     forced = [name for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if name in os.environ]
     if forced:
         for name in forced:

@@ -5,11 +5,11 @@ Causal counts half the work; forward + backward counts 3.5 times the forward (7 
 
 import pathlib
 
+import numformer as nf
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-import numformer as nf
 from benchmarks import common
 
 SHAPES = [(1, 8, 512, 64), (4, 12, 1024, 64), (1, 8, 4096, 64), (1, 8, 2048, 128)]
@@ -33,7 +33,9 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
     return common.write("attention", results, folder)
 
 
-def _measure(shape: tuple[int, ...], causal: bool, backward: bool, arrays: list[np.ndarray], count: int, top: float) -> common.Result:
+def _measure(
+    shape: tuple[int, ...], causal: bool, backward: bool, arrays: list[np.ndarray], count: int, top: float
+) -> common.Result:
     q, k, v, dout = arrays
     tensors = [torch.from_numpy(x).requires_grad_(backward) for x in (q, k, v)]
     tout = torch.from_numpy(dout)

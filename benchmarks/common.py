@@ -1,4 +1,6 @@
-"""Timing that can be trusted on a shared machine: contenders take turns, medians are compared, shares are of a ceiling measured beside."""
+"""Timing that can be trusted on a shared machine: contenders take turns, medians are compared, shares are of
+a ceiling measured beside.
+"""
 
 import json
 import pathlib
@@ -9,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numformer as nf
 import numpy as np
 import threadpoolctl
 import torch
-
-import numformer as nf
 from numformer import _core
 
 Call = Callable[[], Any]
@@ -59,8 +60,13 @@ def ceiling(wide: bool = False) -> float:
     return max(_core.ceiling_gflops(wide, 5_000_000) for _ in range(5))
 
 
-def take_turns(contenders: dict[str, Call], rounds: int = 5, slice_seconds: float = 0.06, pause: float = 0.25) -> dict[str, float]:
-    """Median seconds a call. Each sample begins after a pause and an untimed call, so that no other library's idle threads still spin."""
+def take_turns(
+    contenders: dict[str, Call], rounds: int = 5, slice_seconds: float = 0.06, pause: float = 0.25
+) -> dict[str, float]:
+    """Median seconds a call.
+
+    Each sample begins after a pause and an untimed call, so that no other library's idle threads still spin.
+    """
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
@@ -77,7 +83,11 @@ def take_turns(contenders: dict[str, Call], rounds: int = 5, slice_seconds: floa
 def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    blas = [f"{lib['internal_api']} {lib['version']} ({lib.get('architecture', '?')})" for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
+    blas = [
+        f"{lib['internal_api']} {lib['version']} ({lib.get('architecture', '?')})"
+        for lib in threadpoolctl.threadpool_info()
+        if lib["user_api"] == "blas"
+    ]
     return {
         "processor": names[0] if names else platform.processor(),
         "isa": nf.info()["isa"],
@@ -98,17 +108,27 @@ def _cpuinfo() -> list[str]:
 def print_header(subject: str, peers: list[str]) -> None:
     """Head of a table."""
     about = machine()
-    print(f"\n{subject}: {about['processor']}, {about['isa']}, torch {about['torch']}, numpy {about['numpy']} {about['blas']}")
-    print(f"{'case':34}{'thr':>4}{'ms':>10}{'GFLOP/s':>9}{'share':>7}" + "".join(f"{'x ' + peer:>10}" for peer in peers) + f"{'best':>7}{'aim':>6}")
+    print(
+        f"\n{subject}: {about['processor']}, {about['isa']}, torch {about['torch']}, numpy {about['numpy']} "
+        f"{about['blas']}"
+    )
+    print(
+        f"{'case':34}{'thr':>4}{'ms':>10}{'GFLOP/s':>9}{'share':>7}"
+        + "".join(f"{'x ' + peer:>10}" for peer in peers)
+        + f"{'best':>7}{'aim':>6}"
+    )
 
 
 def print_result(result: Result, peers: list[str]) -> None:
     """One line: time, rate, share of the ceiling, how many times faster than each peer, and whether the aim is met."""
     ours = result.seconds["numformer"]
-    columns = "".join(f"{result.seconds[peer] / ours:10.2f}" if peer in result.seconds else f"{'-':>10}" for peer in peers)
+    columns = "".join(
+        f"{result.seconds[peer] / ours:10.2f}" if peer in result.seconds else f"{'-':>10}" for peer in peers
+    )
     verdict = "met" if result.ratio >= result.aim else "below"
     print(
-        f"{result.case:34}{result.threads:4}{ours * 1e3:10.3f}{result.flops / ours * 1e-9:9.1f}{result.share:7.0%}{columns}"
+        f"{result.case:34}{result.threads:4}{ours * 1e3:10.3f}"
+        f"{result.flops / ours * 1e-9:9.1f}{result.share:7.0%}{columns}"
         f"{result.ratio:7.2f}{result.aim:6.2f} {verdict}",
         flush=True,
     )

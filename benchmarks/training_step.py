@@ -1,14 +1,16 @@
-"""A whole training step (loss, gradient, clipping, AdamW) of small GPTs against PyTorch eager on the same weights and batches, float32."""
+"""A whole training step (loss, gradient, clipping, AdamW) of small GPTs against PyTorch eager on the same
+weights and batches, float32.
+"""
 
 import pathlib
 
 import numpy as np
 import torch
+from numformer.models import GPT, GPTConfig
+from numformer.optim import AdamW, decay_groups
 
 from benchmarks import common
 from benchmarks.torch_gpt import TorchGPT, TorchStep
-from numformer.models import GPT, GPTConfig
-from numformer.optim import AdamW, decay_groups
 
 # name: configuration, batch
 MODELS = {
@@ -19,7 +21,9 @@ PEERS = ["torch"]
 
 
 def step_flops(config: GPTConfig, batch: int) -> float:
-    """Products only: 6 a weight and token (forward 2, backward 4), and attention's 3.5 x 4 N^2 D a head, half of it as it is causal."""
+    """Products only: 6 a weight and token (forward 2, backward 4), and attention's 3.5 x 4 N^2 D a head,
+    half of it as it is causal.
+    """
     width, tokens = config.width, batch * config.context
     weights = config.layers * 12 * width * width + config.vocab_size * width
     return 6.0 * weights * tokens + config.layers * batch * 3.5 * 4.0 * config.context**2 * width * 0.5
@@ -41,7 +45,9 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
             ids, targets = rng.integers(0, config.vocab_size, (2, batch, config.context))
             tensors = (torch.from_numpy(ids), torch.from_numpy(targets))
 
-            def ours(model: GPT = model, optimizer: AdamW = optimizer, pair: tuple[np.ndarray, np.ndarray] = (ids, targets)) -> float:
+            def ours(
+                model: GPT = model, optimizer: AdamW = optimizer, pair: tuple[np.ndarray, np.ndarray] = (ids, targets)
+            ) -> float:
                 loss, backward = model.loss(pair)
                 backward()
                 optimizer.step()
@@ -54,6 +60,8 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
                 np.testing.assert_allclose(ours(), torchs(), rtol=1e-3)
             seconds = common.take_turns({"numformer": ours, "torch": torchs}, slice_seconds=0.5)
             extra = {"tokens_per_second": batch * config.context / seconds["numformer"]}
-            results.append(common.Result("training_step", name, count, step_flops(config, batch), seconds, top, 1.0, extra))
+            results.append(
+                common.Result("training_step", name, count, step_flops(config, batch), seconds, top, 1.0, extra)
+            )
             common.print_result(results[-1], PEERS)
     return common.write("training_step", results, folder)

@@ -59,7 +59,8 @@ bool find_dtype(const py::dtype &dtype, DType &found) {
 View view_of(const char *operation, const char *argument, const py::array &array) {
     View view;
     if (!find_dtype(array.dtype(), view.dtype))
-        fail_type(operation, std::string(argument) + " must have dtype float32, float64, float16 or bfloat16 (integers: int32 or int64; " +
+        fail_type(operation, std::string(argument) +
+                                 " must have dtype float32, float64, float16 or bfloat16 (integers: int32 or int64; " +
                                  "masks: bool), got " + py::cast<std::string>(py::str(array.dtype())));
     view.data = static_cast<char *>(const_cast<void *>(array.data()));
     const int64_t item = view.item_size();
@@ -112,13 +113,15 @@ Input input(const char *operation, const char *argument, py::handle object, Layo
         array = py::reinterpret_borrow<py::array>(object);
     } else {
         py::object converted;
-        const bool generic = py::hasattr(object, "dtype") && py::hasattr(object, "item") && py::hasattr(object, "__array__");
+        const bool generic =
+            py::hasattr(object, "dtype") && py::hasattr(object, "item") && py::hasattr(object, "__array__");
         if (!generic && py::hasattr(object, "__dlpack__"))
             converted = py::module_::import("numpy").attr("from_dlpack")(object);
         else if (py::hasattr(object, "__array__"))
             converted = py::module_::import("numpy").attr("asarray")(object);
         else
-            fail_type(operation, std::string(argument) + " must be a numpy.ndarray (or have __dlpack__ or __array__), got " +
+            fail_type(operation, std::string(argument) +
+                                     " must be a numpy.ndarray (or have __dlpack__ or __array__), got " +
                                      describe(object));
         array = py::reinterpret_steal<py::array>(converted.release());
     }
@@ -156,8 +159,8 @@ void require_float(const char *operation, const char *argument, const View &view
 
 void require_same_dtype(const char *operation, const char *argument, const View &view, DType expected) {
     if (view.dtype != expected)
-        fail_type(operation, std::string(argument) + " must have the dtype of the first array, " + name_of(expected) + ", got " +
-                                 name_of(view.dtype));
+        fail_type(operation, std::string(argument) + " must have the dtype of the first array, " + name_of(expected) +
+                                 ", got " + name_of(view.dtype));
 }
 
 py::dtype dtype_of(DType dtype) {

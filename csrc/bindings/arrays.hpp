@@ -26,8 +26,8 @@ struct Input {
     View view;
 };
 
-// Takes a numpy.ndarray, or anything with __dlpack__ or __array__; TypeError (operation, argument) for anything else and for
-// dtypes that numformer does not know.
+// Takes a numpy.ndarray, or anything with __dlpack__ or __array__; TypeError (operation, argument) for anything else
+// and for dtypes that numformer does not know.
 Input input(const char *operation, const char *argument, py::handle object, Layout layout = Layout::last_axis);
 // None gives nothing.
 std::optional<Input> optional_input(const char *operation, const char *argument, py::handle object,

@@ -6,12 +6,14 @@ namespace {
 
 constexpr const char *kName = "matmul";
 
-// Rows that can be walked with one stride: all axes but the batch's were folded into one, so `out` and its like must be contiguous there.
+// Rows that can be walked with one stride: all axes but the batch's were folded into one, so `out` and its like must be
+// contiguous there.
 bool is_usable(const View &view) { return view.is_contiguous() || view.ndim() == 2; }
 
 void require_out_shape(const char *argument, const View &view, const Shape &expected) {
     if (view.shape != expected)
-        fail_value(kName, std::string(argument) + " must have shape " + to_string(expected) + ", got " + to_string(view.shape));
+        fail_value(kName, std::string(argument) + " must have shape " + to_string(expected) + ", got " +
+                              to_string(view.shape));
 }
 
 py::object matmul(py::handle a_object, py::handle b_object, py::handle bias_object, py::handle activation,
@@ -69,11 +71,12 @@ py::object matmul(py::handle a_object, py::handle b_object, py::handle bias_obje
     }
 
     // An output that overlaps an input or whose rows cannot be walked is computed beside and copied.
-    const bool in_place = given && is_usable(given->view) &&
-                          (given->view.ndim() == 0 || given->view.strides.back() == 1 || given->view.shape.back() <= 1) &&
-                          !may_overlap(given->view, a.view) && !may_overlap(given->view, b.view) &&
-                          !(bias && may_overlap(given->view, bias->view)) &&
-                          !(residual && residual->view.data != given->view.data && may_overlap(given->view, residual->view));
+    const bool in_place =
+        given && is_usable(given->view) &&
+        (given->view.ndim() == 0 || given->view.strides.back() == 1 || given->view.shape.back() <= 1) &&
+        !may_overlap(given->view, a.view) && !may_overlap(given->view, b.view) &&
+        !(bias && may_overlap(given->view, bias->view)) &&
+        !(residual && residual->view.data != given->view.data && may_overlap(given->view, residual->view));
     Input result = in_place ? *given : allocate(product.out_shape(), out_type);
     if (given && !in_place && accumulate)
         result.array[py::ellipsis()] = given->array;

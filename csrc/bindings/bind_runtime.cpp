@@ -73,10 +73,11 @@ double ceiling_bandwidth(const py::array_t<float, py::array::c_style> &x) {
     work->next = 0;
     py::gil_scoped_release release;
     const int64_t start = profiler::now();
-    runtime::parallel_ranges(count, count / runtime::threads_here(), work.get(), [](void *context, int64_t begin, int64_t end) {
-        Work &w = *static_cast<Work *>(context);
-        w.sum[w.next++ % 1024] = runtime::kernels().read_streams(w.data + begin, end - begin);
-    });
+    runtime::parallel_ranges(count, count / runtime::threads_here(), work.get(),
+                             [](void *context, int64_t begin, int64_t end) {
+                                 Work &w = *static_cast<Work *>(context);
+                                 w.sum[w.next++ % 1024] = runtime::kernels().read_streams(w.data + begin, end - begin);
+                             });
     return static_cast<double>(count) * 4 / static_cast<double>(profiler::now() - start);
 }
 

@@ -1,6 +1,6 @@
-// A caching allocator: 64-byte aligned blocks that are kept for the next call of the same size instead of being returned
-// to the system, because touching fresh pages costs a Transformer's step 10 to 20%. Thread-safe, bounded, and never
-// destroyed, so that an array may outlive the interpreter.
+// A caching allocator: 64-byte aligned blocks that are kept for the next call of the same size instead of being
+// returned to the system, because touching fresh pages costs a Transformer's step 10 to 20%. Thread-safe, bounded, and
+// never destroyed, so that an array may outlive the interpreter.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,4 +1,5 @@
-// A view of somebody else's array: pointer, dtype, shape, strides (in elements). Used by ops and bindings, not by kernels.
+// A view of somebody else's array: pointer, dtype, shape, strides (in elements). Used by ops and bindings, not by
+// kernels.
 #pragma once
 #include "core/dtype.hpp"
 

@@ -1,4 +1,5 @@
-// The activation functions and their derivatives on one vector, shared by matmul's epilogue and the element-wise kernels.
+// The activation functions and their derivatives on one vector, shared by matmul's epilogue and the element-wise
+// kernels.
 #pragma once
 #include "runtime/kernels.hpp"
 #include "simd/math.hpp"
@@ -7,7 +8,7 @@ namespace nf::NUMFORMER_LEVEL {
 
 // GELU's tanh form (Hendrycks and Gimpel, 2016): x/2 (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
 // In this form nothing cancels for negative x.
-constexpr double kGeluInner = 1.5957691216057307117;              // 2 sqrt(2 / pi)
+constexpr double kGeluInner = 1.5957691216057307117; // 2 sqrt(2 / pi)
 constexpr double kGeluCubic = 1.5957691216057307117 * 0.044715;
 
 template <class A> NF_INLINE Vec<A> gelu_tanh(Vec<A> x) {
@@ -20,7 +21,7 @@ template <class A> NF_INLINE Vec<A> gelu_tanh_derivative(Vec<A> x) {
     const Vec<A> inner = x * fma(square, broadcast(A(kGeluCubic)), broadcast(A(kGeluInner)));
     const Vec<A> slope = fma(square, broadcast(A(3 * kGeluCubic)), broadcast(A(kGeluInner)));
     const Vec<A> s = sigmoid(inner);
-    const Vec<A> tail = s * sigmoid(-inner) * x * slope; // sigmoid(-z) rather than 1 - s: no cancellation
+    const Vec<A> tail = s * sigmoid(-inner) * x * slope;   // sigmoid(-z) rather than 1 - s: no cancellation
     return s + (s == s && tail != tail ? Vec<A>{} : tail); // 0 * inf far out is 0
 }
 

@@ -1,13 +1,13 @@
 // Exact attention, forward: out = softmax(scale * q k^T + mask) v, and the log-sum-exp of each row.
 //
-// The scheme of Dao, "FlashAttention-2" (2023), with the online softmax of Milakov and Gimelshein (2018): the N x M scores are
-// never in memory. For a block of 112 queries (8 strips of 14) the keys are visited in blocks of 512:
+// The scheme of Dao, "FlashAttention-2" (2023), with the online softmax of Milakov and Gimelshein (2018): the N x M
+// scores are never in memory. For a block of 112 queries (8 strips of 14) the keys are visited in blocks of 512:
 //   1. S (strip x keys) = Q K^T, a tile at a time; scale * log2(e) is already in Q, so that exp is 2^x
 //   2. per row: m' = max(m, max S), P = 2^(S - m'), l = l 2^(m - m') + sum P
 //   3. O = O 2^(m - m') + P V
-// and at the end O / l, and lse = (m + log2 l) ln 2. A strip of P is 14 x 512 floats = 28 KiB, in L1; K and V of a block, 512 x 64 floats
-// = 128 KiB each, in L2 for all 8 strips. K is transposed once a head into panels of 32 keys; V is read where it lies.
-// Work behind the diagonal (or outside the window) is left out by the panel.
+// and at the end O / l, and lse = (m + log2 l) ln 2. A strip of P is 14 x 512 floats = 28 KiB, in L1; K and V of a
+// block, 512 x 64 floats = 128 KiB each, in L2 for all 8 strips. K is transposed once a head into panels of 32 keys; V
+// is read where it lies. Work behind the diagonal (or outside the window) is left out by the panel.
 #include "kernels/attention.hpp"
 
 #include <math.h>
@@ -44,7 +44,8 @@ template <class A, class T> Head<A, T> pack_head(const AttentionArgs &args, int6
     return head;
 }
 
-// Step 2 for one row: scores become probabilities (relative to the running maximum). Returns the factor for what was summed before.
+// Step 2 for one row: scores become probabilities (relative to the running maximum). Returns the factor for what was
+// summed before.
 template <class A> NF_INLINE A softmax_row(A *scores, int64_t width, A &maximum, A &sum) {
     constexpr int W = kLanes<A>;
     Vec<A> highest = broadcast(maximum);
@@ -67,10 +68,11 @@ template <class A> NF_INLINE A softmax_row(A *scores, int64_t width, A &maximum,
     return factor;
 }
 
-// Step 3 where a partly masked strip meets a value that is not finite: 0 x NaN is NaN, so masked pairs are left out one by one.
+// Step 3 where a partly masked strip meets a value that is not finite: 0 x NaN is NaN, so masked pairs are left out one
+// by one.
 template <class A, class T>
-void add_values_selecting(const AttentionArgs &args, const Mask &mask, const Head<A, T> &head, const A *p, int64_t query0,
-                          int64_t rows, int64_t key0, int64_t keys, A *o, int64_t o_row) {
+void add_values_selecting(const AttentionArgs &args, const Mask &mask, const Head<A, T> &head, const A *p,
+                          int64_t query0, int64_t rows, int64_t key0, int64_t keys, A *o, int64_t o_row) {
     for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < keys; ++j)
             if (may_attend(args, mask, query0 + i, key0 + j))
@@ -81,7 +83,8 @@ void add_values_selecting(const AttentionArgs &args, const Mask &mask, const Hea
 template <class A> struct Workspace {
     A *q, *p, *o;
     static int64_t size(const AttentionArgs &args) {
-        return kBlockQueries * args.dim + kTileRows * kRowStride + kBlockQueries * round_up(args.value_dim, kTileColumns<A>);
+        return kBlockQueries * args.dim + kTileRows * kRowStride +
+               kBlockQueries * round_up(args.value_dim, kTileColumns<A>);
     }
     Workspace(const AttentionArgs &args, A *memory)
         : q(memory), p(q + kBlockQueries * args.dim), o(p + kTileRows * kRowStride) {}
@@ -115,10 +118,12 @@ void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t bat
                 continue;
             const int64_t width = last - first, full_width = round_up(width, kLanes<A>);
             for (int64_t j = 0; j < width; j += NR)
-                tile_for<A, A, InPanels>(rows, width - j)(args.dim, work.q + i0 * args.dim, head.keys + (first + j) * args.dim, NR,
-                                                          work.p + j, kRowStride, Store::write);
+                tile_for<A, A, InPanels>(rows, width - j)(args.dim, work.q + i0 * args.dim,
+                                                          head.keys + (first + j) * args.dim, NR, work.p + j,
+                                                          kRowStride, Store::write);
             // Kept by every row: what the first and the last row of the strip may both attend to.
-            const bool kept = !mask.data && width == full_width && keys_of(args, query0 + i0 + rows - 1).first <= first &&
+            const bool kept = !mask.data && width == full_width &&
+                              keys_of(args, query0 + i0 + rows - 1).first <= first &&
                               keys_of(args, query0 + i0).last >= last;
             for (int64_t i = 0; i < rows; ++i) {
                 A *row = work.p + i * kRowStride;
@@ -138,7 +143,8 @@ void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t bat
                 multiply_strip<A, InRows<kRowStride>>(width, rows, args.value_dim, work.p, head.values, first,
                                                       work.o + i0 * o_row, o_row, Store::add);
             else
-                add_values_selecting<A, T>(args, mask, head, work.p, query0 + i0, rows, first, width, work.o + i0 * o_row, o_row);
+                add_values_selecting<A, T>(args, mask, head, work.p, query0 + i0, rows, first, width,
+                                           work.o + i0 * o_row, o_row);
         }
     }
 
@@ -181,11 +187,13 @@ template <class T> bool attention(const AttentionArgs &args) {
             Scratch<A> memory(packed);
             if (!memory)
                 return failure.set();
-            attend_head(pack_head<A, T>(args, kv / args.kv_heads, kv % args.kv_heads, memory.data), kv, 0, group * blocks);
+            attend_head(pack_head<A, T>(args, kv / args.kv_heads, kv % args.kv_heads, memory.data), kv, 0,
+                        group * blocks);
         });
         return !failure.happened;
     }
-    // Few heads: pack all, then divide the blocks of queries. Later blocks first: with a causal mask they are the longest.
+    // Few heads: pack all, then divide the blocks of queries. Later blocks first: with a causal mask they are the
+    // longest.
     Scratch<A> memory(packed * kv_heads);
     Scratch<Head<A, T>> head(kv_heads);
     if (!memory || !head)

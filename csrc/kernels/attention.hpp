@@ -5,7 +5,7 @@
 
 namespace nf::NUMFORMER_LEVEL {
 
-constexpr int64_t kStripsOfBlock = 8;                           // strips of kTileRows queries in a block
+constexpr int64_t kStripsOfBlock = 8;                         // strips of kTileRows queries in a block
 constexpr int64_t kBlockQueries = kStripsOfBlock * kTileRows; // 112: its Q, P and O stay in L2
 
 template <class T> NF_INLINE T *head_of(const AttentionOperand &x, int64_t batch, int64_t head) {
@@ -44,11 +44,14 @@ NF_INLINE bool may_attend(const AttentionArgs &args, const Mask &mask, int64_t q
 
 template <class A> constexpr A kMinusInfinity = -A(__builtin_inf());
 
-// Scores of one row, columns [0, width) that stand for keys [key0, key0 + width): minus infinity where the row may not look.
+// Scores of one row, columns [0, width) that stand for keys [key0, key0 + width): minus infinity where the row may not
+// look.
 template <class A>
-NF_INLINE void mask_row(const AttentionArgs &args, const Mask &mask, int64_t query, int64_t key0, int64_t width, A *scores) {
+NF_INLINE void mask_row(const AttentionArgs &args, const Mask &mask, int64_t query, int64_t key0, int64_t width,
+                        A *scores) {
     const KeyRange range = keys_of(args, query);
-    const int64_t first = smaller(width, larger(0, range.first - key0)), last = larger(first, smaller(width, range.last - key0));
+    const int64_t first = smaller(width, larger(0, range.first - key0)),
+                  last = larger(first, smaller(width, range.last - key0));
     for (int64_t j = 0; j < first; ++j)
         scores[j] = kMinusInfinity<A>;
     for (int64_t j = last; j < width; ++j)
@@ -73,8 +76,8 @@ template <class A, class T> static bool all_finite(const T *x, int64_t rows, int
     return total == total;
 }
 
-// A matrix (rows x columns) as the right operand of tiles: panels of kTileColumns columns. It is read where it lies if its type and
-// width allow, else from a packed copy.
+// A matrix (rows x columns) as the right operand of tiles: panels of kTileColumns columns. It is read where it lies if
+// its type and width allow, else from a packed copy.
 template <class A> struct Panels {
     const A *data;
     int64_t row, panel; // strides: to the next row, to the next panel
@@ -116,14 +119,14 @@ template <class A, class T> static void pack_keys(const T *x, int64_t keys, int6
 
 // c (rows x columns, row stride c_row) += or = a @ b over `depth`, tile by tile along the columns.
 template <class A, class Layout>
-NF_INLINE void multiply_strip(int64_t depth, int64_t rows, int64_t columns, const A *a, const Panels<A> &b, int64_t b_first,
-                              A *c, int64_t c_row, Store mode) {
+NF_INLINE void multiply_strip(int64_t depth, int64_t rows, int64_t columns, const A *a, const Panels<A> &b,
+                              int64_t b_first, A *c, int64_t c_row, Store mode) {
     for (int64_t j = 0; j < columns; j += kTileColumns<A>)
         tile_for<A, A, Layout>(rows, columns - j)(depth, a, b.at(b_first, j), b.row, c + j, c_row, mode);
 }
 
-// 2^x for x <= 0 (or NaN), with results below the smallest normal number flushed to 0: masked scores are -inf, and an instruction
-// whose result is subnormal takes a microcode assist of some 150 cycles.
+// 2^x for x <= 0 (or NaN), with results below the smallest normal number flushed to 0: masked scores are -inf, and an
+// instruction whose result is subnormal takes a microcode assist of some 150 cycles.
 template <class A> NF_INLINE Vec<A> exp2_nonpositive(Vec<A> x) {
     const Vec<A> low = broadcast(A(sizeof(A) == 4 ? -126 : -1022));
     const Vec<A> clamped = max(low, x);

@@ -1,15 +1,17 @@
-// Exact attention, backward (Dao, "FlashAttention-2", 2023, algorithm 2): nothing but the log-sum-exp was kept, P is computed again.
+// Exact attention, backward (Dao, "FlashAttention-2", 2023, algorithm 2): nothing but the log-sum-exp was kept, P is
+// computed again.
 //
 // With delta_i = dout_i . out_i, for a block of 256 keys and a block of 112 queries:
 //   1. S = Q K^T, dP = dO V^T                      (strips of 14 queries; K and V transposed once a head into panels)
 //   2. P = 2^(S - lse), dS = scale * P (dP - delta)
 //   3. dQ += dS K                                  (rows of dS)
-//   4. dV += P^T dO,  dK += dS^T Q                 (columns of P and dS: a broadcast costs the same along rows and columns)
+//   4. dV += P^T dO,  dK += dS^T Q                 (columns of P and dS: a broadcast costs the same along rows and
+//   columns)
 // P and dS of a block are 112 x 256 floats = 112 KiB each, in L2. Q, K and dO are read where they lie.
 //
-// Each gradient is summed in a fixed order: dQ over key blocks, dK and dV over heads and query blocks. With enough heads one thread does all of
-// a key/value head; with few, one pass divides the key blocks (dK, dV) and a second one the query blocks (dQ), computing P twice:
-// 7 products instead of 5, the same bits.
+// Each gradient is summed in a fixed order: dQ over key blocks, dK and dV over heads and query blocks. With enough
+// heads one thread does all of a key/value head; with few, one pass divides the key blocks (dK, dV) and a second one
+// the query blocks (dQ), computing P twice: 7 products instead of 5, the same bits.
 #include "kernels/attention.hpp"
 
 #include <math.h>
@@ -53,7 +55,8 @@ template <class A, class T> struct KeySide {
         keys_transposed = kt;
         values_transposed = vt;
         keys = as_panels<A, T>(k, args.keys, args.dim, args.k.row, arena.next);
-        finite = all_finite<A>(k, args.keys, args.dim, args.k.row) && all_finite<A>(v, args.keys, args.value_dim, args.v.row);
+        finite = all_finite<A>(k, args.keys, args.dim, args.k.row) &&
+                 all_finite<A>(v, args.keys, args.value_dim, args.v.row);
     }
 };
 
@@ -112,8 +115,7 @@ template <class A> struct Gradients {
 };
 
 // Step 2 for one row. Returns nothing: scores become P, dP becomes dS.
-template <class A>
-NF_INLINE void differentiate_row(int64_t width, A lse2, A delta, A scale, A *scores, A *gradient) {
+template <class A> NF_INLINE void differentiate_row(int64_t width, A lse2, A delta, A scale, A *scores, A *gradient) {
     constexpr int W = kLanes<A>;
     if (lse2 == kMinusInfinity<A>) { // nothing to attend to
         for (int64_t j = 0; j < width; j += W) {
@@ -131,8 +133,8 @@ NF_INLINE void differentiate_row(int64_t width, A lse2, A delta, A scale, A *sco
 }
 
 template <class A, class T>
-void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries, int64_t key0,
-                         int64_t query0, A *p, A *ds, const Gradients<A> &sums) {
+void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
+                         int64_t key0, int64_t query0, A *p, A *ds, const Gradients<A> &sums) {
     constexpr int64_t NR = kTileColumns<A>;
     const int64_t key_count = smaller(kBlockKeys, args.keys - key0);
     const int64_t query_count = smaller(kBlockQueries, args.queries - query0);
@@ -155,10 +157,11 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
                                                       keys.keys_transposed + key * args.dim, NR, scores + j, kRowStride,
                                                       Store::write);
             tile_for<A, A, InPanels>(rows, width - j)(args.value_dim, queries.dout_strips + query * args.value_dim,
-                                                      keys.values_transposed + key * args.value_dim, NR, gradient + j, kRowStride,
-                                                      Store::write);
+                                                      keys.values_transposed + key * args.value_dim, NR, gradient + j,
+                                                      kRowStride, Store::write);
         }
-        const bool kept = !queries.mask.data && width == full_width && keys_of(args, query + rows - 1).first <= key0 + first &&
+        const bool kept = !queries.mask.data && width == full_width &&
+                          keys_of(args, query + rows - 1).first <= key0 + first &&
                           keys_of(args, query).last >= key0 + last;
         for (int64_t i = 0; i < rows; ++i) {
             A *row = scores + i * kRowStride;
@@ -200,8 +203,9 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
         if (s == end)
             continue;
         const int64_t i0 = s * kTileRows, depth = smaller(query_count, end * kTileRows) - i0;
-        multiply_strip<A, InColumns<kRowStride>>(depth, columns, args.value_dim, p + i0 * kRowStride + j0, queries.douts,
-                                                 query0 + i0, sums.dv + j0 * sums.value_row, sums.value_row, Store::add);
+        multiply_strip<A, InColumns<kRowStride>>(depth, columns, args.value_dim, p + i0 * kRowStride + j0,
+                                                 queries.douts, query0 + i0, sums.dv + j0 * sums.value_row,
+                                                 sums.value_row, Store::add);
         multiply_strip<A, InColumns<kRowStride>>(depth, columns, args.dim, ds + i0 * kRowStride + j0, queries.queries,
                                                  query0 + i0, sums.dk + j0 * sums.dim_row, sums.dim_row, Store::add);
     }
@@ -211,7 +215,8 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
 template <class A, class T>
 void differentiate_block_selecting(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
                                    int64_t key0, int64_t query0, const Gradients<A> &sums) {
-    const int64_t key_end = smaller(key0 + kBlockKeys, args.keys), query_end = smaller(query0 + kBlockQueries, args.queries);
+    const int64_t key_end = smaller(key0 + kBlockKeys, args.keys),
+                  query_end = smaller(query0 + kBlockQueries, args.queries);
     for (int64_t i = query0; i < query_end; ++i)
         for (int64_t j = key0; j < key_end; ++j) {
             if (queries.lse2[i] == kMinusInfinity<A> || !may_attend(args, queries.mask, i, j))
@@ -237,8 +242,8 @@ void differentiate_block_selecting(const AttentionArgs &args, const KeySide<A, T
 }
 
 template <class A, class T>
-NF_INLINE void differentiate(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries, int64_t key0,
-                             int64_t query0, A *blocks, const Gradients<A> &sums) {
+NF_INLINE void differentiate(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
+                             int64_t key0, int64_t query0, A *blocks, const Gradients<A> &sums) {
     if (keys.finite && queries.finite)
         differentiate_block<A, T>(args, keys, queries, key0, query0, blocks, blocks + kBlockQueries * kRowStride, sums);
     else
@@ -279,7 +284,8 @@ template <class T> bool attention_backward(const AttentionArgs &args) {
             if (!memory)
                 return failure.set();
             Arena<A> arena{memory.data};
-            A *dk = arena.take(dk_size), *dv = arena.take(dv_size), *dq = arena.take(dq_size), *blocks = arena.take(block_size);
+            A *dk = arena.take(dk_size), *dv = arena.take(dv_size), *dq = arena.take(dq_size),
+              *blocks = arena.take(block_size);
             memset(dk, 0, size_t(dk_size + dv_size) * sizeof(A));
             KeySide<A, T> keys;
             keys.pack(args, batch, kv_head, Arena<A>{arena.take(key_size)});
@@ -290,13 +296,15 @@ template <class T> bool attention_backward(const AttentionArgs &args) {
                 for (int64_t key0 = 0; key0 < args.keys; key0 += kBlockKeys) {
                     const KeyRange range = query_blocks(args, key0);
                     for (int64_t query0 = range.first; query0 < range.last; query0 += kBlockQueries)
-                        differentiate<A, T>(args, keys, queries, key0, query0, blocks,
-                                            {dq + query0 * dim_row, dk + key0 * dim_row, dv + key0 * value_row, dim_row, value_row});
+                        differentiate<A, T>(
+                            args, keys, queries, key0, query0, blocks,
+                            {dq + query0 * dim_row, dk + key0 * dim_row, dv + key0 * value_row, dim_row, value_row});
                 }
                 write_rows<A, T>(dq, dim_row, args.queries, args.dim, head_of<T>(args.dq, batch, head), args.dq.row);
             }
             write_rows<A, T>(dk, dim_row, args.keys, args.dim, head_of<T>(args.dk, batch, kv_head), args.dk.row);
-            write_rows<A, T>(dv, value_row, args.keys, args.value_dim, head_of<T>(args.dv, batch, kv_head), args.dv.row);
+            write_rows<A, T>(dv, value_row, args.keys, args.value_dim, head_of<T>(args.dv, batch, kv_head),
+                             args.dv.row);
         });
         return !failure.happened;
     }
@@ -310,12 +318,15 @@ template <class T> bool attention_backward(const AttentionArgs &args) {
         return false;
     parallel_tasks(kv_heads + heads, [&](int64_t index) {
         if (index < kv_heads)
-            keys.data[index].pack(args, batch_of(index), index % args.kv_heads, Arena<A>{memory.data + index * key_size});
+            keys.data[index].pack(args, batch_of(index), index % args.kv_heads,
+                                  Arena<A>{memory.data + index * key_size});
         else
-            queries.data[index - kv_heads].pack(args, (index - kv_heads) / args.heads, (index - kv_heads) % args.heads,
-                                                Arena<A>{memory.data + kv_heads * key_size + (index - kv_heads) * query_size});
+            queries.data[index - kv_heads].pack(
+                args, (index - kv_heads) / args.heads, (index - kv_heads) % args.heads,
+                Arena<A>{memory.data + kv_heads * key_size + (index - kv_heads) * query_size});
     });
-    const int64_t key_blocks = ceil_div(args.keys, kBlockKeys), blocks_of_queries = ceil_div(args.queries, kBlockQueries);
+    const int64_t key_blocks = ceil_div(args.keys, kBlockKeys),
+                  blocks_of_queries = ceil_div(args.queries, kBlockQueries);
     parallel_tasks(kv_heads * key_blocks, [&](int64_t task) {
         const int64_t kv = task % kv_heads, key0 = task / kv_heads * kBlockKeys, batch = batch_of(kv);
         const int64_t rows = smaller(kBlockKeys, args.keys - key0);
@@ -327,10 +338,10 @@ template <class T> bool attention_backward(const AttentionArgs &args) {
         const KeyRange range = query_blocks(args, key0);
         for (int64_t head = kv % args.kv_heads * group; head < (kv % args.kv_heads + 1) * group; ++head)
             for (int64_t query0 = range.first; query0 < range.last; query0 += kBlockQueries)
-                differentiate<A, T>(args, keys.data[kv], queries.data[batch * args.heads + head], key0, query0, work.data,
-                                    {nullptr, dk, dv, dim_row, value_row});
-        write_rows<A, T>(dk, dim_row, rows, args.dim, head_of<T>(args.dk, batch, kv % args.kv_heads) + key0 * args.dk.row,
-                         args.dk.row);
+                differentiate<A, T>(args, keys.data[kv], queries.data[batch * args.heads + head], key0, query0,
+                                    work.data, {nullptr, dk, dv, dim_row, value_row});
+        write_rows<A, T>(dk, dim_row, rows, args.dim,
+                         head_of<T>(args.dk, batch, kv % args.kv_heads) + key0 * args.dk.row, args.dk.row);
         write_rows<A, T>(dv, value_row, rows, args.value_dim,
                          head_of<T>(args.dv, batch, kv % args.kv_heads) + key0 * args.dv.row, args.dv.row);
     });
@@ -349,8 +360,8 @@ template <class T> bool attention_backward(const AttentionArgs &args) {
                 differentiate<A, T>(args, keys.data[kv], queries.data[head], key0, query0, work.data,
                                     {dq, nullptr, nullptr, dim_row, value_row});
         }
-        write_rows<A, T>(dq, dim_row, rows, args.dim, head_of<T>(args.dq, batch, head % args.heads) + query0 * args.dq.row,
-                         args.dq.row);
+        write_rows<A, T>(dq, dim_row, rows, args.dim,
+                         head_of<T>(args.dq, batch, head % args.heads) + query0 * args.dq.row, args.dq.row);
     });
     return !failure.happened;
 }

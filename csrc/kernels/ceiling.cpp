@@ -1,12 +1,12 @@
-// What this processor can do at most, for the shares that benchmarks state: loops that use nothing but registers (multiply-adds), and a plain
-// read of memory by 16 streams.
+// What this processor can do at most, for the shares that benchmarks state: loops that use nothing but registers
+// (multiply-adds), and a plain read of memory by 16 streams.
 #include "kernels/level.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
 namespace {
 
-// `rounds` times 12 independent chains of multiply-adds, enough to hide a latency of 4 cycles on two units; twice as many would need more than
-// 16 registers. Returns floating-point operations done.
+// `rounds` times 12 independent chains of multiply-adds, enough to hide a latency of 4 cycles on two units; twice as
+// many would need more than 16 registers. Returns floating-point operations done.
 template <class A> double multiply_adds(int64_t rounds) {
     constexpr int kChains = 12;
     Vec<A> chain[kChains];

@@ -1,17 +1,18 @@
 // Matrix multiply: out = activation(scale * a @ b + bias) + residual.
 //
 // Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34 (2008):
-//   depth in blocks of kDepth: a tile's rows of A, packed just before use, 14 x 512 floats = 28 KiB, stay in L1 while they meet
-//   columns in chunks of at most kChunkColumns: 512 x 384 floats of packed B = 768 KiB stay in L2 for all rows.
-// A task is a chunk of columns (and, where columns are few, a part of the rows) for all of the depth: tasks share nothing, so there is
-// one fork and one join. A is packed once a chunk, which costs 1.5% at 384 columns and needs no barrier; packing it once for all threads
-// was slower (docs/performance.md). Transposes cost nothing but the order in which packing reads: rows of A are copied as rows (InRows) or,
-// from a transposed A, with depth outermost (InPanels).
+//   depth in blocks of kDepth: a tile's rows of A, packed just before use, 14 x 512 floats = 28 KiB, stay in L1 while
+//   they meet columns in chunks of at most kChunkColumns: 512 x 384 floats of packed B = 768 KiB stay in L2 for all
+//   rows.
+// A task is a chunk of columns (and, where columns are few, a part of the rows) for all of the depth: tasks share
+// nothing, so there is one fork and one join. A is packed once a chunk, which costs 1.5% at 384 columns and needs no
+// barrier; packing it once for all threads was slower (docs/performance.md). Transposes cost nothing but the order in
+// which packing reads: rows of A are copied as rows (InRows) or, from a transposed A, with depth outermost (InPanels).
 //
 // Up to kFewRows rows (decoding) nothing of B is used twice, so it is read in place.
 //
-// Order of sums: each block of kDepth is one chain of multiply-adds, blocks are added in order. kDepth is a constant of the
-// level, so bits do not depend on threads or caches.
+// Order of sums: each block of kDepth is one chain of multiply-adds, blocks are added in order. kDepth is a constant of
+// the level, so bits do not depend on threads or caches.
 #include "kernels/activation.hpp"
 #include "kernels/tile.hpp"
 
@@ -25,7 +26,8 @@ constexpr int64_t kFewRows = 16;
 // Below this many multiply-adds a fork and join costs more than it saves (about 5 microseconds).
 constexpr int64_t kParallelWork = 400000;
 
-// From one packed panel of B to the next: a little more than its size, for panels a power of two apart share cache sets.
+// From one packed panel of B to the next: a little more than its size, for panels a power of two apart share cache
+// sets.
 template <class A> constexpr int64_t panel_stride(int64_t depth) { return depth * kTileColumns<A> + 2 * kLanes<A>; }
 
 // One matrix product of the batch.
@@ -35,7 +37,8 @@ template <class T> struct Product {
     const char *residual;
 };
 
-// ---- epilogue: the only place that knows bias, activation, residual, preactivation and the type of the output ----------
+// ---- epilogue: the only place that knows bias, activation, residual, preactivation and the type of the output
+// ----------
 
 template <class A, class O>
 void finish_rows(const MatmulArgs &args, const A *bias, const A *sums, int64_t sums_row, int64_t rows, int64_t columns,
@@ -61,8 +64,8 @@ void finish_rows(const MatmulArgs &args, const A *bias, const A *sums, int64_t s
 
 // Sums of rows [i0, i0 + rows) x columns [j0, j0 + columns) are complete: write the output.
 template <class A, class T>
-void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, const A *sums, int64_t sums_row, int64_t i0,
-            int64_t rows, int64_t j0, int64_t columns) {
+void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, const A *sums, int64_t sums_row,
+            int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
     auto write = [&](auto type) {
         typedef decltype(type) O;
         O *out = reinterpret_cast<O *>(product.out) + i0 * args.out_row + j0;
@@ -86,7 +89,8 @@ void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, co
     }
 }
 
-// ---- many rows ----------------------------------------------------------------------------------------------------------
+// ---- many rows
+// ----------------------------------------------------------------------------------------------------------
 
 // Rows [i, i + rows) of A, depth [k0, k0 + depth): one tile's left operand.
 template <class A, class T>
@@ -102,7 +106,8 @@ void pack_a(const MatmulArgs &args, const T *a, int64_t i, int64_t rows, int64_t
 
 // Depth [k0, k0 + depth), columns [j0, j0 + columns) of B: panels of kTileColumns columns, `panel` elements apart.
 template <class A, class T>
-void pack_b(const MatmulArgs &args, const T *b, int64_t k0, int64_t depth, int64_t j0, int64_t columns, int64_t panel, A *packed) {
+void pack_b(const MatmulArgs &args, const T *b, int64_t k0, int64_t depth, int64_t j0, int64_t columns, int64_t panel,
+            A *packed) {
     constexpr int64_t NR = kTileColumns<A>;
     b += k0 * args.b_row + j0 * args.b_col;
     const int64_t whole = args.b_col == 1 ? columns / NR : 0; // along rows of B: its reading order
@@ -111,7 +116,8 @@ void pack_b(const MatmulArgs &args, const T *b, int64_t k0, int64_t depth, int64
             for (int v = 0; v < kTileVectors; ++v)
                 store(packed + p * panel + k * NR + v * kLanes<A>, load(b + k * args.b_row + p * NR + v * kLanes<A>));
     for (int64_t p = whole; p * NR < columns; ++p)
-        pack_panel<A, T>(depth, smaller(NR, columns - p * NR), b + p * NR * args.b_col, args.b_row, args.b_col, packed + p * panel);
+        pack_panel<A, T>(depth, smaller(NR, columns - p * NR), b + p * NR * args.b_col, args.b_row, args.b_col,
+                         packed + p * panel);
 }
 
 // to (rows x columns) = or += sums.
@@ -136,7 +142,8 @@ template <class A, class T> struct Plan {
 
 // Rows [i0, i0 + rows) x columns [j0, j0 + columns) of the output.
 template <class A, class T, class Layout>
-void multiply_chunk(const Plan<A, T> &plan, A *packed_a, A *packed_b, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+void multiply_chunk(const Plan<A, T> &plan, A *packed_a, A *packed_b, int64_t i0, int64_t rows, int64_t j0,
+                    int64_t columns) {
     constexpr int64_t NR = kTileColumns<A>;
     const MatmulArgs &args = plan.args;
     alignas(kVectorBytes) A tile[kTileRows * kTileColumns<A>];
@@ -176,8 +183,8 @@ void multiply_chunk(const Plan<A, T> &plan, A *packed_a, A *packed_b, int64_t i0
 template <class A, class T> bool multiply_many(const MatmulArgs &args, const Product<T> &product, const A *bias) {
     constexpr int64_t NR = kTileColumns<A>;
     const bool same_type = args.out_type == (sizeof(A) == 8 ? DType::f64 : DType::f32);
-    const bool plain = args.scale == 1 && !bias && !product.residual && !product.preactivation &&
-                       args.activation == Activation::none;
+    const bool plain =
+        args.scale == 1 && !bias && !product.residual && !product.preactivation && args.activation == Activation::none;
     const bool direct = same_type && plain;
     // Sums of several blocks of depth wait in memory of their own, for the output may be a narrower type or an input.
     const bool needs_partial = !direct && args.k > kDepth;
@@ -209,9 +216,10 @@ template <class A, class T> bool multiply_many(const MatmulArgs &args, const Pro
         Scratch<A> packed(kTileRows * kRowStride + chunk_columns / NR * panel_stride<A>(smaller(kDepth, args.k)));
         if (!packed)
             return failure.set();
-        (args.a_col == 1 ? multiply_chunk<A, T, InRows<kRowStride>> : multiply_chunk<A, T, InPanels>)(
-            plan, packed.data, packed.data + kTileRows * kRowStride, first, last - first, j0,
-            smaller(chunk_columns, args.n - j0));
+        (args.a_col == 1 ? multiply_chunk<A, T, InRows<kRowStride>>
+                         : multiply_chunk<A, T, InPanels>)(plan, packed.data, packed.data + kTileRows * kRowStride,
+                                                           first, last - first, j0,
+                                                           smaller(chunk_columns, args.n - j0));
     };
     if (threads > 1)
         parallel_tasks(chunks * row_parts, compute);
@@ -221,7 +229,8 @@ template <class A, class T> bool multiply_many(const MatmulArgs &args, const Pro
     return !failure.happened;
 }
 
-// ---- few rows -----------------------------------------------------------------------------------------------------------
+// ---- few rows
+// -----------------------------------------------------------------------------------------------------------
 
 // b's rows are contiguous: a register tile walks down B in place; only the last, partial, columns are packed.
 template <class A, class T, int VECTORS>
@@ -231,30 +240,32 @@ bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const 
     if (!packed_a)
         return false;
     for (int64_t i = 0; i < args.m; i += kTileRows)
-        pack_rows_in_panel<A, T>(args.k, smaller(kTileRows, args.m - i), product.a + i * args.a_row, args.a_row, args.a_col,
-                                 A(1), packed_a.data + i * args.k);
+        pack_rows_in_panel<A, T>(args.k, smaller(kTileRows, args.m - i), product.a + i * args.a_row, args.a_row,
+                                 args.a_col, A(1), packed_a.data + i * args.k);
     Failure failure;
     const int64_t panels = ceil_div(args.n, NR);
-    parallel_ranges(panels, larger(1, kParallelWork / larger(1, args.m * args.k * NR)), [&](int64_t begin, int64_t end) {
-        alignas(kVectorBytes) A tile[kTileRows * NR];
-        for (int64_t panel = begin; panel < end; ++panel) {
-            const int64_t j = panel * NR, columns = smaller(NR, args.n - j);
-            Scratch<A> tail(columns < NR ? args.k * NR : 0);
-            if (!tail)
-                return failure.set();
-            if (columns < NR)
-                pack_straight<A, T>(args.k, columns, NR, product.b + j, args.b_row, tail.data, NR);
-            for (int64_t i = 0; i < args.m; i += kTileRows) {
-                const int64_t rows = smaller(kTileRows, args.m - i);
-                const A *a = packed_a.data + i * args.k;
+    parallel_ranges(
+        panels, larger(1, kParallelWork / larger(1, args.m * args.k * NR)), [&](int64_t begin, int64_t end) {
+            alignas(kVectorBytes) A tile[kTileRows * NR];
+            for (int64_t panel = begin; panel < end; ++panel) {
+                const int64_t j = panel * NR, columns = smaller(NR, args.n - j);
+                Scratch<A> tail(columns < NR ? args.k * NR : 0);
+                if (!tail)
+                    return failure.set();
                 if (columns < NR)
-                    tile_of_rows<A, A, InPanels, VECTORS>(rows)(args.k, a, tail.data, NR, tile, NR, Store::write);
-                else
-                    tile_of_rows<A, T, InPanels, VECTORS>(rows)(args.k, a, product.b + j, args.b_row, tile, NR, Store::write);
-                finish<A, T>(args, product, bias, tile, NR, i, rows, j, columns);
+                    pack_straight<A, T>(args.k, columns, NR, product.b + j, args.b_row, tail.data, NR);
+                for (int64_t i = 0; i < args.m; i += kTileRows) {
+                    const int64_t rows = smaller(kTileRows, args.m - i);
+                    const A *a = packed_a.data + i * args.k;
+                    if (columns < NR)
+                        tile_of_rows<A, A, InPanels, VECTORS>(rows)(args.k, a, tail.data, NR, tile, NR, Store::write);
+                    else
+                        tile_of_rows<A, T, InPanels, VECTORS>(rows)(args.k, a, product.b + j, args.b_row, tile, NR,
+                                                                    Store::write);
+                    finish<A, T>(args, product, bias, tile, NR, i, rows, j, columns);
+                }
             }
-        }
-    });
+        });
     return !failure.happened;
 }
 
@@ -297,34 +308,36 @@ template <class A, class T> bool few_rows_transposed(const MatmulArgs &args, con
     for (int64_t i = 0; i < args.m; ++i)
         for (int64_t k = 0; k < args.k; ++k)
             a.data[i * args.k + k] = load_one(product.a + i * args.a_row + k * args.a_col);
-    parallel_ranges(ceil_div(args.n, kColumns), larger(1, kParallelWork / larger(1, args.m * args.k * kColumns)),
-                    [&](int64_t begin, int64_t end) {
-                        alignas(kVectorBytes) A sums[kFewRows * kColumns];
-                        for (int64_t group = begin; group < end; ++group) {
-                            const int64_t j0 = group * kColumns, columns = smaller(kColumns, args.n - j0);
-                            const T *b = product.b + j0 * args.b_col;
-                            int64_t i = 0;
-                            auto rows_at_once = [&](auto rows, auto at_once) {
-                                constexpr int R = decltype(rows)::value, C = decltype(at_once)::value;
-                                for (; i + R <= args.m; i += R) {
-                                    int64_t j = 0;
-                                    for (; j + C <= columns; j += C)
-                                        dot_products<A, T, R, C>(args.k, a.data + i * args.k, args.k, b + j * args.b_col,
-                                                                 args.b_col, sums + i * kColumns + j, kColumns);
-                                    for (; j < columns; ++j)
-                                        dot_products<A, T, R, 1>(args.k, a.data + i * args.k, args.k, b + j * args.b_col,
-                                                                 args.b_col, sums + i * kColumns + j, kColumns);
-                                }
-                            };
-                            rows_at_once(std::integral_constant<int, 4>{}, std::integral_constant<int, 4>{});
-                            rows_at_once(std::integral_constant<int, 1>{}, std::integral_constant<int, 8>{});
-                            finish<A, T>(args, product, bias, sums, kColumns, 0, args.m, j0, columns);
-                        }
-                    });
+    parallel_ranges(
+        ceil_div(args.n, kColumns), larger(1, kParallelWork / larger(1, args.m * args.k * kColumns)),
+        [&](int64_t begin, int64_t end) {
+            alignas(kVectorBytes) A sums[kFewRows * kColumns];
+            for (int64_t group = begin; group < end; ++group) {
+                const int64_t j0 = group * kColumns, columns = smaller(kColumns, args.n - j0);
+                const T *b = product.b + j0 * args.b_col;
+                int64_t i = 0;
+                auto rows_at_once = [&](auto rows, auto at_once) {
+                    constexpr int R = decltype(rows)::value, C = decltype(at_once)::value;
+                    for (; i + R <= args.m; i += R) {
+                        int64_t j = 0;
+                        for (; j + C <= columns; j += C)
+                            dot_products<A, T, R, C>(args.k, a.data + i * args.k, args.k, b + j * args.b_col,
+                                                     args.b_col, sums + i * kColumns + j, kColumns);
+                        for (; j < columns; ++j)
+                            dot_products<A, T, R, 1>(args.k, a.data + i * args.k, args.k, b + j * args.b_col,
+                                                     args.b_col, sums + i * kColumns + j, kColumns);
+                    }
+                };
+                rows_at_once(std::integral_constant<int, 4>{}, std::integral_constant<int, 4>{});
+                rows_at_once(std::integral_constant<int, 1>{}, std::integral_constant<int, 8>{});
+                finish<A, T>(args, product, bias, sums, kColumns, 0, args.m, j0, columns);
+            }
+        });
     return true;
 }
 
-// ---- one product, the batch ---------------------------------------------------------------------------------------------
+// ---- one product, the batch
+// ---------------------------------------------------------------------------------------------
 
 template <class A, class T> bool multiply_one(const MatmulArgs &args, const Product<T> &product, const A *bias) {
     if (args.k == 0) { // an empty sum
@@ -339,7 +352,7 @@ template <class A, class T> bool multiply_one(const MatmulArgs &args, const Prod
         return multiply_many<A, T>(args, product, bias);
     if (args.b_col == 1)
         return args.m <= kRowsOf<4> ? few_rows_straight<A, T, 4>(args, product, bias)
-                           : few_rows_straight<A, T, kTileVectors>(args, product, bias);
+                                    : few_rows_straight<A, T, kTileVectors>(args, product, bias);
     return few_rows_transposed<A, T>(args, product, bias);
 }
 

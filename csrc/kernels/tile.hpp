@@ -2,9 +2,10 @@
 //
 //   tile (rows x columns) = A (rows x depth) @ B (depth x columns)
 //
-// A tile is at most kTileRows x kTileColumns, all of it in registers: per step of depth kTileVectors loads of B, one broadcast of A a
-// row, rows * kTileVectors fused multiply-adds. With 32 registers 14 x 2 accumulators + 2 of B + 1 broadcast = 31 are used;
-// 28 multiply-adds take 14 cycles on two units, their latency of 4 cycles needs 8 in flight. With 16 registers 6 x 2 + 2 + 1 = 15.
+// A tile is at most kTileRows x kTileColumns, all of it in registers: per step of depth kTileVectors loads of B, one
+// broadcast of A a row, rows * kTileVectors fused multiply-adds. With 32 registers 14 x 2 accumulators + 2 of B + 1
+// broadcast = 31 are used; 28 multiply-adds take 14 cycles on two units, their latency of 4 cycles needs 8 in flight.
+// With 16 registers 6 x 2 + 2 + 1 = 15.
 //
 // Every element of a tile is one chain of multiply-adds in the order of depth, whatever the size of the tile: edges
 // and interior of a matrix, and any division of it among threads, give the same bits.
@@ -21,7 +22,8 @@ constexpr int kTileRows = 6;
 constexpr int kTileVectors = 2;
 template <class A> constexpr int kTileColumns = kTileVectors * kLanes<A>;
 
-// Where element (i, k) of A lies: a[i * ROW + k * STEP]. Constants, so that the compiler addresses all rows from one register.
+// Where element (i, k) of A lies: a[i * ROW + k * STEP]. Constants, so that the compiler addresses all rows from one
+// register.
 //   InPanels:        packed with depth outermost, kTileRows elements a step
 //   InRows<S>:       rows of stride S
 //   InColumns<S>:    the transpose of such rows
@@ -74,8 +76,7 @@ template <class A, class B = A>
 using TileFunction = void (*)(int64_t depth, const A *a, const B *b, int64_t b_row, A *c, int64_t c_row, Store mode);
 
 // As many rows as leave the accumulators of VECTORS registers of columns in registers.
-template <int VECTORS>
-constexpr int kRowsOf = VECTORS <= kTileVectors ? kTileRows : kTileRows * kTileVectors / VECTORS;
+template <int VECTORS> constexpr int kRowsOf = VECTORS <= kTileVectors ? kTileRows : kTileRows * kTileVectors / VECTORS;
 
 // The tile function for 1 <= rows <= kRowsOf<VECTORS>, computing VECTORS registers of columns.
 template <class A, class B, class Layout, int VECTORS> NF_INLINE TileFunction<A, B> tile_of_rows(int64_t rows) {
@@ -93,9 +94,11 @@ template <class A, class B, class Layout> NF_INLINE TileFunction<A, B> tile_for(
     return columns <= kLanes<A> ? tile_of_rows<A, B, Layout, 1>(rows) : tile_of_rows<A, B, Layout, kTileVectors>(rows);
 }
 
-// ---- packing -----------------------------------------------------------------------------------------------------------
+// ---- packing
+// -----------------------------------------------------------------------------------------------------------
 
-// A square of lanes x lanes elements, transposed in registers: log2(lanes) rounds of interleaving row i with row i + half.
+// A square of lanes x lanes elements, transposed in registers: log2(lanes) rounds of interleaving row i with row i +
+// half.
 template <class A> struct Interleave;
 #if defined(__clang__)
 #define NF_SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -160,7 +163,8 @@ template <class A> NF_INLINE void transpose_square(Vec<A> (&row)[kLanes<A>]) {
     }
 }
 
-// to[k * to_row + j] = from[j * from_row + k] for j < count, zero for count <= j < width; width a multiple of the lanes.
+// to[k * to_row + j] = from[j * from_row + k] for j < count, zero for count <= j < width; width a multiple of the
+// lanes.
 template <class A, class T>
 static void pack_transposed(int64_t depth, int64_t count, int64_t width, const T *from, int64_t from_row, A *to,
                             int64_t to_row) {
@@ -192,7 +196,8 @@ static void pack_transposed(int64_t depth, int64_t count, int64_t width, const T
     }
 }
 
-// to[k * to_row + j] = from[k * from_row + j] for j < count, zero for count <= j < width; width a multiple of the lanes.
+// to[k * to_row + j] = from[k * from_row + j] for j < count, zero for count <= j < width; width a multiple of the
+// lanes.
 template <class A, class T>
 static void pack_straight(int64_t depth, int64_t count, int64_t width, const T *from, int64_t from_row, A *to,
                           int64_t to_row) {
@@ -200,7 +205,8 @@ static void pack_straight(int64_t depth, int64_t count, int64_t width, const T *
     for (int64_t k = 0; k < depth; ++k)
         for (int64_t j = 0; j < width; j += W) {
             const int lanes = int(smaller(W, larger(0, count - j)));
-            store(to + k * to_row + j, lanes == W ? load(from + k * from_row + j) : load_n(from + k * from_row + j, lanes));
+            store(to + k * to_row + j,
+                  lanes == W ? load(from + k * from_row + j) : load_n(from + k * from_row + j, lanes));
         }
 }
 

@@ -43,7 +43,8 @@ Attention::Attention(const char *operation, const View &q, const View &k, const 
     args_.value_dim = v.shape[axes - 1];
     args_.heads = axes > 2 ? q.shape[axes - 3] : 1;
     args_.kv_heads = axes > 2 ? k.shape[axes - 3] : 1;
-    const std::string shapes = ", got q " + to_string(q.shape) + ", k " + to_string(k.shape) + ", v " + to_string(v.shape);
+    const std::string shapes =
+        ", got q " + to_string(q.shape) + ", k " + to_string(k.shape) + ", v " + to_string(v.shape);
     if (args_.dim == 0)
         fail_value(operation, "q must have a last axis of at least 1, got " + to_string(q.shape));
     if (k.shape[axes - 1] != args_.dim)
@@ -53,7 +54,8 @@ Attention::Attention(const char *operation, const View &q, const View &k, const 
     if (axes > 2 && v.shape[axes - 3] != args_.kv_heads)
         fail_value(operation, "v must have as many heads as k, " + std::to_string(args_.kv_heads) + shapes);
     if (args_.kv_heads == 0 ? args_.heads != 0 : args_.heads % args_.kv_heads != 0)
-        fail_value(operation, "k must have a number of heads that divides q's, " + std::to_string(args_.heads) + shapes);
+        fail_value(operation,
+                   "k must have a number of heads that divides q's, " + std::to_string(args_.heads) + shapes);
     for (int axis = 0; axis < axes - 3; ++axis) {
         if (k.shape[axis] != q.shape[axis])
             fail_value(operation, "k must have the leading axes of q" + shapes);
@@ -91,8 +93,8 @@ void Attention::set_scale(double scale) {
 void Attention::set_pattern(Causal causal, const int64_t *left, const int64_t *right) {
     for (const auto &[name, side] : {std::pair<const char *, const int64_t *>{"left", left}, {"right", right}})
         if (side && *side < 0)
-            fail_value(operation_, std::string("window must have sides that are None or not negative, got ") + name + " = " +
-                                       std::to_string(*side));
+            fail_value(operation_, std::string("window must have sides that are None or not negative, got ") + name +
+                                       " = " + std::to_string(*side));
     const int64_t diagonal = causal == Causal::top_left ? 0 : args_.keys - args_.queries;
     args_.low = left ? diagonal - std::min(*left, kNoLimit) : -kNoLimit;
     args_.high = right ? diagonal + std::min(*right, kNoLimit) : kNoLimit;
@@ -130,7 +132,8 @@ Shape Attention::lse_shape() const { return Shape(q_shape_.begin(), q_shape_.end
 double Attention::pairs() const {
     double pairs = 0;
     for (int64_t i = 0; i < args_.queries; ++i)
-        pairs += static_cast<double>(std::max<int64_t>(0, std::min(args_.keys, args_.high + i + 1) - std::max<int64_t>(0, args_.low + i)));
+        pairs += static_cast<double>(
+            std::max<int64_t>(0, std::min(args_.keys, args_.high + i + 1) - std::max<int64_t>(0, args_.low + i)));
     return pairs * static_cast<double>(args_.batches * args_.heads);
 }
 
@@ -138,16 +141,18 @@ void Attention::forward(const View &out, const View &lse) {
     args_.out = operand(out);
     args_.lse = lse.data;
     const bool on = profiler::enabled.load(std::memory_order_relaxed);
-    profiler::Scope scope(
-        operation_, {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
-        on ? 2 * pairs() * static_cast<double>(args_.dim + args_.value_dim) : 0,
-        static_cast<double>(kItemSize[static_cast<int>(dtype_)] * args_.batches *
-                            (args_.heads * args_.queries + args_.kv_heads * args_.keys) * (args_.dim + args_.value_dim)));
+    profiler::Scope scope(operation_,
+                          {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
+                          on ? 2 * pairs() * static_cast<double>(args_.dim + args_.value_dim) : 0,
+                          static_cast<double>(kItemSize[static_cast<int>(dtype_)] * args_.batches *
+                                              (args_.heads * args_.queries + args_.kv_heads * args_.keys) *
+                                              (args_.dim + args_.value_dim)));
     if (!runtime::kernels().attention[static_cast<int>(dtype_)](args_))
         throw std::bad_alloc();
 }
 
-void Attention::backward(const View &dout, const View &out, const View &lse, const View &dq, const View &dk, const View &dv) {
+void Attention::backward(const View &dout, const View &out, const View &lse, const View &dq, const View &dk,
+                         const View &dv) {
     args_.out = operand(out);
     args_.dout = operand(dout);
     args_.dq = operand(dq);
@@ -155,11 +160,12 @@ void Attention::backward(const View &dout, const View &out, const View &lse, con
     args_.dv = operand(dv);
     args_.lse = lse.data;
     const bool on = profiler::enabled.load(std::memory_order_relaxed);
-    profiler::Scope scope(
-        operation_, {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
-        on ? 2 * pairs() * static_cast<double>(3 * args_.dim + 2 * args_.value_dim) : 0,
-        static_cast<double>(2 * kItemSize[static_cast<int>(dtype_)] * args_.batches *
-                            (args_.heads * args_.queries + args_.kv_heads * args_.keys) * (args_.dim + args_.value_dim)));
+    profiler::Scope scope(operation_,
+                          {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
+                          on ? 2 * pairs() * static_cast<double>(3 * args_.dim + 2 * args_.value_dim) : 0,
+                          static_cast<double>(2 * kItemSize[static_cast<int>(dtype_)] * args_.batches *
+                                              (args_.heads * args_.queries + args_.kv_heads * args_.keys) *
+                                              (args_.dim + args_.value_dim)));
     if (!runtime::kernels().attention_backward[static_cast<int>(dtype_)](args_))
         throw std::bad_alloc();
 }

@@ -59,8 +59,8 @@ Matmul::Matmul(const View &a_given, const View &b_given)
     args_.k = a.shape[a_axes - 1];
     args_.n = b.shape[b_axes - 1];
     if (b.shape[b_axes - 2] != args_.k)
-        fail_value(kName, "b must have " + std::to_string(args_.k) + " rows to match a " + to_string(a_given.shape) + ", got " +
-                              to_string(b_given.shape));
+        fail_value(kName, "b must have " + std::to_string(args_.k) + " rows to match a " + to_string(a_given.shape) +
+                              ", got " + to_string(b_given.shape));
     args_.a = a.data;
     args_.b = b.data;
     matrix_strides(a, args_.a_row, args_.a_col);

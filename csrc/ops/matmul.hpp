@@ -15,7 +15,8 @@ class Matmul {
     Matmul(const View &a, const View &b);
     const Shape &out_shape() const { return out_shape_; }
 
-    // Each checks its argument. `out`, `residual` and `preactivation` have out_shape() and unit stride on the last axis.
+    // Each checks its argument. `out`, `residual` and `preactivation` have out_shape() and unit stride on the last
+    // axis.
     void set_bias(const View &bias);
     void set_residual(const View &residual);
     void set_preactivation(const View &preactivation);

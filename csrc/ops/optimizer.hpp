@@ -1,4 +1,5 @@
-// Updates in place over lists of contiguous arrays of one dtype, and the norm of a list (any dtypes): checks, then the kernel.
+// Updates in place over lists of contiguous arrays of one dtype, and the norm of a list (any dtypes): checks, then the
+// kernel.
 #pragma once
 #include "ops/check.hpp"
 

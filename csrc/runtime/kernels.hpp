@@ -88,10 +88,10 @@ struct Integers {
 struct CrossEntropyArgs {
     const void *logits;
     Integers targets;
-    void *loss, *lse;    // (rows,), float or double; the forward writes both, the backward reads lse
-    const void *dloss;   // backward: one a row or, with dloss_stride 0, one for all
+    void *loss, *lse;  // (rows,), float or double; the forward writes both, the backward reads lse
+    const void *dloss; // backward: one a row or, with dloss_stride 0, one for all
     int64_t dloss_stride;
-    void *out;           // dlogits, may be logits
+    void *out; // dlogits, may be logits
     int64_t rows, columns, ignore_index;
     double label_smoothing, weight; // weight multiplies dloss
 };
@@ -128,7 +128,8 @@ struct SumRowsArgs {
     bool accumulate;
 };
 
-// Updates over lists of arrays: arrays[i] of sizes[i] elements. Constants of the rule are in `c`, see kernels/optimizer.cpp.
+// Updates over lists of arrays: arrays[i] of sizes[i] elements. Constants of the rule are in `c`, see
+// kernels/optimizer.cpp.
 struct UpdateArgs {
     int64_t arrays;
     const int64_t *sizes;

@@ -91,7 +91,7 @@ void parallel_ranges(int64_t count, int64_t grain, void *context,
         body(context, 0, count);
         return;
     }
-#pragma omp parallel num_threads(static_cast <int>(pieces))
+#pragma omp parallel num_threads(static_cast<int>(pieces))
     {
         const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
         const int64_t begin = count * me / team, end = count * (me + 1) / team;
@@ -107,7 +107,7 @@ void parallel_tasks(int64_t count, void *context, void (*body)(void *context, in
             body(context, task);
         return;
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast <int>(threads))
+#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(threads))
     for (int64_t task = 0; task < count; ++task)
         body(context, task);
 }

@@ -1,6 +1,6 @@
 // One vector type for all instruction sets: the compiler's vector extension at the width of the level, with intrinsics
-// only where the extension has no word (fused multiply-add, masked memory, min and max, conversions). Everything here has internal
-// linkage, because the same source is compiled once per level.
+// only where the extension has no word (fused multiply-add, masked memory, min and max, conversions). Everything here
+// has internal linkage, because the same source is compiled once per level.
 //
 //   Vec<float>, Vec<double>   all lanes of one register;  + - * / and comparisons are the compiler's
 //   load, store               any of float, double, f16, bf16 in memory; the 16-bit types become float lanes
@@ -67,7 +67,8 @@ typedef uint16_t HalfVec __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint16_t LooseHalfVec __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
 typedef VecOf<float>::bits BitsVec;
 
-// ---- broadcast, fused multiply-add, min, max, square root -------------------------------------------------------------
+// ---- broadcast, fused multiply-add, min, max, square root
+// -------------------------------------------------------------
 
 NF_INLINE Vec<float> broadcast(float x) {
 #if defined(__AVX512F__)
@@ -193,7 +194,8 @@ NF_INLINE VecOf<double>::bits multiply_lower_halves(VecOf<double>::bits a, VecOf
 #endif
 }
 
-// ---- reductions: halves are combined until one lane is left, a fixed order ----------------------------------------------
+// ---- reductions: halves are combined until one lane is left, a fixed order
+// ----------------------------------------------
 
 // reduce_add<float>(v): the type is named, a Vec is the compiler's own and cannot be deduced.
 template <class T> NF_INLINE T reduce_add(Vec<T> v) {
@@ -235,7 +237,8 @@ template <class T> NF_INLINE IntVec<T> iota() {
     return v;
 }
 
-// ---- memory -----------------------------------------------------------------------------------------------------------
+// ---- memory
+// -----------------------------------------------------------------------------------------------------------
 
 NF_INLINE Vec<float> load(const float *p) { return *reinterpret_cast<const VecOf<float>::loose *>(p); }
 NF_INLINE Vec<double> load(const double *p) { return *reinterpret_cast<const VecOf<double>::loose *>(p); }
@@ -258,10 +261,18 @@ template <class T> NF_INLINE void store_n_by_copy(T *p, Vec<T> v, int n) {
 }
 
 #if defined(__AVX512F__)
-NF_INLINE Vec<float> load_n(const float *p, int n) { return (Vec<float>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
-NF_INLINE Vec<double> load_n(const double *p, int n) { return (Vec<double>)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p); }
-NF_INLINE void store_n(float *p, Vec<float> v, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v); }
-NF_INLINE void store_n(double *p, Vec<double> v, int n) { _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v); }
+NF_INLINE Vec<float> load_n(const float *p, int n) {
+    return (Vec<float>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+NF_INLINE Vec<double> load_n(const double *p, int n) {
+    return (Vec<double>)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+}
+NF_INLINE void store_n(float *p, Vec<float> v, int n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+}
+NF_INLINE void store_n(double *p, Vec<double> v, int n) {
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+}
 #elif defined(__AVX2__)
 NF_INLINE Vec<float> load_n(const float *p, int n) {
     return (Vec<float>)_mm256_maskload_ps(p, (__m256i)(iota<float>() < n));
@@ -269,8 +280,12 @@ NF_INLINE Vec<float> load_n(const float *p, int n) {
 NF_INLINE Vec<double> load_n(const double *p, int n) {
     return (Vec<double>)_mm256_maskload_pd(p, (__m256i)(iota<double>() < n));
 }
-NF_INLINE void store_n(float *p, Vec<float> v, int n) { _mm256_maskstore_ps(p, (__m256i)(iota<float>() < n), (__m256)v); }
-NF_INLINE void store_n(double *p, Vec<double> v, int n) { _mm256_maskstore_pd(p, (__m256i)(iota<double>() < n), (__m256d)v); }
+NF_INLINE void store_n(float *p, Vec<float> v, int n) {
+    _mm256_maskstore_ps(p, (__m256i)(iota<float>() < n), (__m256)v);
+}
+NF_INLINE void store_n(double *p, Vec<double> v, int n) {
+    _mm256_maskstore_pd(p, (__m256i)(iota<double>() < n), (__m256d)v);
+}
 #else
 NF_INLINE Vec<float> load_n(const float *p, int n) { return load_n_by_copy(p, n); }
 NF_INLINE Vec<double> load_n(const double *p, int n) { return load_n_by_copy(p, n); }
@@ -279,9 +294,7 @@ NF_INLINE void store_n(double *p, Vec<double> v, int n) { store_n_by_copy(p, v, 
 #endif
 
 // bfloat16 is the upper half of a float; to bfloat16 rounds to nearest even and keeps a NaN a NaN.
-NF_INLINE Vec<float> widen(bf16, HalfVec h) {
-    return (Vec<float>)(__builtin_convertvector(h, BitsVec) << 16);
-}
+NF_INLINE Vec<float> widen(bf16, HalfVec h) { return (Vec<float>)(__builtin_convertvector(h, BitsVec) << 16); }
 NF_INLINE HalfVec narrow(bf16, Vec<float> v) {
     const BitsVec u = (BitsVec)v;
     const BitsVec rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -291,7 +304,9 @@ NF_INLINE HalfVec narrow(bf16, Vec<float> v) {
 
 #if defined(__AVX512F__)
 NF_INLINE Vec<float> widen(f16, HalfVec h) { return (Vec<float>)_mm512_cvtph_ps((__m256i)h); }
-NF_INLINE HalfVec narrow(f16, Vec<float> v) { return (HalfVec)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+NF_INLINE HalfVec narrow(f16, Vec<float> v) {
+    return (HalfVec)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 #elif defined(__AVX2__) && defined(__F16C__)
 NF_INLINE Vec<float> widen(f16, HalfVec h) { return (Vec<float>)_mm256_cvtph_ps((__m128i)h); }
 NF_INLINE HalfVec narrow(f16, Vec<float> v) { return (HalfVec)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
@@ -323,9 +338,9 @@ NF_INLINE HalfVec narrow(f16, Vec<float> v) {
 #endif
 
 #define NF_HALF_MEMORY(type)                                                                                           \
-    NF_INLINE Vec<float> load(const type *p) { return widen(type{}, *reinterpret_cast<const LooseHalfVec *>(p)); }      \
-    NF_INLINE void store(type *p, Vec<float> v) { *reinterpret_cast<LooseHalfVec *>(p) = narrow(type{}, v); }            \
-    NF_INLINE Vec<float> load_n(const type *p, int n) {                                                                 \
+    NF_INLINE Vec<float> load(const type *p) { return widen(type{}, *reinterpret_cast<const LooseHalfVec *>(p)); }     \
+    NF_INLINE void store(type *p, Vec<float> v) { *reinterpret_cast<LooseHalfVec *>(p) = narrow(type{}, v); }          \
+    NF_INLINE Vec<float> load_n(const type *p, int n) {                                                                \
         uint16_t lane[kLanes<float>] = {};                                                                             \
         for (int i = 0; i < n; ++i)                                                                                    \
             lane[i] = p[i].bits;                                                                                       \
@@ -333,7 +348,7 @@ NF_INLINE HalfVec narrow(f16, Vec<float> v) {
         memcpy(&h, lane, sizeof h);                                                                                    \
         return widen(type{}, h);                                                                                       \
     }                                                                                                                  \
-    NF_INLINE void store_n(type *p, Vec<float> v, int n) {                                                              \
+    NF_INLINE void store_n(type *p, Vec<float> v, int n) {                                                             \
         const HalfVec h = narrow(type{}, v);                                                                           \
         uint16_t lane[kLanes<float>];                                                                                  \
         memcpy(lane, &h, sizeof h);                                                                                    \
@@ -368,7 +383,9 @@ template <class A, class F> NF_INLINE void for_each_vector(int64_t count, F f) {
         f(i, int(count - i));
 }
 // load / store of a whole or a partial vector: `n` is a constant kLanes in the loop above, so the test folds away.
-template <class T> NF_INLINE Vec<Acc<T>> load_some(const T *p, int n) { return n == kLanes<Acc<T>> ? load(p) : load_n(p, n); }
+template <class T> NF_INLINE Vec<Acc<T>> load_some(const T *p, int n) {
+    return n == kLanes<Acc<T>> ? load(p) : load_n(p, n);
+}
 template <class T> NF_INLINE void store_some(T *p, Vec<Acc<T>> v, int n) {
     if (n == kLanes<Acc<T>>)
         store(p, v);

@@ -10,7 +10,12 @@ from numformer.ops import *  # noqa: F403 - the functions that ops lists in __al
 from numformer.profiling import profile
 
 if TYPE_CHECKING:
-    from numformer import data, models, nn, optim, reference, train
+    from numformer import data as data
+    from numformer import models as models
+    from numformer import nn as nn
+    from numformer import optim as optim
+    from numformer import reference as reference
+    from numformer import train as train
 
 _LAZY = ("data", "models", "nn", "optim", "reference", "train")
 
@@ -44,7 +49,9 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads a kernel may use: `set_num_threads`, else OMP_NUM_THREADS, else the processors of this process."""
+    """How many threads a kernel may use: `set_num_threads`, else OMP_NUM_THREADS, else the processors of
+    this process.
+    """
     return int(_core.get_num_threads())
 
 

@@ -29,7 +29,8 @@ def attention(
         float32, float64, float16 or bfloat16. Two axes mean one head.
     k : (..., Hkv, M, D) array
     v : (..., Hkv, M, Dv) array
-        The dtype of `q`; H is a multiple of Hkv (grouped queries: head h uses key head ``h // (H // Hkv)``). Unit stride on
+        The dtype of `q`; H is a multiple of Hkv (grouped queries: head h uses key head ``h // (H // Hkv)``). Unit
+        stride on
         the last axis is needed, other strides are free (what has another layout is copied).
     causal : {False, True, "bottom_right", "top_left"}
         Query i sees key j if ``j <= i + M - N`` (True, "bottom_right": the last query sees the last key) or ``j <= i``
@@ -39,7 +40,8 @@ def attention(
               x x x .          x . . .
               x x x x          x x . .
     window : (left, right), optional
-        Keep keys with ``-left <= j - diagonal(i) <= right``, where ``diagonal(i)`` is ``i + M - N``, or i with "top_left". None: no limit
+        Keep keys with ``-left <= j - diagonal(i) <= right``, where ``diagonal(i)`` is ``i + M - N``, or i with
+        "top_left". None: no limit
         on that side. For N = M = 5 and ``window=(1, 1)``::
 
               x x . . .
@@ -70,8 +72,10 @@ def attention(
 
     Notes
     -----
-    NaN or inf in a key or value that is masked out reaches nothing; NaN in a query reaches its row. Scores and sums are float32 (float64
-    for float64). Algorithm: Dao, "FlashAttention-2: faster attention with better parallelism and work partitioning", 2023.
+    NaN or inf in a key or value that is masked out reaches nothing; NaN in a query reaches its row. Scores and sums
+    are float32 (float64
+    for float64). Algorithm: Dao, "FlashAttention-2: faster attention with better parallelism and work partitioning",
+    2023.
     """
     return _core.attention(q, k, v, causal, window, mask, scale, return_lse, out)
 
@@ -117,6 +121,7 @@ def attention_backward(
 
     Notes
     -----
-    Sums have a fixed order: results are bit-identical for any number of threads. Algorithm: Dao, "FlashAttention-2", 2023.
+    Sums have a fixed order: results are bit-identical for any number of threads. Algorithm: Dao, "FlashAttention-2",
+    2023.
     """
     return _core.attention_backward(dout, q, k, v, out, lse, causal, window, mask, scale, grads)

@@ -65,7 +65,8 @@ def matmul(
 
     Notes
     -----
-    16-bit types are multiplied and summed in float32 and rounded once. The order of sums depends on K, the dtype and the instruction
+    16-bit types are multiplied and summed in float32 and rounded once. The order of sums depends on K, the dtype and
+    the instruction
     set only. Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", TOMS 34 (2008).
     """
     return _core.matmul(a, b, bias, activation, residual, scale, accumulate, dtype, save_preactivation, out)
@@ -156,9 +157,7 @@ def _product_summed_to(a: Array, b: Array, scale: float, shape: tuple[int, ...])
     """``scale * a @ b``, summed over the batch axes along which an operand of `shape` was repeated."""
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     extra = len(batch) + 2 - len(shape)
-    axes = tuple(range(extra)) + tuple(
-        extra + i for i, n in enumerate(shape[:-2]) if n == 1 and batch[extra + i] != 1
-    )
+    axes = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape[:-2]) if n == 1 and batch[extra + i] != 1)
     if not axes:
         return np.asarray(matmul(a, b, scale=scale))
     wide = np.float64 if a.dtype == np.float64 else np.float32  # 16-bit products are summed before they are rounded

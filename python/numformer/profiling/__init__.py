@@ -21,7 +21,7 @@ _RECORD = np.dtype(
 )
 
 
-class profile:  # noqa: N801 - used as a function: with nf.profile() as p
+class profile:
     """Context manager that records every kernel called inside it, on any thread.
 
     Parameters

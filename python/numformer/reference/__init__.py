@@ -1,6 +1,7 @@
 """Every function of `numformer.ops` in plain NumPy and float64: the oracle of the tests, and a textbook.
 
-Signatures and defaults are those of `numformer.ops`. What comes in is converted to float64 and what comes out is float64,
+Signatures and defaults are those of `numformer.ops`. What comes in is converted to float64 and what comes out is
+float64,
 so ``dtype=`` changes nothing here; arrays that are given to be written into keep their own dtype.
 Nothing here is fast, blocked or clever: the code is the formula. It imports nothing else of numformer.
 """

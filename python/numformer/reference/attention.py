@@ -26,7 +26,8 @@ def attention(
 
     Query i stands on the diagonal key d(i) = i + M - N (``causal="top_left"``: d(i) = i) and sees key j if all hold:
     j <= d(i), if `causal`; -left <= j - d(i) <= right, if `window`; mask[..., i, j], if `mask` is given.
-    A query that sees nothing gives zeros and lse -inf. What it does not see it does not read: a NaN there reaches nothing.
+    A query that sees nothing gives zeros and lse -inf. What it does not see it does not read: a NaN there reaches
+    nothing.
 
     Returns
     -------
@@ -35,7 +36,8 @@ def attention(
     References
     ----------
     A. Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
-    J. Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", EMNLP 2023.
+    J. Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", EMNLP
+    2023.
     """
     q64 = f64(q)
     k64, v64 = _heads(f64(k), q64), _heads(f64(v), q64)

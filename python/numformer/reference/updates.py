@@ -27,7 +27,8 @@ def sgd_update(
     References
     ----------
     B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
-    I. Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013 (Nesterov's form).
+    I. Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013 (Nesterov's
+    form).
     """
     for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
         w = f64(value)
