@@ -3,14 +3,15 @@
 Every bound is an array, element by element, derived from how the operation is computed, never a bare number:
 
 - ``u`` is the unit roundoff of a dtype: a rounded operation is right up to a factor 1 + d, abs(d) <= u.
-- Kernels compute in `working(dtype)`: float32 for the 16-bit types, else the dtype itself; the result is rounded once more
-  to the dtype, `rounded`.
-- A sum of n terms, in any order, is off by at most gamma(n) * sum(abs(terms)). The worst case is n * u; the roundings do
-  not conspire, so 6 * sqrt(n) * u holds with a probability of failure of 2 * n * exp(-18), in fact far smaller
-  (N. Higham, T. Mary, "A New Approach to Probabilistic Rounding Error Analysis", SIAM J. Sci. Comput. 41, 2019).
-- A function f of the vector library is right up to `FUNCTION` units u, and an error e of its argument makes f'(x) * e of it;
+- Kernels compute in `working(dtype)`: float32 for the 16-bit types, else the dtype itself; the result is rounded once
+  more to the dtype, `rounded`.
+- A sum of n terms, in any order, is off by at most gamma(n) * sum(abs(terms)). The worst case is n * u; the roundings
+  do not conspire, so 6 * sqrt(n) * u fails with a probability of 2 * n * exp(-18) at most, in fact far less (N. Higham,
+  T. Mary, "A New Approach to Probabilistic Rounding Error Analysis", SIAM J. Sci. Comput. 41, 2019).
+- A function f of the vector library is right up to `FUNCTION` units u, and an error e of its argument makes f'(x) * e;
   for exp that is e relative: u * abs(x) from the rounding of x alone.
 - Products of two errors are left out: they are of order u^2.
+- An exponential below the smallest normal number may be taken for zero, `flush`.
 """
 
 import math
@@ -38,13 +39,18 @@ def u(dtype: Any) -> float:
     return float(ml_dtypes.finfo(dtype).eps) / 2
 
 
+def flush(dtype: Any) -> float:
+    """What an exponential may lose where it underflows; twice the limit, for its argument is rounded too."""
+    return 2 * float(np.finfo(working(dtype)).tiny)
+
+
 def gamma(n: int, dtype: Any) -> float:
     """Error of a sum of n products relative to the sum of their absolute values."""
     return (min(n, 6.0 * math.sqrt(n)) + TERMS) * u(working(dtype))
 
 
 def rounded(bound: Array, expected: Array, dtype: Any) -> Array:
-    """`bound`, and the rounding of the result to `dtype`; twice in float64, for the reference's own errors are of that size."""
+    """`bound`, and the rounding of the result to `dtype`; twice in float64, where the reference errs as much."""
     # Below the smallest normal number kernels may give zero.
     total = bound + np.abs(expected) * u(dtype) + float(ml_dtypes.finfo(dtype).tiny)
     return 2 * total if dtype == np.float64 else total
@@ -75,7 +81,7 @@ def f64(x: Any) -> Array:
     return np.asarray(x).astype(np.float64)
 
 
-# ---- matmul ------------------------------------------------------------------------------------------------------------
+# ---- matmul --------------------------------------------------------------------------------------
 
 
 def matmul(a: Array, b: Array, dtype: Any, *, scale: float = 1.0, bias: Any = None, activation: Any = None) -> Array:
@@ -105,7 +111,7 @@ def matmul_backward(dy: Array, a: Array, b: Array, dtype: Any, *, activation: An
     )
 
 
-# ---- element by element ------------------------------------------------------------------------------------------------
+# ---- element by element --------------------------------------------------------------------------
 
 
 def _slope_arguments(x: Array, name: str) -> tuple[Array, Array, Array]:
@@ -123,15 +129,12 @@ def _slope_arguments(x: Array, name: str) -> tuple[Array, Array, Array]:
 
 
 def activation(x: Array, name: str, dtype: Any) -> Array:
-    """Relative to the result, also where it is tiny: the error of the exponential's argument t, three or four roundings of
-    it, is that of s.
-    """
+    """Relative to the result, also where it is tiny: s errs as the exponential's argument t does, by 4 roundings."""
     x = f64(x)
     if name == "relu":
         return np.zeros(x.shape)
     s, t, _ = _slope_arguments(x, name)
-    # Below the smallest normal number exp may give zero.
-    return np.abs(x) * (s * (FUNCTION + 4 * t) * u(working(dtype)) + float(np.finfo(working(dtype)).tiny))
+    return np.abs(x) * (s * (FUNCTION + 4 * t) * u(working(dtype)) + flush(dtype))
 
 
 def activation_backward(dy: Array, x: Array, name: str, dtype: Any) -> Array:
@@ -142,10 +145,12 @@ def activation_backward(dy: Array, x: Array, name: str, dtype: Any) -> Array:
     s, t, tail = _slope_arguments(x, name)
     w = u(working(dtype))
     e = (s + tail) * (FUNCTION + 4 * t) * w
+    slope = np.abs(x)
+    if name == "gelu_tanh":
+        slope = slope * 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
     if name != "gelu":  # from s to s (1 - s): where 1 - s is between u and 1 its error is u
-        slope = np.abs(x) if name == "silu" else np.abs(x) * 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
         e = e + np.where(1 - s > w / 4, slope * s * w, 0.0) * 4
-    return dy * (e + np.abs(x) * float(np.finfo(working(dtype)).tiny))
+    return dy * (e + (1 + slope) * flush(dtype))
 
 
 def add(a: Array, b: Array, dtype: Any) -> Array:
@@ -161,7 +166,7 @@ def dropout(y: Array, dtype: Any) -> Array:
     return 2 * u(working(dtype)) * np.abs(y)
 
 
-# ---- softmax, norms, losses --------------------------------------------------------------------------------------------
+# ---- softmax, norms, losses ----------------------------------------------------------------------
 
 
 def softmax(x: Array, axis: int, dtype: Any) -> Array:
@@ -260,7 +265,7 @@ def cross_entropy_backward(dloss: Any, logits: Array, targets: Array, lse: Array
         e = p * (FUNCTION + 2 * np.where(np.isfinite(x), np.abs(x - lse), 0.0)) * w
     smoothing = options.get("label_smoothing", 0.0)
     hot = np.arange(x.shape[-1]) == np.asarray(targets)[..., None]
-    e = e + TERMS * w * (p + hot + smoothing / x.shape[-1])
+    e = e + TERMS * w * (p + hot + smoothing / x.shape[-1]) + flush(dtype)
     counts = np.asarray(targets) != options.get("ignore_index", -100)
     weight = np.abs(f64(dloss)) / (max(counts.sum(), 1) if options.get("reduction", "mean") == "mean" else 1)
     return np.where(counts[..., None], e * np.broadcast_to(weight, counts.shape)[..., None], 0.0)
@@ -272,7 +277,7 @@ def embedding_backward(dy: Array, ids: Array, rows: int, dtype: Any) -> Array:
     return gamma(most, dtype) * size
 
 
-# ---- attention ---------------------------------------------------------------------------------------------------------
+# ---- attention -----------------------------------------------------------------------------------
 
 
 def _attention_parts(q: Array, k: Array, options: dict[str, Any]) -> tuple[Array, Array, Array, float]:
@@ -288,8 +293,8 @@ def _attention_parts(q: Array, k: Array, options: dict[str, Any]) -> tuple[Array
 def attention(q: Array, k: Array, v: Array, dtype: Any, **options: Any) -> tuple[Array, Array]:
     """Of out (before rounding) and lse.
 
-    A score is off by e_s = gamma(D) * scale * |q| |k| and what scaling rounds, its exponential by that, relative. Blocks of
-    keys are rescaled when a larger maximum comes: one rounding for each block, of 32 keys or more.
+    A score is off by e_s = gamma(D) * scale * |q| |k| and what scaling rounds, its exponential by that, relative.
+    Blocks of keys are rescaled when a larger maximum comes: one rounding for each block, of 32 keys or more.
     """
     q, k, v = f64(q), f64(k), f64(v)
     if k.shape[-2] == 0 or q.size == 0:
@@ -305,7 +310,9 @@ def attention(q: Array, k: Array, v: Array, dtype: Any, **options: Any) -> tuple
     p = p / np.maximum(p.sum(axis=-1, keepdims=True), np.finfo(float).tiny)
     sums = gamma(m, dtype) + (m / 32) * w
     average = (p * e).sum(axis=-1, keepdims=True)
-    out = np.matmul(p * e, np.abs(v)) + (average + 2 * sums + FUNCTION * w) * np.matmul(p, np.abs(v))
+    out = np.matmul(p * e + sees * flush(dtype), np.abs(v)) + (average + 2 * sums + FUNCTION * w) * np.matmul(
+        p, np.abs(v)
+    )
     lse = average[..., 0] + sums + TERMS * w * (1 + np.abs(top[..., 0]))
     return out, lse
 
@@ -326,20 +333,20 @@ def attention_backward(dout: Array, q: Array, k: Array, v: Array, out: Array, ls
     size_dp = np.matmul(do, np.abs(v).swapaxes(-1, -2))
     delta = (do * o).sum(axis=-1, keepdims=True)
     ds = p * (size_dp + delta)
-    e_ds = ds * r + (gamma(v.shape[-1], dtype) + TERMS * w) * ds
+    e_ds = ds * r + (gamma(v.shape[-1], dtype) + TERMS * w) * ds + sees * flush(dtype) * (size_dp + delta)
     m = k.shape[-2]
     group = q.shape[-2] * (q.shape[-3] // shapes[0][-3] if q.ndim > 2 and shapes[0][-3] else 1)
     t = lambda x: x.swapaxes(-1, -2)
     dq = scale * np.matmul(e_ds + (gamma(m, dtype) + TERMS * w) * ds, np.abs(k))
     dk = scale * np.matmul(t(e_ds + (gamma(group, dtype) + TERMS * w) * ds), np.abs(q))
-    dv = np.matmul(t(p * (r + gamma(group, dtype) + TERMS * w)), do)
+    dv = np.matmul(t(p * (r + gamma(group, dtype) + TERMS * w) + sees * flush(dtype)), do)
     return dq, _ungroup(dk, shapes[0]), _ungroup(dv, shapes[1])
 
 
 def attention_sensitivity(
     dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, e_lse: float, e_out: Array, **options: Any
 ):
-    """What errors of the given lse and out make of dq, dk, dv: exp(s - lse) is off by e_lse, relative; delta by sum(do * e_out)."""
+    """What errors of the given lse and out make of dq, dk, dv: P is off by e_lse, relative, and delta by do @ e_out."""
     shapes = np.shape(k), np.shape(v)
     do, q, k, v, o, lse = np.abs(f64(dout)), f64(q), f64(k), f64(v), np.abs(f64(out)), f64(lse)
     k, v = _heads(k, q), _heads(v, q)

@@ -12,15 +12,12 @@ CPP = {
     "bindings": {"ops", "runtime", "core"},
     "ops": {"runtime", "core"},
     "kernels": {"simd", "runtime", "core"},
-    "simd": {"core", "kernels"},
+    "simd": {"core"},
     "runtime": {"core"},
     "core": set(),
 }
-# kernels see of the runtime how to share work and the table they fill; simd sees of kernels only the level's name.
-ONLY = {
-    ("simd", "kernels"): {"kernels/level.hpp"},
-    ("kernels", "runtime"): {"runtime/kernels.hpp", "runtime/parallel.hpp", "runtime/scratch.hpp"},
-}
+# kernels see of the runtime how to share work and the table they fill.
+ONLY = {("kernels", "runtime"): {"runtime/kernels.hpp", "runtime/parallel.hpp"}}
 PYTHON = {
     "reference": set(),
     "ops": {"_core"},

@@ -1,4 +1,4 @@
-"""Wrong calls raise TypeError or ValueError that names the operation and the argument; nothing is written, nothing crashes."""
+"""Wrong calls raise a TypeError or ValueError that names operation and argument; nothing is written, nothing dies."""
 
 import re
 

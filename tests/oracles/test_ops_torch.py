@@ -1,7 +1,7 @@
-"""Every operation and its gradients against PyTorch: results in float32 and float64 beside PyTorch's in float64 and in ours.
+"""Every operation and its gradients against PyTorch, in float64 and in the same dtype.
 
-The bound of an error is that of tests/tolerance.py, derived for our kernels from the exact result. PyTorch in the same dtype is off by as
-much again, and its exponentials by a few units more, hence the factor 4 there; float64 stands for the exact result of float32 inputs.
+The bound of an error is that of tests/tolerance.py, derived for our kernels from the exact result, for which float64
+stands. PyTorch in float32 is off by as much again, and its exponentials by a few units more: hence the factor 4 there.
 """
 
 import numformer as nf
@@ -88,7 +88,7 @@ def test_attention(rng, dtype, which, heads, kv_heads, n, m, d):
     grads = nf.attention_backward(dout, q, k, v, out, lse, **options)
     bound, bound_lse = tolerance.attention(q, k, v, dtype, **options)
     bounds = [bound, *tolerance.attention_backward(dout, q, k, v, out, lse, dtype, **options)]
-    # Ours starts from its own rounded out and lse: an error of lse is one of all probabilities, one of out goes into delta.
+    # Ours starts from its own out and lse: an error of lse is one of all probabilities, one of out goes into delta.
     e_lse = rounded(bound_lse, lse, dtype).max()
     e_out = rounded(bound, out, dtype)
     more = tolerance.attention_sensitivity(dout, q, k, v, out, lse, e_lse, e_out, **options)
@@ -129,11 +129,11 @@ def test_softmax(rng, dtype):
         back = tolerance.softmax_backward(dy, y, axis, dtype) + slip * (np.abs(dy) + dot)
         back = back + y * (slip * np.abs(dy)).sum(axis=axis, keepdims=True)
         ours = y, nf.softmax_backward(dy, y, axis=axis)
-        judge(ours, lambda x: torch.softmax(x, axis), (x,), dy, (e, back), "softmax")  # noqa: B023
+        judge(ours, lambda x: torch.softmax(x, axis), (x,), dy, (e, back), "softmax")
 
 
 def _norm_slip(dy, x, weight, rstd, e_mean, e_rstd):
-    """What errors of the statistics make of dx and dweight: dx is a product of rstd and sums of h = (x - mean) * rstd."""
+    """What errors of the statistics make of dx and dweight: dx is rstd times sums of h = (x - mean) * rstd."""
     r = rstd[..., None].astype(np.float64)
     relative = (e_rstd / rstd)[..., None]
     h = np.abs(x - x.mean(axis=-1, keepdims=True)) * r + np.abs(x) * r

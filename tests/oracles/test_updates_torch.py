@@ -1,7 +1,8 @@
 """Optimisers and clipping stay beside torch.optim for 100 steps.
 
-Both sides get the same gradients, those of a fixed quadratic bowl at *PyTorch's* point, so differences come from the updates alone. Each step
-adds a few roundings of the value and of the step; momentum holds a step's error for about 1 / (1 - momentum) steps.
+Both sides get the same gradients, those of a fixed quadratic bowl at *PyTorch's* point, so differences come from the
+updates alone. Each step adds a few roundings of the value and of the step; momentum holds a step's error for about
+1 / (1 - momentum) steps.
 """
 
 import numformer as nf
@@ -64,5 +65,5 @@ def test_adamw(rng, dtype, module, weight_decay):
     def update(values, grads, state, step, scale):
         module.adamw_update(values, grads, *state, step=step, grad_scale=scale, beta1=0.9, beta2=0.99, **options)
 
-    # sums of squares remember 1 / (1 - beta2) steps, momenta 1 / (1 - beta1), but half a relative error of v is one of the step
+    # sums of squares remember 1 / (1 - beta2) = 100 steps, momenta 10: a few roundings of each
     run(rng, dtype, lambda p: torch.optim.AdamW(p, betas=(0.9, 0.99), **options), update, 2, memory=400.0)
