@@ -23,6 +23,7 @@ constexpr int kDepth = 512;
 constexpr int kRowStride = kDepth + 16; // rows a multiple of 4 KiB apart would share cache sets
 constexpr int64_t kChunkColumns = 384;
 constexpr int64_t kFewRows = 16;
+constexpr int64_t kPrefetchRows = 8;
 // Below this many multiply-adds a fork and join costs more than it saves (about 5 microseconds).
 constexpr int64_t kParallelWork = 400000;
 
@@ -113,8 +114,12 @@ void pack_b(const MatmulArgs &args, const T *b, int64_t k0, int64_t depth, int64
     const int64_t whole = args.b_col == 1 ? columns / NR : 0; // along rows of B: its reading order
     for (int64_t k = 0; k < depth; ++k)
         for (int64_t p = 0; p < whole; ++p)
-            for (int v = 0; v < kTileVectors; ++v)
+            for (int v = 0; v < kTileVectors; ++v) {
+                // A row of the chunk is too short for the hardware to run ahead in it.
+                if (k + kPrefetchRows < depth)
+                    __builtin_prefetch(b + (k + kPrefetchRows) * args.b_row + p * NR + v * kLanes<A>);
                 store(packed + p * panel + k * NR + v * kLanes<A>, load(b + k * args.b_row + p * NR + v * kLanes<A>));
+            }
     for (int64_t p = whole; p * NR < columns; ++p)
         pack_panel<A, T>(depth, smaller(NR, columns - p * NR), b + p * NR * args.b_col, args.b_row, args.b_col,
                          packed + p * panel);
