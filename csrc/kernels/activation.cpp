@@ -43,7 +43,7 @@ template <class T> bool activation(const ActivationArgs &args) {
 template <class T> bool activation_backward(const ActivationArgs &args) {
     typedef Acc<T> A;
     switch (args.activation) {
-    case Activation::relu: // a choice, not a product: 0 * inf must not be
+    case Activation::relu: // relu'(0) = 0; a choice, not a product: 0 * inf must not be
         each_vector<T>(args, [](Vec<A> x, Vec<A> dy) { return x > A(0) ? dy : Vec<A>{}; });
         break;
     case Activation::gelu:

@@ -54,21 +54,4 @@ template <class A> NF_INLINE Vec<A> activate(Activation activation, Vec<A> x) {
     return x;
 }
 
-// relu'(0) = 0.
-template <class A> NF_INLINE Vec<A> activation_derivative(Activation activation, Vec<A> x) {
-    switch (activation) {
-    case Activation::relu:
-        return x > A(0) ? broadcast(A(1)) : (x == x ? Vec<A>{} : x);
-    case Activation::gelu:
-        return gelu_derivative<A>(x);
-    case Activation::gelu_tanh:
-        return gelu_tanh_derivative<A>(x);
-    case Activation::silu:
-        return silu_derivative<A>(x);
-    case Activation::none:
-        break;
-    }
-    return broadcast(A(1));
-}
-
 } // namespace nf::NUMFORMER_LEVEL
