@@ -50,9 +50,10 @@ void sgd_update(py::handle values, py::handle grads, py::handle momenta, py::han
     rule.run(lists);
 }
 
-void adamw_update(py::handle values, py::handle grads, py::handle m, py::handle v, py::handle lr, py::handle beta1,
-                  py::handle beta2, py::handle eps, py::handle weight_decay, py::handle step, py::handle grad_scale) {
-    const char *name = "adamw_update";
+template <bool Decoupled>
+void adam_update(py::handle values, py::handle grads, py::handle m, py::handle v, py::handle lr, py::handle beta1,
+                 py::handle beta2, py::handle eps, py::handle weight_decay, py::handle step, py::handle grad_scale) {
+    const char *name = Decoupled ? "adamw_update" : "adam_update";
     std::optional<DType> dtype;
     std::vector<Input> keep;
     ops::Lists lists;
@@ -60,14 +61,56 @@ void adamw_update(py::handle values, py::handle grads, py::handle m, py::handle 
     lists.grads = list(name, "grads", grads, Access::read, true, dtype, keep);
     lists.first = list(name, "m", m, Access::write, true, dtype, keep);
     lists.second = list(name, "v", v, Access::write, true, dtype, keep);
-    const ops::AdamW rule{number(name, "lr", lr),
-                          number(name, "beta1", beta1),
-                          number(name, "beta2", beta2),
-                          number(name, "eps", eps),
-                          number(name, "weight_decay", weight_decay),
-                          number(name, "grad_scale", grad_scale),
-                          integer(name, "step", step)};
+    const ops::Adam rule{number(name, "lr", lr),
+                         number(name, "beta1", beta1),
+                         number(name, "beta2", beta2),
+                         number(name, "eps", eps),
+                         number(name, "weight_decay", weight_decay),
+                         number(name, "grad_scale", grad_scale),
+                         integer(name, "step", step),
+                         Decoupled};
     rule.check(lists);
+    py::gil_scoped_release release;
+    rule.run(lists);
+}
+
+void adagrad_update(py::handle values, py::handle grads, py::handle sums, py::handle lr, py::handle eps,
+                    py::handle weight_decay, py::handle grad_scale) {
+    const char *name = "adagrad_update";
+    std::optional<DType> dtype;
+    std::vector<Input> keep;
+    ops::Lists lists;
+    lists.values = list(name, "values", values, Access::write, true, dtype, keep);
+    lists.grads = list(name, "grads", grads, Access::read, true, dtype, keep);
+    lists.first = list(name, "sums", sums, Access::write, true, dtype, keep);
+    const ops::Adagrad rule{number(name, "lr", lr), number(name, "eps", eps),
+                            number(name, "weight_decay", weight_decay), number(name, "grad_scale", grad_scale)};
+    rule.check(lists);
+    py::gil_scoped_release release;
+    rule.run(lists);
+}
+
+void rmsprop_update(py::handle values, py::handle grads, py::handle squares, py::handle means, py::handle momenta,
+                    py::handle lr, py::handle alpha, py::handle eps, py::handle weight_decay, py::handle momentum,
+                    py::handle grad_scale) {
+    const char *name = "rmsprop_update";
+    std::optional<DType> dtype;
+    std::vector<Input> keep;
+    ops::Lists lists;
+    lists.values = list(name, "values", values, Access::write, true, dtype, keep);
+    lists.grads = list(name, "grads", grads, Access::read, true, dtype, keep);
+    lists.first = list(name, "squares", squares, Access::write, true, dtype, keep);
+    if (!means.is_none())
+        lists.second = list(name, "means", means, Access::write, true, dtype, keep);
+    if (!momenta.is_none())
+        lists.third = list(name, "momenta", momenta, Access::write, true, dtype, keep);
+    const ops::RmsProp rule{number(name, "lr", lr),
+                            number(name, "alpha", alpha),
+                            number(name, "eps", eps),
+                            number(name, "weight_decay", weight_decay),
+                            number(name, "momentum", momentum),
+                            number(name, "grad_scale", grad_scale)};
+    rule.check(lists, !means.is_none(), !momenta.is_none());
     py::gil_scoped_release release;
     rule.run(lists);
 }
@@ -84,7 +127,10 @@ double global_norm(py::handle arrays) {
 
 void bind_optimizer(py::module_ &m) {
     m.def("sgd_update", &sgd_update);
-    m.def("adamw_update", &adamw_update);
+    m.def("adam_update", &adam_update<false>);
+    m.def("adamw_update", &adam_update<true>);
+    m.def("adagrad_update", &adagrad_update);
+    m.def("rmsprop_update", &rmsprop_update);
     m.def("global_norm", &global_norm);
 }
 

@@ -2,9 +2,16 @@
 //
 //   SGD:    g = scale grad + decay w;  u = momentum u + g;  w -= lr u, or lr (g + momentum u) in Nesterov's form
 //           c = {lr, momentum, decay};  first = u, or null without momentum
-//   AdamW   (Loshchilov and Hutter, 2019): g = scale grad;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
-//           w = keep w - rate m / (sqrt(v) root + eps), with keep = 1 - lr decay, rate = lr / (1 - b1^t), root = 1 /
-//           sqrt(1 - b2^t) c = {b1, 1 - b1, b2, 1 - b2, keep, rate, root, eps}
+//   Adam    (Kingma and Ba, 2015): g = scale grad + decay w;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
+//           w = keep w - rate m / (sqrt(v) root + eps), with rate = lr / (1 - b1^t), root = 1 / sqrt(1 - b2^t);
+//           keep = 1, or in AdamW (Loshchilov and Hutter, 2019) keep = 1 - lr decay and no decay in g
+//           c = {b1, 1 - b1, b2, 1 - b2, keep, rate, root, eps, decay};  first = m, second = v
+//   Adagrad (Duchi, Hazan and Singer, 2011): g = scale grad + decay w;  s += g^2;  w -= lr g / (sqrt(s) + eps)
+//           c = {lr, eps, decay};  first = s
+//   RMSprop (Tieleman and Hinton, 2012; centred: Graves, 2013): g = scale grad + decay w;  s = a s + (1 - a) g^2;
+//           centred: m = a m + (1 - a) g and s - m^2, not below 0, for s;  step = g / (sqrt(s) + eps);
+//           with momentum: u = momentum u + step for step;  w -= lr step
+//           c = {lr, a, 1 - a, eps, decay, momentum};  first = s, second = m or null, third = u or null
 #include "kernels/rows.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
@@ -48,22 +55,68 @@ template <class T> bool sgd_update(const UpdateArgs &args) {
     return true;
 }
 
-template <class T> bool adamw_update(const UpdateArgs &args) {
+template <class T> bool adam_update(const UpdateArgs &args) {
     const T b1 = T(args.c[0]), rest1 = T(args.c[1]), b2 = T(args.c[2]), rest2 = T(args.c[3]);
-    const T keep = T(args.c[4]), rate = T(args.c[5]), root = T(args.c[6]), eps = T(args.c[7]),
+    const T keep = T(args.c[4]), rate = T(args.c[5]), root = T(args.c[6]), eps = T(args.c[7]), decay = T(args.c[8]),
             scale = T(args.grad_scale);
     each_chunk(args.arrays, args.sizes, [&](int64_t, int64_t array, int64_t begin, int64_t end) {
         T *value = static_cast<T *>(args.values[array]) + begin;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
         T *first = static_cast<T *>(args.first[array]) + begin, *second = static_cast<T *>(args.second[array]) + begin;
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
-            const Vec<T> g = load_some(grad + i, n) * scale;
+            const Vec<T> w = load_some(value + i, n);
+            const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
             const Vec<T> m = load_some(first + i, n) * b1 + g * rest1;
             const Vec<T> v = load_some(second + i, n) * b2 + g * g * rest2;
             store_some(first + i, m, n);
             store_some(second + i, v, n);
             const Vec<T> spread = sqrt(v) * root + eps;
-            store_some(value + i, load_some(value + i, n) * keep - m * rate / spread, n);
+            store_some(value + i, w * keep - m * rate / spread, n);
+        });
+    });
+    return true;
+}
+
+template <class T> bool adagrad_update(const UpdateArgs &args) {
+    const T lr = T(args.c[0]), eps = T(args.c[1]), decay = T(args.c[2]), scale = T(args.grad_scale);
+    each_chunk(args.arrays, args.sizes, [&](int64_t, int64_t array, int64_t begin, int64_t end) {
+        T *value = static_cast<T *>(args.values[array]) + begin, *sum = static_cast<T *>(args.first[array]) + begin;
+        const T *grad = static_cast<const T *>(args.grads[array]) + begin;
+        for_each_vector<T>(end - begin, [&](int64_t i, int n) {
+            const Vec<T> w = load_some(value + i, n);
+            const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
+            const Vec<T> s = load_some(sum + i, n) + g * g;
+            store_some(sum + i, s, n);
+            store_some(value + i, w - g * lr / (sqrt(s) + eps), n);
+        });
+    });
+    return true;
+}
+
+template <class T> bool rmsprop_update(const UpdateArgs &args) {
+    const T lr = T(args.c[0]), alpha = T(args.c[1]), rest = T(args.c[2]), eps = T(args.c[3]), decay = T(args.c[4]),
+            momentum = T(args.c[5]), scale = T(args.grad_scale);
+    each_chunk(args.arrays, args.sizes, [&](int64_t, int64_t array, int64_t begin, int64_t end) {
+        T *value = static_cast<T *>(args.values[array]) + begin, *square = static_cast<T *>(args.first[array]) + begin;
+        T *mean = args.second ? static_cast<T *>(args.second[array]) + begin : nullptr;
+        T *moment = args.third ? static_cast<T *>(args.third[array]) + begin : nullptr;
+        const T *grad = static_cast<const T *>(args.grads[array]) + begin;
+        for_each_vector<T>(end - begin, [&](int64_t i, int n) {
+            const Vec<T> w = load_some(value + i, n);
+            const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
+            Vec<T> s = load_some(square + i, n) * alpha + g * g * rest;
+            store_some(square + i, s, n);
+            if (mean) {
+                const Vec<T> m = load_some(mean + i, n) * alpha + g * rest;
+                store_some(mean + i, m, n);
+                s = max(broadcast(T(0)), s - m * m); // the order keeps a NaN
+            }
+            Vec<T> step = g / (sqrt(s) + eps);
+            if (moment) {
+                step = load_some(moment + i, n) * momentum + step;
+                store_some(moment + i, step, n);
+            }
+            store_some(value + i, w - step * lr, n);
         });
     });
     return true;
@@ -111,8 +164,12 @@ template <class T> bool sum_of_squares(const NormOfListArgs &args) {
 void fill_optimizer(Kernels &table) {
     table.sgd_update[int(DType::f32)] = sgd_update<float>;
     table.sgd_update[int(DType::f64)] = sgd_update<double>;
-    table.adamw_update[int(DType::f32)] = adamw_update<float>;
-    table.adamw_update[int(DType::f64)] = adamw_update<double>;
+    table.adam_update[int(DType::f32)] = adam_update<float>;
+    table.adam_update[int(DType::f64)] = adam_update<double>;
+    table.adagrad_update[int(DType::f32)] = adagrad_update<float>;
+    table.adagrad_update[int(DType::f64)] = adagrad_update<double>;
+    table.rmsprop_update[int(DType::f32)] = rmsprop_update<float>;
+    table.rmsprop_update[int(DType::f64)] = rmsprop_update<double>;
     NF_FILL(sum_of_squares, sum_of_squares);
 }
 

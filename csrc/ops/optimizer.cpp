@@ -33,7 +33,7 @@ void require_below_one(const char *operation, const char *argument, double value
 // The pointers that the kernel's arguments point to.
 struct Pointers {
     std::vector<int64_t> sizes;
-    std::vector<void *> values, first, second;
+    std::vector<void *> values, first, second, third;
     std::vector<const void *> grads;
     double elements = 0;
 
@@ -48,6 +48,8 @@ struct Pointers {
             first.push_back(view.data);
         for (const View &view : lists.second)
             second.push_back(view.data);
+        for (const View &view : lists.third)
+            third.push_back(view.data);
     }
 
     UpdateArgs args() const {
@@ -58,6 +60,7 @@ struct Pointers {
         result.grads = grads.data();
         result.first = first.empty() ? nullptr : first.data();
         result.second = second.empty() ? nullptr : second.data();
+        result.third = third.empty() ? nullptr : third.data();
         return result;
     }
 };
@@ -95,8 +98,8 @@ void Sgd::run(const Lists &lists) const {
     require_memory(runtime::kernels().sgd_update[int(dtype)](args));
 }
 
-void AdamW::check(const Lists &lists) const {
-    const char *operation = "adamw_update";
+void Adam::check(const Lists &lists) const {
+    const char *operation = name();
     check_like(operation, "grads", lists.grads, lists.values);
     check_like(operation, "m", lists.first, lists.values);
     check_like(operation, "v", lists.second, lists.values);
@@ -110,7 +113,7 @@ void AdamW::check(const Lists &lists) const {
         fail_value(operation, "step must be 1 or more, got " + std::to_string(step));
 }
 
-void AdamW::run(const Lists &lists) const {
+void Adam::run(const Lists &lists) const {
     if (lists.values.empty())
         return;
     const Pointers pointers(lists);
@@ -120,15 +123,78 @@ void AdamW::run(const Lists &lists) const {
     args.c[1] = 1 - beta1;
     args.c[2] = beta2;
     args.c[3] = 1 - beta2;
-    args.c[4] = 1 - lr * weight_decay;
+    args.c[4] = decoupled ? 1 - lr * weight_decay : 1;
     args.c[5] = lr / (1 - std::pow(beta1, t));
     args.c[6] = 1 / std::sqrt(1 - std::pow(beta2, t));
     args.c[7] = eps;
+    args.c[8] = decoupled ? 0 : weight_decay;
     args.grad_scale = grad_scale;
     const DType dtype = lists.values[0].dtype;
-    profiler::Scope scope("adamw_update", {static_cast<int64_t>(pointers.elements)}, 14 * pointers.elements,
+    profiler::Scope scope(name(), {static_cast<int64_t>(pointers.elements)}, 16 * pointers.elements,
                           7 * pointers.elements * static_cast<double>(kItemSize[int(dtype)]));
-    require_memory(runtime::kernels().adamw_update[int(dtype)](args));
+    require_memory(runtime::kernels().adam_update[int(dtype)](args));
+}
+
+void Adagrad::check(const Lists &lists) const {
+    const char *operation = "adagrad_update";
+    check_like(operation, "grads", lists.grads, lists.values);
+    check_like(operation, "sums", lists.first, lists.values);
+    require_finite(operation, "lr", lr);
+    require_not_negative(operation, "eps", eps);
+    require_not_negative(operation, "weight_decay", weight_decay);
+    require_finite(operation, "grad_scale", grad_scale);
+}
+
+void Adagrad::run(const Lists &lists) const {
+    if (lists.values.empty())
+        return;
+    const Pointers pointers(lists);
+    UpdateArgs args = pointers.args();
+    args.c[0] = lr;
+    args.c[1] = eps;
+    args.c[2] = weight_decay;
+    args.grad_scale = grad_scale;
+    const DType dtype = lists.values[0].dtype;
+    profiler::Scope scope("adagrad_update", {static_cast<int64_t>(pointers.elements)}, 10 * pointers.elements,
+                          5 * pointers.elements * static_cast<double>(kItemSize[int(dtype)]));
+    require_memory(runtime::kernels().adagrad_update[int(dtype)](args));
+}
+
+void RmsProp::check(const Lists &lists, bool has_means, bool has_momenta) const {
+    const char *operation = "rmsprop_update";
+    check_like(operation, "grads", lists.grads, lists.values);
+    check_like(operation, "squares", lists.first, lists.values);
+    if (has_means)
+        check_like(operation, "means", lists.second, lists.values);
+    if (has_momenta)
+        check_like(operation, "momenta", lists.third, lists.values);
+    else if (momentum != 0)
+        fail_value(operation, "momenta must be given with momentum " + std::to_string(momentum) + ", got None");
+    require_finite(operation, "lr", lr);
+    require_below_one(operation, "alpha", alpha);
+    require_not_negative(operation, "eps", eps);
+    require_not_negative(operation, "weight_decay", weight_decay);
+    require_below_one(operation, "momentum", momentum);
+    require_finite(operation, "grad_scale", grad_scale);
+}
+
+void RmsProp::run(const Lists &lists) const {
+    if (lists.values.empty())
+        return;
+    const Pointers pointers(lists);
+    UpdateArgs args = pointers.args();
+    args.c[0] = lr;
+    args.c[1] = alpha;
+    args.c[2] = 1 - alpha;
+    args.c[3] = eps;
+    args.c[4] = weight_decay;
+    args.c[5] = momentum;
+    args.grad_scale = grad_scale;
+    const DType dtype = lists.values[0].dtype;
+    const double streams = 5 + (args.second ? 2 : 0) + (args.third ? 2 : 0);
+    profiler::Scope scope("rmsprop_update", {static_cast<int64_t>(pointers.elements)}, 16 * pointers.elements,
+                          streams * pointers.elements * static_cast<double>(kItemSize[int(dtype)]));
+    require_memory(runtime::kernels().rmsprop_update[int(dtype)](args));
 }
 
 double run_global_norm(const std::vector<View> &arrays) {

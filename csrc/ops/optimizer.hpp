@@ -8,7 +8,7 @@
 namespace nf::ops {
 
 struct Lists {
-    std::vector<View> values, grads, first, second; // first and second may be empty: there is none
+    std::vector<View> values, grads, first, second, third; // the last three may be empty: there is none
 };
 
 struct Sgd {
@@ -18,10 +18,24 @@ struct Sgd {
     void run(const Lists &lists) const;
 };
 
-struct AdamW {
+struct Adam {
     double lr, beta1, beta2, eps, weight_decay, grad_scale;
     int64_t step;
+    bool decoupled; // AdamW
+    const char *name() const { return decoupled ? "adamw_update" : "adam_update"; }
     void check(const Lists &lists) const;
+    void run(const Lists &lists) const;
+};
+
+struct Adagrad {
+    double lr, eps, weight_decay, grad_scale;
+    void check(const Lists &lists) const;
+    void run(const Lists &lists) const;
+};
+
+struct RmsProp {
+    double lr, alpha, eps, weight_decay, momentum, grad_scale;
+    void check(const Lists &lists, bool has_means, bool has_momenta) const;
     void run(const Lists &lists) const;
 };
 

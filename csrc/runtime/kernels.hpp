@@ -135,8 +135,8 @@ struct UpdateArgs {
     const int64_t *sizes;
     void *const *values;
     const void *const *grads;
-    void *const *first, *const *second; // momenta; m and v
-    double grad_scale, c[8];
+    void *const *first, *const *second, *const *third; // what the rule remembers; null where it has none
+    double grad_scale, c[9];
     bool nesterov;
 };
 
@@ -171,7 +171,9 @@ struct Kernels {
     bool (*add[kFloatTypes])(const AddArgs &args);
     bool (*sum_rows[kFloatTypes])(const SumRowsArgs &args);
     bool (*sgd_update[2])(const UpdateArgs &args); // float32 and float64 only
-    bool (*adamw_update[2])(const UpdateArgs &args);
+    bool (*adam_update[2])(const UpdateArgs &args);
+    bool (*adagrad_update[2])(const UpdateArgs &args);
+    bool (*rmsprop_update[2])(const UpdateArgs &args);
     bool (*sum_of_squares[kFloatTypes])(const NormOfListArgs &args);
 };
 

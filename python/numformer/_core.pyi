@@ -69,6 +69,20 @@ def sgd_update(
     grad_scale: float,
     /,
 ) -> None: ...
+def adam_update(
+    values: Iterable[Array],
+    grads: Iterable[Array],
+    m: Iterable[Array],
+    v: Iterable[Array],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float,
+    /,
+) -> None: ...
 def adamw_update(
     values: Iterable[Array],
     grads: Iterable[Array],
@@ -80,6 +94,30 @@ def adamw_update(
     eps: float,
     weight_decay: float,
     step: int,
+    grad_scale: float,
+    /,
+) -> None: ...
+def adagrad_update(
+    values: Iterable[Array],
+    grads: Iterable[Array],
+    sums: Iterable[Array],
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    grad_scale: float,
+    /,
+) -> None: ...
+def rmsprop_update(
+    values: Iterable[Array],
+    grads: Iterable[Array],
+    squares: Iterable[Array],
+    means: Iterable[Array] | None,
+    momenta: Iterable[Array] | None,
+    lr: float,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    momentum: float,
     grad_scale: float,
     /,
 ) -> None: ...

@@ -38,6 +38,14 @@ def sgd(values=None, grads=None, momenta=None, **options):
     return lambda: nf.sgd_update(values, grads, momenta, **{"lr": 0.1, **options})
 
 
+def adagrad(**options):
+    return lambda: nf.adagrad_update([f(3)], [f(3)], options.pop("sums", [f(3)]), **{"lr": 0.1, **options})
+
+
+def rmsprop(means=None, momenta=None, **options):
+    return lambda: nf.rmsprop_update([f(3)], [f(3)], [f(3)], means, momenta, **{"lr": 0.1, **options})
+
+
 def attend(q=Q, k=Q, v=Q, **options):
     return lambda: nf.attention(q, k, v, **options)
 
@@ -205,6 +213,15 @@ BAD = [
     (adam(v=[f(3, dtype=np.float64)]), TypeError, "adamw_update v float64"),
     (adam(values=[1.0]), TypeError, "adamw_update values float"),
     (adam(grad_scale=NAN), ValueError, "adamw_update grad_scale nan"),
+    (lambda: nf.adam_update([f(3)], [f(3)], [f(3)], [f(3)], lr=0.1, step=0), ValueError, "adam_update step 0"),
+    (adagrad(sums=[f(4)]), ValueError, "adagrad_update sums (3,) (4,)"),
+    (adagrad(sums=None), TypeError, "adagrad_update sums list NoneType"),
+    (adagrad(eps=-1.0), ValueError, "adagrad_update eps -1"),
+    (rmsprop(alpha=1.0), ValueError, "rmsprop_update alpha 1"),
+    (rmsprop(momentum=0.5), ValueError, "rmsprop_update momenta 0.5 None"),
+    (rmsprop(momentum=1.5, momenta=[f(3)]), ValueError, "rmsprop_update momentum 1.5"),
+    (rmsprop(means=[f(2)]), ValueError, "rmsprop_update means (3,) (2,)"),
+    (rmsprop(momenta=[f(3, dtype=np.float64)]), TypeError, "rmsprop_update momenta float64"),
     (lambda: nf.global_norm(X), TypeError, "global_norm arrays"),
     (lambda: nf.global_norm([ids(1)]), TypeError, "global_norm arrays int64"),
     (lambda: nf.set_num_threads(0), ValueError, "set_num_threads n 0"),

@@ -105,7 +105,17 @@ def test_parameters_without_a_gradient_stay() -> None:
     np.testing.assert_array_equal(parameters[1].value, before)
 
 
-@pytest.mark.parametrize("make", [lambda p: optim.SGD(p), lambda p: optim.AdamW(p), lambda p: optim.GradientDescent(p)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: optim.SGD(p),
+        lambda p: optim.Adam(p),
+        lambda p: optim.AdamW(p),
+        lambda p: optim.Adagrad(p),
+        lambda p: optim.RMSprop(p, momentum=0.5, centered=True),
+        lambda p: optim.GradientDescent(p),
+    ],
+)
 def test_state_goes_on_where_it_stopped(make: Any) -> None:
     one, two = _parameters(), _parameters()
     a, b = make(one), make(two)
@@ -139,6 +149,18 @@ def test_state_of_another() -> None:
         (lambda: optim.AdamW(_parameters(), betas=(0.9, 1.0)), ValueError, "beta2"),
         (lambda: optim.AdamW(_parameters(), clip_norm=0.0), ValueError, "clip_norm"),
         (lambda: optim.SGD(_parameters(), momentum=1.0), ValueError, "momentum"),
+        (lambda: optim.Adam(_parameters(), betas=(1.0, 0.9)), ValueError, "Adam: beta1"),
+        (lambda: optim.Adagrad(_parameters(), initial=-1.0), ValueError, "initial"),
+        (lambda: optim.Adagrad(_parameters(), eps=-1.0), ValueError, "eps"),
+        (lambda: optim.RMSprop(_parameters(), alpha=1.0), ValueError, "alpha"),
+        (lambda: optim.RMSprop(_parameters(), momentum=-0.1), ValueError, "momentum"),
+        (lambda: optim.SGD([optim.Group(_parameters(), lr_factor=-1.0)]), ValueError, "lr_factor"),
+        (lambda: optim.SGD([optim.Group(_parameters(), float("nan"))]), ValueError, "weight_decay of a group"),
+        (lambda: optim.inverse_sqrt(), ValueError, "lr or width"),
+        (lambda: optim.inverse_sqrt(0.1, width=3), ValueError, "not both"),
+        (lambda: optim.inverse_sqrt(0.1, warmup=0), ValueError, "warmup"),
+        (lambda: optim.cosine_restarts(0.1, period=0), ValueError, "period"),
+        (lambda: optim.warm(lambda step: 0.1, -1), ValueError, "warmup"),
         (lambda: optim.SGD(_parameters(), momentum=0.0, nesterov=True), ValueError, "nesterov"),
         (lambda: optim.SGD(_parameters()[:1] * 2), ValueError, "twice"),
     ],
@@ -155,3 +177,40 @@ def test_schedules() -> None:
     np.testing.assert_allclose([linear(0), linear(1), linear(2), linear(7), linear(12)], [1 / 3, 2 / 3, 1, 0.5, 0])
     assert optim.constant(0.5, warmup=1)(0) == 0.25
     assert optim.constant(0.5, warmup=1)(1) == 0.5
+
+
+def test_the_rate_of_the_paper() -> None:
+    rate = optim.inverse_sqrt(width=512, warmup=4000)
+    for s in (1, 17, 3999, 4000, 4001, 100_000):
+        np.testing.assert_allclose(rate(s - 1), 512**-0.5 * min(s**-0.5, s * 4000**-1.5), rtol=1e-12)
+
+
+def test_restarts() -> None:
+    rate = optim.cosine_restarts(1.0, period=4, factor=2, final=0.5)
+    assert [i for i in range(30) if rate(i) == 1.0] == [0, 4, 12, 28]
+    np.testing.assert_allclose([rate(2), rate(8)], 0.75)
+
+
+def test_learning_rates_of_groups() -> None:
+    parameters = _parameters()
+    before = [p.value.copy() for p in parameters]
+    optimizer = optim.SGD(
+        [optim.Group(parameters[:1], lr_factor=0.1), optim.Group(parameters[1:])], lr=1.0, momentum=0.0
+    )
+    gradients = _give(parameters, 0)
+    optimizer.step(0.5)
+    for p, old, gradient, lr in zip(parameters, before, gradients, (0.05, 0.5), strict=True):
+        np.testing.assert_allclose(p.value, old - lr * gradient, rtol=1e-12)
+
+
+def test_adam_counts_the_updates_of_each_parameter() -> None:
+    """A parameter whose first gradient comes late takes a first step as long as any other's."""
+    parameters = _parameters()
+    optimizer = optim.Adam(parameters, lr=0.1)
+    for _ in range(5):
+        parameters[0].add(np.ones((3, 4)))
+        optimizer.step()
+    before = parameters[1].value.copy()
+    parameters[1].add(np.full(5, 7.0))
+    optimizer.step()
+    np.testing.assert_allclose(before - parameters[1].value, 0.1, rtol=1e-6)

@@ -9,9 +9,18 @@ from numformer.ops.losses import cross_entropy, cross_entropy_backward
 from numformer.ops.matmul import matmul, matmul_backward
 from numformer.ops.norms import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from numformer.ops.softmax import softmax, softmax_backward
-from numformer.ops.updates import adamw_update, global_norm, sgd_update
+from numformer.ops.updates import (
+    adagrad_update,
+    adam_update,
+    adamw_update,
+    global_norm,
+    rmsprop_update,
+    sgd_update,
+)
 
 __all__ = [
+    "adagrad_update",
+    "adam_update",
     "adamw_update",
     "add",
     "attention",
@@ -33,6 +42,7 @@ __all__ = [
     "relu_backward",
     "rms_norm",
     "rms_norm_backward",
+    "rmsprop_update",
     "sgd_update",
     "silu",
     "silu_backward",

@@ -56,6 +56,49 @@ def sgd_update(
     _core.sgd_update(values, grads, momenta, lr, momentum, nesterov, weight_decay, grad_scale)
 
 
+def adam_update(
+    values: Sequence[Array],
+    grads: Sequence[Array],
+    m: Sequence[Array],
+    v: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    step: int,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step of Adam on all arrays of a list, in place, in one pass.
+
+    With g = grad_scale * grad + weight_decay * value: m = beta1 * m + (1 - beta1) * g; v = beta2 * v +
+    (1 - beta2) * g^2; value -= lr * (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps).
+
+    Parameters
+    ----------
+    values, grads, m, v : lists of arrays
+        C-contiguous, all of one dtype, float32 or float64, of equal shapes; m and v are zeros before the first step.
+    lr, beta1, beta2, eps, weight_decay, grad_scale : float
+        beta1 and beta2 in [0, 1). The decay is part of the gradient here, and beside it in :func:`adamw_update`.
+    step : int
+        Number of this step, the first is 1.
+
+    Raises
+    ------
+    TypeError
+        If dtypes differ or are not float32 or float64.
+    ValueError
+        If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of
+        range.
+
+    References
+    ----------
+    D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015.
+    """
+    _core.adam_update(values, grads, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
+
+
 def adamw_update(
     values: Sequence[Array],
     grads: Sequence[Array],
@@ -98,6 +141,93 @@ def adamw_update(
     I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
     """
     _core.adamw_update(values, grads, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
+
+
+def adagrad_update(
+    values: Sequence[Array],
+    grads: Sequence[Array],
+    sums: Sequence[Array],
+    *,
+    lr: float,
+    eps: float = 1e-10,
+    weight_decay: float = 0.0,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step of Adagrad on all arrays of a list, in place, in one pass.
+
+    With g = grad_scale * grad + weight_decay * value: s = s + g^2; value -= lr * g / (sqrt(s) + eps).
+
+    Parameters
+    ----------
+    values, grads, sums : lists of arrays
+        C-contiguous, all of one dtype, float32 or float64, of equal shapes; `sums` is s, usually zeros before the
+        first step.
+    lr, eps, weight_decay, grad_scale : float
+        As in :func:`sgd_update`; `eps` keeps the quotient finite.
+
+    Raises
+    ------
+    TypeError
+        If dtypes differ or are not float32 or float64.
+    ValueError
+        If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of
+        range.
+
+    References
+    ----------
+    J. Duchi, E. Hazan, Y. Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization",
+    JMLR 12, 2011.
+    """
+    _core.adagrad_update(values, grads, sums, lr, eps, weight_decay, grad_scale)
+
+
+def rmsprop_update(
+    values: Sequence[Array],
+    grads: Sequence[Array],
+    squares: Sequence[Array],
+    means: Sequence[Array] | None = None,
+    momenta: Sequence[Array] | None = None,
+    *,
+    lr: float,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step of RMSprop on all arrays of a list, in place, in one pass.
+
+    With g = grad_scale * grad + weight_decay * value: s = alpha * s + (1 - alpha) * g^2; step = g / (sqrt(s) + eps);
+    value -= lr * step. With means m = alpha * m + (1 - alpha) * g, and s - m^2, the variance, takes the place of s in
+    the quotient (never below 0: rounding could bring it there). With momenta u = momentum * u + step takes the place
+    of step.
+
+    Parameters
+    ----------
+    values, grads, squares : lists of arrays
+        C-contiguous, all of one dtype, float32 or float64, of equal shapes; `squares` is s, zeros before the first
+        step.
+    means, momenta : lists of arrays or None
+        m and u, zeros before the first step; None where the rule has none.
+    lr, eps, weight_decay, grad_scale : float
+        As in :func:`sgd_update`; `eps` keeps the quotient finite.
+    alpha, momentum : float
+        In [0, 1); a momentum above 0 needs momenta.
+
+    Raises
+    ------
+    TypeError
+        If dtypes differ or are not float32 or float64.
+    ValueError
+        If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of
+        range.
+
+    References
+    ----------
+    T. Tieleman, G. Hinton, "Lecture 6.5 - RMSprop", Coursera: Neural Networks for Machine Learning, 2012.
+    A. Graves, "Generating Sequences With Recurrent Neural Networks", 2013 (the centred form).
+    """
+    _core.rmsprop_update(values, grads, squares, means, momenta, lr, alpha, eps, weight_decay, momentum, grad_scale)
 
 
 def global_norm(arrays: Iterable[Array]) -> float:

@@ -1,8 +1,25 @@
 """Updates of parameters, and learning rates over time."""
 
-from numformer.optim.adamw import AdamW
+from numformer.optim.adam import Adam, AdamW
+from numformer.optim.adaptive import Adagrad, RMSprop
 from numformer.optim.optimizer import Group, Optimizer, decay_groups
-from numformer.optim.schedule import constant, cosine, linear
+from numformer.optim.schedule import constant, cosine, cosine_restarts, inverse_sqrt, linear, warm
 from numformer.optim.sgd import SGD, GradientDescent
 
-__all__ = ["SGD", "AdamW", "GradientDescent", "Group", "Optimizer", "constant", "cosine", "decay_groups", "linear"]
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "GradientDescent",
+    "Group",
+    "Optimizer",
+    "RMSprop",
+    "constant",
+    "cosine",
+    "cosine_restarts",
+    "decay_groups",
+    "inverse_sqrt",
+    "linear",
+    "warm",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,11 @@ Array = NDArray[Any]
 
 @dataclass
 class Group:
-    """Parameters that share a weight decay."""
+    """Parameters that share a weight decay, and a factor on the learning rate."""
 
     parameters: list[Parameter]
-    weight_decay: float
+    weight_decay: float = 0.0
+    lr_factor: float = 1.0
 
 
 def decay_groups(parameters: Iterable[Parameter], weight_decay: float) -> list[Group]:
@@ -57,7 +58,7 @@ class Optimizer:
         in the pass that updates.
     """
 
-    slots: ClassVar[tuple[str, ...]] = ()
+    slots: tuple[str, ...] = ()
     """Names of the arrays that are kept for each parameter."""
 
     def __init__(
@@ -79,12 +80,17 @@ class Optimizer:
         self.groups = [item for item in given if isinstance(item, Group) and item.parameters]
         if len(loose) + sum(isinstance(item, Group) for item in given) != len(given) or not given:
             raise TypeError(f"{owner}: parameters must be a list of Parameter or of Group, not empty")
+        for group in self.groups:
+            number(owner, "weight_decay of a group", group.weight_decay)
+            number(owner, "lr_factor of a group", group.lr_factor)
         if loose:
             self.groups.append(Group(loose, weight_decay))
         self.parameters = [p for group in self.groups for p in group.parameters]
         if len({id(p) for p in self.parameters}) != len(self.parameters):
             raise ValueError(f"{owner}: a parameter is given twice")
         self.steps = 0
+        self._counts = np.zeros(len(self.parameters), np.int64)
+        """Updates of each parameter: fewer than `steps` where it was without a gradient."""
         self._state = {slot: [np.zeros_like(p.value) for p in self.parameters] for slot in self.slots}
 
     def step(self, lr: float | None = None) -> float | None:
@@ -115,18 +121,28 @@ class Optimizer:
         self.steps += 1
         first = 0
         for group in self.groups:
-            batches: dict[np.dtype[Any], list[tuple[int, Parameter]]] = {}
+            batches: dict[tuple[np.dtype[Any], int], list[tuple[int, Parameter]]] = {}
             for index, parameter in enumerate(group.parameters, first):
                 if not parameter.fresh:
-                    batches.setdefault(parameter.value.dtype, []).append((index, parameter))
+                    self._counts[index] += 1
+                    key = parameter.value.dtype, int(self._counts[index])
+                    batches.setdefault(key, []).append((index, parameter))
                     parameter.fresh = True
                 parameter.pending = 0
             first += len(group.parameters)
-            for batch in batches.values():
+            for (_, count), batch in batches.items():
                 values = [parameter.value for _, parameter in batch]
                 grads = [parameter.buffer() for _, parameter in batch]
                 state = [[arrays[index] for index, _ in batch] for arrays in self._state.values()]
-                self._update(values, grads, state, lr, group.weight_decay, scale)
+                self._update(
+                    values,
+                    grads,
+                    state,
+                    lr=lr * group.lr_factor,
+                    weight_decay=group.weight_decay,
+                    step=count,
+                    grad_scale=scale,
+                )
         return norm
 
     def _update(
@@ -134,15 +150,18 @@ class Optimizer:
         values: list[Array],
         grads: list[Array],
         state: list[list[Array]],
+        *,
         lr: float,
         weight_decay: float,
+        step: int,
         grad_scale: float,
     ) -> None:
+        """Change `values` by `grads`; `state` has a list for each of `slots`, `step` counts from 1."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Array]:
         """Return what a checkpoint needs, by name. They are the arrays that are updated, not copies."""
-        state = {"steps": np.array([self.steps], np.int64)}
+        state = {"steps": np.array([self.steps], np.int64), "updates": self._counts}
         for slot, arrays in self._state.items():
             for index, (parameter, array) in enumerate(zip(self.parameters, arrays, strict=True)):
                 state[f"{slot}.{parameter.name or index}"] = array

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -44,8 +44,10 @@ class GradientDescent(Optimizer):
         values: list[Array],
         grads: list[Array],
         state: list[list[Array]],
+        *,
         lr: float,
         weight_decay: float,
+        step: int,
         grad_scale: float,
     ) -> None:
         ops.sgd_update(values, grads, None, lr=lr, weight_decay=weight_decay, grad_scale=grad_scale)
@@ -72,7 +74,7 @@ class SGD(Optimizer):
         Largest norm of the gradients.
     """
 
-    slots: ClassVar[tuple[str, ...]] = ("momentum",)
+    slots: tuple[str, ...] = ("momentum",)
 
     def __init__(
         self,
@@ -95,8 +97,10 @@ class SGD(Optimizer):
         values: list[Array],
         grads: list[Array],
         state: list[list[Array]],
+        *,
         lr: float,
         weight_decay: float,
+        step: int,
         grad_scale: float,
     ) -> None:
         ops.sgd_update(

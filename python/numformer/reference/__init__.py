@@ -15,9 +15,18 @@ from numformer.reference.losses import cross_entropy, cross_entropy_backward
 from numformer.reference.matmul import matmul, matmul_backward
 from numformer.reference.norms import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from numformer.reference.softmax import softmax, softmax_backward
-from numformer.reference.updates import adamw_update, global_norm, sgd_update
+from numformer.reference.updates import (
+    adagrad_update,
+    adam_update,
+    adamw_update,
+    global_norm,
+    rmsprop_update,
+    sgd_update,
+)
 
 __all__ = [
+    "adagrad_update",
+    "adam_update",
     "adamw_update",
     "add",
     "attention",
@@ -40,6 +49,7 @@ __all__ = [
     "relu_backward",
     "rms_norm",
     "rms_norm_backward",
+    "rmsprop_update",
     "sgd_update",
     "silu",
     "silu_backward",

@@ -40,6 +40,39 @@ def sgd_update(
         value[...] = w - lr * step
 
 
+def adam_update(
+    values: Sequence[Array],
+    grads: Sequence[Array],
+    m: Sequence[Array],
+    v: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    step: int,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step of Adam, the first with step=1: with g = grad_scale * grad + weight_decay * value,
+
+    m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g^2;
+    value -= lr * (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps).
+
+    References
+    ----------
+    D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015.
+    """
+    for value, grad, m_i, v_i in zip(values, grads, m, v, strict=True):
+        w = f64(value)
+        g = grad_scale * f64(grad) + weight_decay * w
+        m64 = beta1 * f64(m_i) + (1.0 - beta1) * g
+        v64 = beta2 * f64(v_i) + (1.0 - beta2) * g * g
+        m_i[...], v_i[...] = m64, v64
+        mean, spread = m64 / (1.0 - beta1**step), np.sqrt(v64 / (1.0 - beta2**step))
+        value[...] = w - lr * mean / (spread + eps)
+
+
 def adamw_update(
     values: Sequence[Array],
     grads: Sequence[Array],
@@ -71,6 +104,74 @@ def adamw_update(
         m_i[...], v_i[...] = m64, v64
         mean, spread = m64 / (1.0 - beta1**step), np.sqrt(v64 / (1.0 - beta2**step))
         value[...] = (1.0 - lr * weight_decay) * f64(value) - lr * mean / (spread + eps)
+
+
+def adagrad_update(
+    values: Sequence[Array],
+    grads: Sequence[Array],
+    sums: Sequence[Array],
+    *,
+    lr: float,
+    eps: float = 1e-10,
+    weight_decay: float = 0.0,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step of Adagrad: with g = grad_scale * grad + weight_decay * value,
+
+    s = s + g^2; value -= lr * g / (sqrt(s) + eps).
+
+    References
+    ----------
+    J. Duchi, E. Hazan, Y. Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization",
+    JMLR 12, 2011.
+    """
+    for value, grad, s in zip(values, grads, sums, strict=True):
+        w = f64(value)
+        g = grad_scale * f64(grad) + weight_decay * w
+        total = f64(s) + g * g
+        s[...] = total
+        value[...] = w - lr * g / (np.sqrt(total) + eps)
+
+
+def rmsprop_update(
+    values: Sequence[Array],
+    grads: Sequence[Array],
+    squares: Sequence[Array],
+    means: Sequence[Array] | None = None,
+    momenta: Sequence[Array] | None = None,
+    *,
+    lr: float,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step of RMSprop: with g = grad_scale * grad + weight_decay * value,
+
+    s = alpha * s + (1 - alpha) * g^2; step = g / (sqrt(s) + eps); value -= lr * step.
+    With means m = alpha * m + (1 - alpha) * g, and max(0, s - m^2) takes the place of s in the quotient.
+    With momenta u = momentum * u + step takes the place of step.
+
+    References
+    ----------
+    T. Tieleman, G. Hinton, "Lecture 6.5 - RMSprop", Coursera: Neural Networks for Machine Learning, 2012.
+    A. Graves, "Generating Sequences With Recurrent Neural Networks", 2013 (the centred form).
+    """
+    for i, (value, grad, square) in enumerate(zip(values, grads, squares, strict=True)):
+        w = f64(value)
+        g = grad_scale * f64(grad) + weight_decay * w
+        spread = alpha * f64(square) + (1.0 - alpha) * g * g
+        square[...] = spread
+        if means is not None:
+            mean = alpha * f64(means[i]) + (1.0 - alpha) * g
+            means[i][...] = mean
+            spread = np.maximum(0.0, spread - mean * mean)
+        step = g / (np.sqrt(spread) + eps)
+        if momenta is not None:
+            step = momentum * f64(momenta[i]) + step
+            momenta[i][...] = step
+        value[...] = w - lr * step
 
 
 def global_norm(arrays: Iterable[Array]) -> float:
