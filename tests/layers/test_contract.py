@@ -22,6 +22,11 @@ LAYERS: dict[str, Any] = {
     "post-norm": lambda: nn.PostNormBlock(8, 2),
 }
 CTX = nn.Context(seed=1)
+WITH_MEMORY: dict[str, Any] = {
+    "cross-attention": lambda: nn.CrossAttention(8, 2),
+    "pre-norm": lambda: nn.PreNormDecoderBlock(8, 2, dropout=0.1),
+    "post-norm": lambda: nn.PostNormDecoderBlock(8, 2),
+}
 
 
 def _x(seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -68,6 +73,31 @@ def test_backward_dropped_unused_lets_go(name: str) -> None:
         del x, y, backward
         assert alive() is None
         assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_layers_with_a_memory_let_go(name: str, used: bool) -> None:
+    layer = WITH_MEMORY[name]()
+    gc.collect()
+    gc.disable()
+    try:
+        x, memory = _x(), _x(1)
+        alive = weakref.ref(x), weakref.ref(memory)
+        y, backward = layer(x, memory, ctx=CTX)
+        del x, memory
+        assert all(reference() is not None for reference in alive)
+        if used:
+            backward(y)
+            with pytest.raises(RuntimeError, match="run already"):
+                backward(y)
+        else:
+            del backward
+        assert all(reference() is None for reference in alive)
+        del y
+        assert gc.collect() == 0, "there is a reference cycle"
     finally:
         gc.enable()
 
@@ -168,6 +198,18 @@ def test_cache_continues_a_sequence(length: int) -> None:
         layer.infer(x[:2], cache=cache)
 
 
+def test_cache_selects_sequences() -> None:
+    layer = nn.MultiHeadAttention(8, 2, causal=True, dtype=np.float64)
+    x = np.random.default_rng(0).standard_normal((3, 9, 8))
+    cache, rows = nn.KVCache(2), np.array([2, 0, 2, 2])
+    cache.select(rows)  # nothing is there yet
+    layer.infer(x[:, :5], cache=cache)
+    cache.select(rows)
+    np.testing.assert_allclose(
+        layer.infer(x[rows, 5:], cache=cache), layer.infer(x[rows])[:, 5:], rtol=1e-10, atol=1e-12
+    )
+
+
 def test_sines() -> None:
     table = nn.SinusoidalPositions(10, 6).table
     np.testing.assert_allclose(table[3, 2], np.sin(3 / 10000 ** (2 / 6)))
@@ -180,6 +222,15 @@ def test_sines() -> None:
         (lambda: nn.MultiHeadAttention(8, 3), "heads must divide width 8, got 3"),
         (lambda: nn.MultiHeadAttention(8, 4, num_kv_heads=3), "num_kv_heads must divide heads 4, got 3"),
         (lambda: nn.MultiHeadAttention(8, 2).infer(_x()[0]), r"x must have shape \(batch, positions, 8\)"),
+        (lambda: nn.CrossAttention(8, 3), "heads must divide width 8, got 3"),
+        (lambda: nn.CrossAttention(8, 2).infer(_x()[0], _x()), r"x must have shape \(batch, positions, 8\)"),
+        (
+            lambda: nn.CrossAttention(8, 2)(_x(), _x()[..., :4]),
+            r"memory must have shape \(batch, memory positions, 8\)",
+        ),
+        (lambda: nn.CrossAttention(8, 2)(_x(), _x()[:1]), "x has a batch of 2, but memory one of 1"),
+        (lambda: nn.CrossAttention(8, 2).infer(_x()), "either memory or kv"),
+        (lambda: nn.CrossAttention(8, 2).infer(_x(), kv=_x()), r"kv must have shape \(batch, memory positions, 16\)"),
         (lambda: nn.Linear(0, 3), "inputs must be at least 1"),
         (lambda: nn.Linear(3, 3, activation="tanh"), "activation must be None or one of relu"),
         (lambda: nn.Linear(3, 4, weight=nn.Parameter(np.zeros((3, 3)))), r"weight must have shape \(3, 4\)"),

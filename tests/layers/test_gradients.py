@@ -67,6 +67,96 @@ def test_residual(name: str) -> None:
     np.testing.assert_allclose(backward(dy, residual=other), dx + other, rtol=1e-12, atol=1e-12)
 
 
+def _with_memory() -> dict[str, Any]:
+    rng = np.random.default_rng(8)
+    common: dict[str, Any] = {"dtype": F64, "rng": rng}
+    made: dict[str, Any] = {
+        "cross": nn.CrossAttention(8, 2, **common),
+        "cross-dropout": nn.CrossAttention(8, 4, bias=False, dropout=0.3, **common),
+        "pre-norm": nn.PreNormDecoderBlock(8, 2, activation="gelu", **common),
+        "pre-norm-dropout": nn.PreNormDecoderBlock(8, 2, activation="silu", bias=False, dropout=0.3, **common),
+        "post-norm": nn.PostNormDecoderBlock(8, 2, activation="gelu_tanh", **common),
+        "post-norm-dropout": nn.PostNormDecoderBlock(8, 4, activation="gelu", hidden=12, dropout=0.3, **common),
+    }
+    for layer in made.values():
+        number_dropouts(layer)
+        for parameter in layer.parameters():
+            parameter.value += 0.1 * rng.standard_normal(parameter.value.shape)
+    return made
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", list(_with_memory()))
+def test_gradient_with_memory(name: str, masked: bool) -> None:
+    layer = _with_memory()[name]
+    rng = np.random.default_rng(9)
+    x, memory = rng.standard_normal((2, 6, 8)), rng.standard_normal((2, 5, 8))
+    mask = np.arange(5) < np.array([5, 3])[:, None, None, None] if masked else None
+
+    def by_x(x: Any) -> Any:
+        y, backward = layer(x, memory, mask=mask, ctx=CTX)
+        return y, lambda dy: backward(dy)[0]
+
+    def by_memory(memory: Any) -> Any:
+        y, backward = layer(x, memory, mask=mask, ctx=CTX)
+        return y, lambda dy: backward(dy)[1]
+
+    check(by_x, x, layer.parameters(), rng)
+    layer.zero_grad()
+    check(by_memory, memory, layer.parameters(), rng)
+    y, backward = layer(x, memory, mask=mask, ctx=CTX)
+    dy, other = rng.standard_normal(y.shape), rng.standard_normal(memory.shape)
+    _, dmemory = backward(dy)
+    np.testing.assert_allclose(
+        layer(x, memory, mask=mask, ctx=CTX)[1](dy, dmemory=other)[1], dmemory + other, rtol=1e-12, atol=1e-12
+    )
+    if masked:
+        np.testing.assert_array_equal(dmemory[1, 3:], 0.0)
+
+
+def test_cross_attention_to_a_memory_of_another_width() -> None:
+    rng = np.random.default_rng(10)
+    layer = nn.CrossAttention(8, 2, memory_width=5, dtype=F64, rng=rng)
+    x, memory = rng.standard_normal((2, 6, 8)), rng.standard_normal((2, 3, 5))
+    y, backward = layer(x, memory)
+    dy = rng.standard_normal(y.shape)
+    dx, dmemory = backward(dy)
+    along(lambda: float((layer.infer(x, memory) * dy).sum()), x, dx, rng)
+    along(lambda: float((layer.infer(x, memory) * dy).sum()), memory, dmemory, rng)
+    residual = rng.standard_normal(y.shape)
+    z, backward = layer(x, memory, residual=residual)
+    np.testing.assert_allclose(z, y + residual, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(backward(dy, residual=x)[0], dx + x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in _with_memory() if "dropout" not in n])
+def test_infer_with_memory_is_the_forward(name: str) -> None:
+    layer = _with_memory()[name]
+    rng = np.random.default_rng(11)
+    x, memory = rng.standard_normal((4, 6, 8)), rng.standard_normal((2, 5, 8))
+    mask = np.arange(5) < np.array([5, 3])[:, None, None, None]
+    twice, masks = memory.repeat(2, axis=0), mask.repeat(2, axis=0)
+    expected = layer(x, twice, mask=masks)[0]
+    cross = getattr(layer, "cross_attention", layer)
+    np.testing.assert_allclose(layer.infer(x, twice, mask=masks), expected, rtol=1e-12, atol=1e-12)
+    # two sequences for each memory, as the beams of a search have it
+    np.testing.assert_allclose(layer.infer(x, memory, mask=mask), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(layer.infer(x, kv=cross.project(memory), mask=mask), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_cross_attention_weights() -> None:
+    rng = np.random.default_rng(12)
+    layer = nn.CrossAttention(8, 2, dtype=F64, rng=rng)
+    x, memory = rng.standard_normal((3, 6, 8)), rng.standard_normal((3, 5, 8))
+    mask = np.arange(5) < np.array([5, 3, 0])[:, None, None, None]
+    weights = layer.weights(x, memory, mask=mask)
+    np.testing.assert_allclose(weights.sum(-1), np.broadcast_to([[[1.0]], [[1.0]], [[0.0]]], (3, 2, 6)), atol=1e-15)
+    np.testing.assert_array_equal(weights[1, ..., 3:], 0.0)
+    values = layer.project(memory)[..., 8:].reshape(3, 5, 2, 4).transpose(0, 2, 1, 3)
+    merged = (weights @ values).transpose(0, 2, 1, 3).reshape(x.shape)
+    np.testing.assert_allclose(layer.output.infer(merged), layer.infer(x, memory, mask=mask), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("mask_shape", [(6, 6), (2, 1, 6, 6), (1, 2, 1, 6)])
 def test_attention_mask(mask_shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(3)
@@ -77,11 +167,13 @@ def test_attention_mask(mask_shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(layer.infer(x, mask=mask), layer(x, mask=mask)[0], rtol=1e-12)
 
 
-def test_embedding() -> None:
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_embedding(scale: float) -> None:
     rng = np.random.default_rng(4)
-    layer = nn.Embedding(7, 5, dtype=F64, rng=rng)
+    layer = nn.Embedding(7, 5, scale=scale, dtype=F64, rng=rng)
     ids = np.array([[0, 3, 3], [6, 3, 1]])
     y, backward = layer(ids)
+    np.testing.assert_array_equal(y, scale * layer.weight.value[ids])
     dy = rng.standard_normal(y.shape)
     assert backward(dy) is None
     assert layer.weight.grad is not None

@@ -9,7 +9,9 @@ from numformer.nn.backward import Backward
 from numformer.nn.block import PostNormBlock, PreNormBlock
 from numformer.nn.cache import KVCache
 from numformer.nn.context import Context
+from numformer.nn.cross_attention import CrossAttention
 from numformer.nn.cross_entropy import CrossEntropy
+from numformer.nn.decoder_block import PostNormDecoderBlock, PreNormDecoderBlock
 from numformer.nn.dropout import Dropout
 from numformer.nn.embedding import Embedding
 from numformer.nn.feed_forward import FeedForward
@@ -23,6 +25,7 @@ from numformer.nn.rms_norm import RMSNorm
 __all__ = [
     "Backward",
     "Context",
+    "CrossAttention",
     "CrossEntropy",
     "Dropout",
     "Embedding",
@@ -35,7 +38,9 @@ __all__ = [
     "MultiHeadAttention",
     "Parameter",
     "PostNormBlock",
+    "PostNormDecoderBlock",
     "PreNormBlock",
+    "PreNormDecoderBlock",
     "RMSNorm",
     "SinusoidalPositions",
 ]

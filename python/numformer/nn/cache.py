@@ -37,6 +37,16 @@ class KVCache:
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
+    def select(self, rows: Array) -> None:
+        """Keep the sequences of these indices, in this order; one may come several times (the beams of a search)."""
+        if self._keys is not None and self._values is not None:
+            self._keys, self._values = self._selected(self._keys, rows), self._selected(self._values, rows)
+
+    def _selected(self, held: Array, rows: Array) -> Array:
+        chosen = np.empty((len(rows), *held.shape[1:]), held.dtype)
+        chosen[:, :, : self.length] = held[rows, :, : self.length]
+        return chosen
+
     def _room(self, held: Array | None, new: Array, end: int) -> Array:
         if held is not None and (held.shape[:2], held.shape[3], held.dtype) != (new.shape[:2], new.shape[3], new.dtype):
             raise ValueError(

@@ -18,12 +18,15 @@ Array = NDArray[Any]
 
 
 class Embedding(Module):
-    """Row `ids` of a table.
+    """Row `ids` of a table, times `scale`.
 
     Parameters
     ----------
     count, width : int
         Shape of the table.
+    scale : float
+        Multiplies the rows: the square root of the width where the table is the output layer too (Vaswani et al., 2017,
+        section 3.4).
     std : float
         Of its initial values.
     dtype : dtype
@@ -37,12 +40,14 @@ class Embedding(Module):
         count: int,
         width: int,
         *,
+        scale: float = 1.0,
         std: float = 1.0,
         dtype: DTypeLike = np.float32,
         rng: initial.Source | None = None,
     ) -> None:
         initial.size("Embedding", count=count, width=width)
         self.count = count
+        self.scale = float(scale)
         self.weight = Parameter(initial.normal(rng, (count, width), std, dtype))
 
     def __call__(self, ids: Array, *, ctx: Context | None = None) -> tuple[Array, Backward]:
@@ -55,10 +60,14 @@ class Embedding(Module):
         weight = self.weight
         if dy.dtype != weight.value.dtype:
             dy = dy.astype(weight.value.dtype)
+        if self.scale != 1.0:
+            dy = dy * self.scale
         ops.embedding_backward(dy, ids, self.count, out=weight.buffer(), accumulate=not weight.fresh)
         weight.done()
 
     def infer(self, ids: Array, *, dtype: np.dtype[Any] | None = None) -> Array:
         """Return the rows, in `dtype` where one is given."""
         rows = ops.embedding(self.weight.value, ids)
+        if self.scale != 1.0:
+            rows *= self.scale
         return rows if dtype is None or rows.dtype == dtype else rows.astype(dtype)

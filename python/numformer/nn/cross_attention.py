@@ -1,0 +1,217 @@
+"""Multi-head attention from one sequence to another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from numformer import ops
+from numformer.nn import initial
+from numformer.nn.backward import Backward, take
+from numformer.nn.context import Context
+from numformer.nn.dropout import Dropout
+from numformer.nn.linear import Linear
+from numformer.nn.module import Module
+
+Array = NDArray[Any]
+
+
+class CrossAttention(Module):
+    """y = dropout(concat(heads) W_o + b_o) + residual; queries from x, keys and values from a memory.
+
+    It is the encoder-decoder attention of Vaswani et al., 2017, section 3.2.3. One product makes keys and values, the
+    heads are views, and attention writes where the next product reads, forward and backward.
+
+    Parameters
+    ----------
+    width : int
+        Size of x.
+    heads : int
+        Number of heads; divides `width`.
+    memory_width : int, optional
+        Size of the memory's rows, `width` by default.
+    bias : bool
+        Whether the projections have one.
+    dropout : float
+        On the output.
+    std, output_std : float, optional
+        Of the initial weights.
+    dtype : dtype
+        float32 or float64.
+    rng : numpy.random.Generator, optional
+        Draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        memory_width: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        std: float | None = None,
+        output_std: float | None = None,
+        dtype: DTypeLike = np.float32,
+        rng: initial.Source | None = None,
+    ) -> None:
+        memory_width = width if memory_width is None else memory_width
+        initial.size("CrossAttention", width=width, heads=heads, memory_width=memory_width)
+        if width % heads:
+            raise ValueError(f"CrossAttention: heads must divide width {width}, got {heads}")
+        self.heads, self.size, self.memory_width = heads, width // heads, memory_width
+        self.query = Linear(width, width, bias=bias, std=std, dtype=dtype, rng=rng)
+        self.kv = Linear(memory_width, 2 * width, bias=bias, std=std, dtype=dtype, rng=rng)
+        self.output = Linear(width, width, bias=bias, std=output_std, dtype=dtype, rng=rng)
+        self.dropout = Dropout(dropout)
+
+    def _by_head(self, x: Array, heads: int) -> Array:
+        """Return a view, (batch, heads, positions, size), of heads side by side."""
+        return x.reshape(*x.shape[:2], heads, self.size).transpose(0, 2, 1, 3)
+
+    def _keys_values(self, kv: Array) -> tuple[Array, Array]:
+        every = self._by_head(kv, 2 * self.heads)
+        return every[:, : self.heads], every[:, self.heads :]
+
+    def __call__(
+        self,
+        x: Array,
+        memory: Array,
+        *,
+        mask: Array | None = None,
+        residual: Array | None = None,
+        ctx: Context | None = None,
+    ) -> tuple[Array, Backward]:
+        """Return y and its backward.
+
+        Parameters
+        ----------
+        x : array
+            (batch, positions, width).
+        memory : array
+            (batch, memory positions, memory_width).
+        mask : boolean array, optional
+            True where position i may attend to j; broadcast to (batch, heads, positions, memory positions).
+        residual : array, optional
+            Added to the output; its gradient is dy.
+        ctx : Context, optional
+            Seed and step of dropout.
+
+        Returns
+        -------
+        y : array
+            (batch, positions, width).
+        backward : callable
+            ``backward(dy, residual=None, dmemory=None)`` gives (dx, dmemory), plus `residual` and `dmemory` where they
+            are given: the layers of a decoder add up the gradient of the memory that they share.
+        """
+        self._check(x, memory)
+        q, query = self.query(x)
+        kv, project = self.kv(memory)
+        k, v = self._keys_values(kv)
+        merged = np.empty(q.shape, q.dtype)
+        _, lse = ops.attention(
+            self._by_head(q, self.heads), k, v, mask=mask, return_lse=True, out=self._by_head(merged, self.heads)
+        )
+        if self.dropout.p == 0.0:
+            y, output = self.output(merged, residual=residual)
+            dropout = None
+        else:
+            y, output = self.output(merged)
+            y, dropout = self.dropout(y, residual=residual, ctx=ctx)
+        return y, Backward(self._backward, [query, project, q, kv, merged, lse, mask, output, dropout])
+
+    def _backward(
+        self, saved: list[Any], dy: Array, *, residual: Array | None = None, dmemory: Array | None = None
+    ) -> tuple[Array, Array]:
+        query, project, q, kv, merged, lse, mask, output, dropout = take(saved)
+        if dropout is not None:
+            dy = dropout(dy)
+        dmerged = output(dy)
+        k, v = self._keys_values(kv)
+        dq, dkv = np.empty(q.shape, q.dtype), np.empty(kv.shape, kv.dtype)
+        ops.attention_backward(
+            self._by_head(dmerged, self.heads),
+            self._by_head(q, self.heads),
+            k,
+            v,
+            self._by_head(merged, self.heads),
+            lse,
+            mask=mask,
+            grads=(self._by_head(dq, self.heads), *self._keys_values(dkv)),
+        )
+        del q, kv, k, v, merged, dmerged, lse
+        return query(dq, residual=residual), project(dkv, residual=dmemory)
+
+    def project(self, memory: Array) -> Array:
+        """Return the keys and values of a memory, (batch, memory positions, 2 * width), for :meth:`infer` to reuse."""
+        return self.kv.infer(memory)
+
+    def infer(
+        self,
+        x: Array,
+        memory: Array | None = None,
+        *,
+        kv: Array | None = None,
+        mask: Array | None = None,
+        residual: Array | None = None,
+    ) -> Array:
+        """Return y.
+
+        Parameters
+        ----------
+        x : array
+            (batch * n, positions, width): n sequences one after the other for each memory (the beams of a search).
+        memory : array, optional
+            (batch, memory positions, memory_width).
+        kv : array, optional
+            From :meth:`project`, instead of the memory.
+        mask : boolean array, optional
+            (batch, 1, 1, memory positions) or the like: where n or positions are above 1, it cannot depend on them.
+        residual : array, optional
+            Added to the output.
+        """
+        kv = self._memory(x, memory, kv)
+        k, v = self._keys_values(kv)
+        # All queries of one memory stand side by side: a memory is never repeated for its n sequences.
+        q = self.query.infer(x).reshape(kv.shape[0], -1, x.shape[2])
+        merged = np.empty(q.shape, q.dtype)
+        ops.attention(self._by_head(q, self.heads), k, v, mask=mask, out=self._by_head(merged, self.heads))
+        return self.output.infer(merged.reshape(x.shape), residual=residual)
+
+    def weights(
+        self, x: Array, memory: Array | None = None, *, kv: Array | None = None, mask: Array | None = None
+    ) -> Array:
+        """Return softmax(scores), (batch, heads, positions, memory positions): to look at, in plain NumPy."""
+        kv = self._memory(x, memory, kv)
+        k, _ = self._keys_values(kv)
+        scores = self._by_head(self.query.infer(x), self.heads) @ k.swapaxes(-1, -2) * self.size**-0.5
+        if mask is None:
+            return ops.softmax(scores)
+        # The second `where` gives zeros, not NaN, to a row that may attend to nothing.
+        return np.where(mask, ops.softmax(np.where(mask, scores, np.array(-np.inf, scores.dtype))), 0)
+
+    def _memory(self, x: Array, memory: Array | None, kv: Array | None) -> Array:
+        """Check the inputs of inference and return keys and values."""
+        if (memory is None) == (kv is None):
+            raise ValueError("CrossAttention: give either memory or kv")
+        if memory is not None:
+            self._check(x, memory, several=True)
+            return self.project(memory)
+        assert kv is not None
+        self._check(x, kv, several=True, name="kv")
+        return kv
+
+    def _check(self, x: Array, memory: Array, *, several: bool = False, name: str = "memory") -> None:
+        width = self.heads * self.size
+        if x.ndim != 3 or x.shape[2] != width:
+            raise ValueError(f"CrossAttention: x must have shape (batch, positions, {width}), got {x.shape}")
+        rows = self.memory_width if name == "memory" else 2 * width
+        if memory.ndim != 3 or memory.shape[2] != rows:
+            raise ValueError(
+                f"CrossAttention: {name} must have shape (batch, memory positions, {rows}), got {memory.shape}"
+            )
+        if x.shape[0] != memory.shape[0] and not (several and memory.shape[0] and x.shape[0] % memory.shape[0] == 0):
+            raise ValueError(f"CrossAttention: x has a batch of {x.shape[0]}, but {name} one of {memory.shape[0]}")
