@@ -1,6 +1,28 @@
-"""Byte-level text and the batches that are drawn from it."""
+"""Text, pairs of sentences, vocabularies, and the batches that are drawn from them."""
 
+from numformer.data.buckets import Pairs, pad_sources
+from numformer.data.pairs import ParallelText, Report, read_lines, read_pairs, read_parallel
 from numformer.data.text import builtin_text, read_files, split, to_text, to_tokens
+from numformer.data.vocabulary import BytePairVocabulary, ByteVocabulary, Vocabulary, has_tokenizers, load_vocabulary
 from numformer.data.windows import Windows
 
-__all__ = ["Windows", "builtin_text", "read_files", "split", "to_text", "to_tokens"]
+__all__ = [
+    "BytePairVocabulary",
+    "ByteVocabulary",
+    "Pairs",
+    "ParallelText",
+    "Report",
+    "Vocabulary",
+    "Windows",
+    "builtin_text",
+    "has_tokenizers",
+    "load_vocabulary",
+    "pad_sources",
+    "read_files",
+    "read_lines",
+    "read_pairs",
+    "read_parallel",
+    "split",
+    "to_text",
+    "to_tokens",
+]
