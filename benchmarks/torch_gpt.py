@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numformer.models import GPTConfig
 from torch import Tensor, nn
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "gelu": F.gelu,
     "relu": F.relu,
@@ -30,7 +30,7 @@ class TorchBlock(nn.Module):
         super().__init__()
         width, hidden, bias = config.width, config.hidden or 4 * config.width, config.bias
         self.heads = config.heads
-        self.activation = _ACTIVATIONS[config.activation]
+        self.activation = ACTIVATIONS[config.activation]
         self.ln_1 = nn.LayerNorm(width, config.eps, bias=bias)
         self.c_attn = nn.Linear(width, 3 * width, bias=bias)
         self.attn_proj = nn.Linear(width, width, bias=bias)
@@ -106,11 +106,11 @@ class TorchGPT(nn.Module):
 
 
 class TorchStep:
-    """A training step: loss, gradient, clipping, AdamW with weight decay on matrices only."""
+    """A training step of any model with a loss: gradient, clipping, AdamW with weight decay on matrices only."""
 
     def __init__(
         self,
-        model: TorchGPT,
+        model: Any,
         *,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -126,10 +126,10 @@ class TorchStep:
         ]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
 
-    def __call__(self, ids: Tensor, targets: Tensor) -> float:
+    def __call__(self, *batch: Tensor) -> float:
         """Return the loss before the update."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model.loss(ids, targets)
+        loss = self.model.loss(*batch)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)

@@ -1,5 +1,6 @@
 """Whole models."""
 
 from numformer.models.gpt import GPT, GPTConfig
+from numformer.models.transformer import Transformer, TransformerConfig
 
-__all__ = ["GPT", "GPTConfig"]
+__all__ = ["GPT", "GPTConfig", "Transformer", "TransformerConfig"]

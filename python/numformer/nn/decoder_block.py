@@ -1,4 +1,4 @@
-"""Blocks of a decoder: self-attention, attention to a memory and a feed-forward network, each with norm and residual."""
+"""Blocks of a decoder: attention to itself, attention to a memory, and a feed-forward network."""
 
 from __future__ import annotations
 

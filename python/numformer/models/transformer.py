@@ -1,0 +1,437 @@
+"""The encoder-decoder Transformer of "Attention Is All You Need"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from numformer import ops
+from numformer.models import pretrained
+from numformer.models.generation import check_sampling
+from numformer.models.transformer_config import TransformerConfig
+from numformer.models.translation import beam_search, check_search, sample_sentences
+from numformer.nn import (
+    Backward,
+    Context,
+    CrossEntropy,
+    Dropout,
+    Embedding,
+    KVCache,
+    LayerNorm,
+    Linear,
+    Module,
+    PostNormBlock,
+    PostNormDecoderBlock,
+    PreNormBlock,
+    PreNormDecoderBlock,
+    SinusoidalPositions,
+    initial,
+)
+from numformer.nn.backward import take
+from numformer.nn.context import DEFAULT
+from numformer.nn.dropout import number_dropouts
+
+Array = NDArray[Any]
+
+__all__ = ["Transformer", "TransformerConfig"]
+
+
+class Transformer(Module):
+    """Writes a target sequence while it reads a source sequence (Vaswani et al., 2017): translation.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        Sizes and options.
+    rng : numpy.random.Generator or int, optional
+        Draws the initial weights: normal, with 1/sqrt(inputs) for maps and 1/sqrt(width) for tables, whose rows are
+        multiplied by sqrt(width), so that embeddings and logits have deviation 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numformer.models import Transformer, TransformerConfig
+    >>> config = TransformerConfig(vocab_size=20, encoder_layers=1, decoder_layers=1, heads=2, width=8)
+    >>> model = Transformer(config, rng=0)
+    >>> model.infer(np.array([[5, 6, 7, 2]]), np.array([[1, 9, 8]])).shape
+    (1, 3, 20)
+    """
+
+    def __init__(self, config: TransformerConfig, *, rng: initial.Source | int | None = None) -> None:
+        self.config = c = config
+        source = np.random.default_rng(rng) if rng is None or isinstance(rng, int) else rng
+        dtype = np.dtype(c.dtype)
+
+        def table() -> Embedding:
+            return Embedding(c.vocab_size, c.width, scale=c.width**0.5, std=c.width**-0.5, dtype=dtype, rng=source)
+
+        self.tokens = table()
+        self.target_tokens = self.tokens if c.tie_weights else table()
+        self.positions = SinusoidalPositions(c.context, c.width)
+        self.dropout, self.target_dropout = Dropout(c.dropout), Dropout(c.dropout)
+        block = PostNormBlock if c.norm == "post" else PreNormBlock
+        decoder_block = PostNormDecoderBlock if c.norm == "post" else PreNormDecoderBlock
+        options: dict[str, Any] = {
+            "hidden": c.hidden,
+            "activation": c.activation,
+            "dropout": c.dropout,
+            "eps": c.eps,
+            "dtype": dtype,
+            "rng": source,
+        }
+        self.encoder = [block(c.width, c.heads, **options) for _ in range(c.encoder_layers)]
+        self.decoder = [decoder_block(c.width, c.heads, **options) for _ in range(c.decoder_layers)]
+        # Post-norm blocks end in a norm, pre-norm ones do not.
+        self.encoder_norm, self.decoder_norm = (
+            LayerNorm(c.width, eps=c.eps, dtype=dtype) if c.norm == "pre" else None for _ in range(2)
+        )
+        self.head = Linear(
+            c.width,
+            c.vocab_size,
+            bias=False,
+            transposed=True,
+            weight=self.tokens.weight if c.tie_weights else None,
+            dtype=dtype,
+            rng=source,
+        )
+        self.cross_entropy = CrossEntropy(label_smoothing=c.label_smoothing, overwrite=True)
+        number_dropouts(self)
+        self.parameters()  # sets their names
+
+    def loss(
+        self, batch: tuple[ArrayLike, ArrayLike, ArrayLike], *, ctx: Context | None = None
+    ) -> tuple[float, Backward]:
+        """Return the mean cross-entropy of a batch, with label smoothing, and its backward.
+
+        Parameters
+        ----------
+        batch : (source, target, targets)
+            Integers: source (batch, source positions), filled with `pad_id`; target (batch, target positions), what
+            the decoder reads, beginning with `bos_id`; targets, of the shape of target, what it shall answer, -100
+            where that does not count. What fills the ends of target does not matter.
+        ctx : Context, optional
+            Seed and step of dropout, compute dtype.
+
+        Returns
+        -------
+        loss : float
+            Mean over the targets that count.
+        backward : callable
+            ``backward(dloss=1.0)`` leaves the gradients in the parameters.
+        """
+        source, target, targets = self._batch(batch)
+        mask = self._mask(source)
+        x, embed = self._embed(self.tokens, self.dropout, source, ctx)
+        encoder = [embed]
+        for block in self.encoder:
+            x, backward = block(x, mask=mask, ctx=ctx)
+            encoder.append(backward)
+        if self.encoder_norm is not None:
+            x, backward = self.encoder_norm(x)
+            encoder.append(backward)
+        memory = x
+        x, embed_target = self._embed(self.target_tokens, self.target_dropout, target, ctx)
+        decoder = []
+        for decoder_block in self.decoder:
+            x, backward = decoder_block(x, memory, mask=mask, ctx=ctx)
+            decoder.append(backward)
+        ends = []
+        if self.decoder_norm is not None:
+            x, backward = self.decoder_norm(x)
+            ends.append(backward)
+        # The output layer, a quarter of all the work, is computed where a target counts only.
+        x, backward = _rows(x, np.flatnonzero(targets != -100))
+        ends.append(backward)
+        logits, backward = self.head(x)
+        ends.append(backward)
+        loss, backward = self.cross_entropy(logits, targets[targets != -100])
+        ends.append(backward)
+        return float(loss), Backward(self._backward, [encoder, embed_target, decoder, ends])
+
+    def _backward(self, saved: list[Any], dloss: float = 1.0) -> None:
+        encoder, embed_target, decoder, ends = take(saved)
+        dx: Any = dloss
+        while ends:
+            dx = ends.pop()(dx)
+        dmemory: Any = None
+        while decoder:
+            dx, dmemory = decoder.pop()(dx, dmemory=dmemory)
+        embed_target(dx)
+        dx = dmemory
+        del dmemory
+        while encoder:
+            dx = encoder.pop()(dx)
+
+    def _embed(self, tokens: Embedding, dropout: Dropout, ids: Array, ctx: Context | None) -> tuple[Array, Backward]:
+        x, embed = tokens(ids, ctx=ctx)
+        x, shift = self.positions(x)
+        x, drop = dropout(x, ctx=ctx)
+        return x, Backward(_chain, [embed, shift, drop])
+
+    def infer_loss(self, batch: tuple[ArrayLike, ArrayLike, ArrayLike], *, ctx: Context | None = None) -> float:
+        """Return the mean cross-entropy of a batch, in nats a token; no dropout, no label smoothing, nothing kept."""
+        source, target, targets = self._batch(batch)
+        dtype = (ctx or DEFAULT).dtype
+        mask = self._mask(source)
+        x = self._decode(target, self._encode(source, mask, dtype), mask, dtype)
+        x = x.reshape(-1, x.shape[2])
+        counted = targets != -100
+        return float(ops.cross_entropy(self.head.infer(x[counted.reshape(-1)]), targets[counted]))
+
+    def encode(self, source_ids: ArrayLike, *, dtype: np.dtype[Any] | None = None) -> Array:
+        """Return the encoder's output, (batch, source positions, width); rows at `pad_id` mean nothing."""
+        source = self._ids("source_ids", source_ids)
+        rows = np.atleast_2d(source)
+        memory = self._encode(rows, self._mask(rows), dtype)
+        return memory[0] if source.ndim == 1 else memory
+
+    def infer(self, source_ids: ArrayLike, target_ids: ArrayLike, *, dtype: np.dtype[Any] | None = None) -> Array:
+        """Return the logits of the next token at every position of the target.
+
+        Parameters
+        ----------
+        source_ids : integers
+            (batch, source positions), filled with `pad_id`, or (source positions,).
+        target_ids : integers
+            (batch, target positions) or (target positions,), beginning with `bos_id`.
+        dtype : dtype, optional
+            To compute in; that of the parameters by default.
+
+        Returns
+        -------
+        array
+            (batch, target positions, vocab_size), or without the first axis for one sentence.
+        """
+        source, target, single = self._pair(source_ids, target_ids)
+        mask = self._mask(source)
+        logits = self.head.infer(self._decode(target, self._encode(source, mask, dtype), mask, dtype))
+        return logits[0] if single else logits
+
+    def cross_attention(self, source_ids: ArrayLike, target_ids: ArrayLike) -> Array:
+        """Return how much each target position attends to each source position, to look at.
+
+        Parameters
+        ----------
+        source_ids, target_ids
+            As for :meth:`infer`.
+
+        Returns
+        -------
+        array
+            (decoder_layers, batch, heads, target positions, source positions), or without the batch for one sentence;
+            the sums over the last axis are 1.
+        """
+        source, target, single = self._pair(source_ids, target_ids)
+        mask, weights = self._mask(source), list[Array]()
+        self._decode(target, self._encode(source, mask, None), mask, None, weights)
+        every = np.stack(weights)
+        return every[:, 0] if single else every
+
+    def _encode(self, source: Array, mask: Array | None, dtype: np.dtype[Any] | None) -> Array:
+        x = self.positions.infer(self.tokens.infer(source, dtype=dtype))
+        for block in self.encoder:
+            x = block.infer(x, mask=mask)
+        return x if self.encoder_norm is None else self.encoder_norm.infer(x)
+
+    def _decode(
+        self,
+        target: Array,
+        memory: Array,
+        mask: Array | None,
+        dtype: np.dtype[Any] | None,
+        weights: list[Array] | None = None,
+    ) -> Array:
+        x = self.positions.infer(self.target_tokens.infer(target, dtype=dtype))
+        for block in self.decoder:
+            x = block.infer(x, memory, mask=mask, weights=weights)
+        return x if self.decoder_norm is None else self.decoder_norm.infer(x)
+
+    def generate(
+        self,
+        source_ids: ArrayLike,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 0.6,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Array:
+        """Translate: the encoder runs once, keys and values are kept, sentences that are done cost nothing.
+
+        Parameters
+        ----------
+        source_ids : integers
+            (batch, source positions), filled with `pad_id`, or (source positions,).
+        max_new_tokens : int, optional
+            The longest result; by default 50 more than the source has tokens, as in the paper, up to the context.
+        num_beams : int
+            1 takes one token after the other; above 1: beam search.
+        length_penalty : float
+            alpha in the score log p / ((5 + n) / 6)**alpha of a sentence of n tokens (Wu et al., 2016); 0 prefers
+            short ones. For beam search.
+        temperature : float
+            0 takes the most probable token (greedy); above 0 divides the logits of a draw.
+        top_k : int, optional
+            Draw from the k most probable tokens.
+        top_p : float, optional
+            Draw from the smallest set of tokens whose probability reaches p (Holtzman et al., 2020).
+        seed : int, optional
+            The same seed and the same batch draw the same tokens.
+
+        Returns
+        -------
+        array of int64
+            (batch, longest result) or (length,): tokens after `bos_id`, up to and with `eos_id` where it was reached,
+            then `pad_id`. `pad_id` and `bos_id` are never written.
+        """
+        check_search(num_beams, length_penalty, temperature)
+        check_sampling(temperature, top_k, top_p)
+        rng = np.random.Generator(np.random.Philox(None if seed is None else initial.seed("generate", seed)))
+        c, source = self.config, self._ids("source_ids", source_ids)
+        rows = np.atleast_2d(source)
+        limits = self._limits(rows, max_new_tokens)
+        if limits.max() == 0:
+            result = np.empty((rows.shape[0], 0), np.int64)
+        elif num_beams > 1:
+            result = beam_search(self.decoding(rows), c, limits, num_beams, length_penalty)
+        else:
+            result = sample_sentences(
+                self.decoding(rows), c, limits, rng, temperature=temperature, top_k=top_k, top_p=top_p
+            )
+        return result[0] if source.ndim == 1 else result
+
+    def decoding(self, source: Array) -> TransformerDecoding:
+        """Read source sentences, (batch, source positions), and begin their targets: what a search works with."""
+        return TransformerDecoding(self, source)
+
+    def _limits(self, source: Array, max_new_tokens: int | None) -> Array:
+        if max_new_tokens is None:
+            return np.minimum((source != self.config.pad_id).sum(axis=1) + 50, self.config.context)
+        if not isinstance(max_new_tokens, (int, np.integer)) or isinstance(max_new_tokens, bool):
+            raise TypeError(f"generate: max_new_tokens must be an integer, got {max_new_tokens!r}")
+        if not 0 <= max_new_tokens <= self.config.context:
+            raise ValueError(
+                f"generate: max_new_tokens must be between 0 and the context {self.config.context}, "
+                f"got {max_new_tokens}"
+            )
+        return np.full(source.shape[0], max_new_tokens, np.int64)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write config.json and model.safetensors into a folder."""
+        pretrained.save(self.config.to_json(), self.state_dict(), Path(path))
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Transformer:
+        """Read a folder that :meth:`save_pretrained` wrote; ValueError where any field or weight does not fit."""
+        folder = Path(path)
+        fields, state = pretrained.load(folder)
+        try:
+            model = cls(TransformerConfig.from_json(fields), rng=initial.Zeros())
+            model.load_state_dict(state)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder}: {error}") from error
+        return model
+
+    def _mask(self, source: Array) -> Array | None:
+        """Return which source positions are read, (batch, 1, 1, source positions); None where all are."""
+        read = source != self.config.pad_id
+        return None if read.all() else read[:, None, None, :]
+
+    def _ids(self, name: str, ids: ArrayLike) -> Array:
+        array = np.asarray(ids)
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"Transformer: {name} must be integers, got {array.dtype}")
+        if array.ndim not in (1, 2) or array.size == 0:
+            raise ValueError(
+                f"Transformer: {name} must have shape (batch, positions) or (positions,), not empty, got {array.shape}"
+            )
+        if array.shape[-1] > self.config.context:
+            raise ValueError(
+                f"Transformer: {name} may have up to {self.config.context} positions, got {array.shape[-1]}"
+            )
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"Transformer: {name} must be at least 0 and below the vocabulary's size {self.config.vocab_size}, "
+                f"got {low if low < 0 else high}"
+            )
+        return array if array.dtype in (np.int32, np.int64) else array.astype(np.int64)
+
+    def _pair(self, source_ids: ArrayLike, target_ids: ArrayLike) -> tuple[Array, Array, bool]:
+        source, target = self._ids("source_ids", source_ids), self._ids("target_ids", target_ids)
+        if source.ndim != target.ndim or (source.ndim == 2 and source.shape[0] != target.shape[0]):
+            raise ValueError(
+                f"Transformer: target_ids must have the batch of source_ids {source.shape}, got {target.shape}"
+            )
+        return np.atleast_2d(source), np.atleast_2d(target), source.ndim == 1
+
+    def _batch(self, batch: tuple[ArrayLike, ArrayLike, ArrayLike]) -> tuple[Array, Array, Array]:
+        if len(batch) != 3:
+            raise ValueError(f"Transformer: batch must be (source, target, targets), got {len(batch)} arrays")
+        source, target, targets = self._ids("source", batch[0]), self._ids("target", batch[1]), np.asarray(batch[2])
+        if source.ndim != 2 or target.ndim != 2 or source.shape[0] != target.shape[0]:
+            raise ValueError(
+                f"Transformer: source and target must have shape (batch, positions) each, "
+                f"got {source.shape} and {target.shape}"
+            )
+        if targets.shape != target.shape:
+            raise ValueError(f"Transformer: targets must have the shape of target {target.shape}, got {targets.shape}")
+        return source, target, targets
+
+
+class TransformerDecoding:
+    """Targets that grow: keys and values of the memory, and of the tokens so far, for every decoder block."""
+
+    def __init__(self, model: Transformer, source: Array) -> None:
+        self._model = model
+        self._mask = model._mask(source)
+        memory = model._encode(source, self._mask, None)
+        self._memories = [block.cross_attention.project(memory) for block in model.decoder]
+        self._caches = [KVCache(32) for _ in model.decoder]
+
+    def step(self, tokens: Array) -> Array:
+        """Append a token to each row and return the logits of the next one, (rows, vocab_size)."""
+        model = self._model
+        x = model.positions.infer(model.target_tokens.infer(tokens[:, None]), offset=self._caches[0].length)
+        for block, memory, cache in zip(model.decoder, self._memories, self._caches, strict=True):
+            x = block.infer(x, kv=memory, mask=self._mask, cache=cache)
+        if model.decoder_norm is not None:
+            x = model.decoder_norm.infer(x)
+        return model.head.infer(x[:, 0])
+
+    def select(self, rows: Array, sentences: Array) -> None:
+        """Keep these rows of the targets and these sentences of the source."""
+        for cache in self._caches:
+            cache.select(rows)
+        if sentences.size < self._memories[0].shape[0]:
+            self._memories = [memory[sentences] for memory in self._memories]
+            self._mask = None if self._mask is None else self._mask[sentences]
+
+
+def _chain(saved: list[Any], gradient: Any) -> Any:
+    """Run backward what ran forward one after the other."""
+    while saved:
+        gradient = saved.pop()(gradient)
+    return gradient
+
+
+def _rows(x: Array, rows: Array) -> tuple[Array, Backward]:
+    """Return these rows of x, (rows, width), and the backward that puts their gradients back among zeros."""
+    flat = x.reshape(-1, x.shape[-1])
+    if rows.size == flat.shape[0]:
+        return flat, Backward(_flat_backward, [x.shape])
+    return ops.embedding(flat, rows), Backward(_rows_backward, [rows, x.shape])
+
+
+def _flat_backward(saved: list[Any], dy: Array) -> Array:
+    (shape,) = take(saved)
+    return dy.reshape(shape)
+
+
+def _rows_backward(saved: list[Any], dy: Array) -> Array:
+    rows, shape = take(saved)
+    return ops.embedding_backward(dy, rows, shape[0] * shape[1]).reshape(shape)

@@ -1,0 +1,113 @@
+"""What an encoder-decoder Transformer is made of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from numformer.nn import initial
+
+_MODEL_TYPE = "numformer_transformer"
+_ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and options of a :class:`Transformer`.
+
+    Parameters
+    ----------
+    vocab_size : int
+        Number of tokens, of both languages.
+    context : int
+        The longest source or target, in tokens.
+    encoder_layers, decoder_layers, heads, width : int
+        Blocks, attention heads a block, channels; `heads` divides `width`.
+    hidden : int, optional
+        Inner size of the feed-forward networks, 4 * width by default.
+    dropout : float
+        On the sums of embeddings and positions, and on the output of each sub-layer.
+    norm : {"post", "pre"}
+        The norm comes after the residual, as in the paper, or before each sub-layer and once more at the end of both
+        stacks.
+    activation : {"relu", "gelu", "gelu_tanh", "silu"}
+        Of the feed-forward networks.
+    tie_weights : bool
+        Source, target and output layer share one table.
+    label_smoothing : float
+        Share of the uniform distribution in the target of the training loss.
+    pad_id, bos_id, eos_id : int
+        Tokens that fill a row, begin a target and end a sentence. `pad_id` differs from the two others.
+    eps : float
+        Of the norms.
+    dtype : str
+        Of the parameters: "float32" or "float64".
+    """
+
+    vocab_size: int = 8000
+    context: int = 256
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    heads: int = 8
+    width: int = 512
+    hidden: int | None = None
+    dropout: float = 0.1
+    norm: str = "post"
+    activation: str = "relu"
+    tie_weights: bool = True
+    label_smoothing: float = 0.1
+    pad_id: int = 0
+    bos_id: int = 1
+    eos_id: int = 2
+    eps: float = 1e-5
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        owner = "TransformerConfig"
+        initial.size(owner, vocab_size=self.vocab_size, context=self.context, encoder_layers=self.encoder_layers)
+        initial.size(owner, decoder_layers=self.decoder_layers, heads=self.heads, width=self.width)
+        if self.hidden is not None:
+            initial.size(owner, hidden=self.hidden)
+        if self.width % self.heads:
+            raise ValueError(f"{owner}: heads must divide width {self.width}, got {self.heads}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"{owner}: dropout must be at least 0 and below 1, got {self.dropout}")
+        if self.norm not in ("post", "pre"):
+            raise ValueError(f"{owner}: norm must be 'post' or 'pre', got {self.norm!r}")
+        if self.activation not in _ACTIVATIONS:
+            raise ValueError(f"{owner}: activation must be one of {', '.join(_ACTIVATIONS)}, got {self.activation!r}")
+        if not isinstance(self.tie_weights, bool):
+            raise TypeError(f"{owner}: tie_weights must be True or False, got {self.tie_weights!r}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"{owner}: label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
+        for name in ("pad_id", "bos_id", "eos_id"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+                raise TypeError(f"{owner}: {name} must be an integer, got {value!r}")
+            if not 0 <= value < self.vocab_size:
+                raise ValueError(f"{owner}: {name} must be at least 0 and below vocab_size, got {value}")
+        if self.pad_id in (self.bos_id, self.eos_id):
+            raise ValueError(f"{owner}: pad_id must differ from bos_id and eos_id, got {self.pad_id}")
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise ValueError(f"{owner}: eps must be above 0, got {self.eps}")
+        object.__setattr__(self, "dtype", initial.parameter_dtype(np.dtype(self.dtype)).name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of config.json."""
+        return {"architectures": ["Transformer"], "model_type": _MODEL_TYPE, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TransformerConfig:
+        """Read the fields of config.json; ValueError where any is missing or unknown."""
+        kind = values.get("model_type") if isinstance(values, dict) else type(values).__name__
+        if kind != _MODEL_TYPE:
+            raise ValueError(f"the configuration must have model_type {_MODEL_TYPE!r}, got {kind!r}")
+        names = [field.name for field in fields(cls)]
+        wrong = [f"lacks {name}" for name in names if name not in values]
+        wrong += [f"has an unknown {name}" for name in values if name not in (*names, "architectures", "model_type")]
+        if wrong:
+            raise ValueError(f"the configuration {'; '.join(wrong)}")
+        return cls(**{name: values[name] for name in names})
