@@ -10,24 +10,7 @@ import numpy as np
 import pytest
 from numformer import data
 
-WORDS = [
-    "der",
-    "Hund",
-    "läuft",
-    ",",
-    "die",
-    "Katze",
-    "schläft",
-    ".",
-    "ein",
-    "Mann",
-    "sieht",
-    "den",
-    "Vogel",
-    "im",
-    "Garten",
-    "!",
-]
+WORDS = ["der", "Hund", "läuft", "die", "Katze", "schläft", "ein", "Mann", "sieht", "den", "Vogel", "im", "Garten", "!"]
 
 
 def _sentences(count: int, seed: int = 0) -> list[str]:
