@@ -210,10 +210,67 @@ def test_interrupt_ends_the_step_and_saves(tmp_path: Path, batch_size: int | Non
         np.testing.assert_array_equal(a.value, b.value)
 
 
+def test_metrics_and_the_best_weights(tmp_path: Path) -> None:
+    """The best evaluation is told from the others, also after a resumption; the picture has the metric too."""
+    values = iter([3.0, 5.0, 4.0, 4.5, 6.0])
+    best: list[int] = []
+
+    def trainer(steps: int) -> Trainer:
+        made = _trainer(
+            _model(),
+            steps=steps,
+            eval_every=2,
+            log_every=3,
+            out_dir=tmp_path,
+            validation=Windows(TEXT, 16),
+            metrics={"bleu": lambda: next(values)},
+            best="bleu",
+            on_best=lambda: best.append(made.step),
+        )
+        return made
+
+    first = trainer(6)
+    history = first.run()
+    assert [(row["step"], row.get("bleu")) for row in history] == [(1, None), (2, 3.0), (3, None), (4, 5.0), (6, 4.0)]
+    assert best == [2, 4]
+    second = trainer(10)
+    second.resume()
+    assert second.best_value == 5.0
+    second.run()
+    assert best == [2, 4, 10]
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["bleu"] for row in rows] == ["", "3.0", "", "5.0", "4.0", "4.5", "", "6.0"]
+
+
+def test_the_best_loss_is_the_lowest(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, best = iter([3.0, 2.0, 2.5]), []
+    trainer = _trainer(_model(), steps=3, eval_every=1, on_best=lambda: best.append(trainer.step))
+    monkeypatch.setattr(trainer, "evaluate", lambda: next(losses))
+    trainer.run()
+    assert best == [1, 2]
+    assert trainer.best_value == 2.0
+
+
+def test_the_clock_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 1000, 7))
+    monkeypatch.setattr("numformer.train.trainer.time.monotonic", lambda: float(next(now)))
+    trainer = _trainer(_model(), steps=None, max_seconds=100, out_dir=tmp_path, validation=Windows(TEXT, 16))
+    history = trainer.run()
+    assert 2 <= trainer.step <= 15, "a few looks at the clock each step"
+    assert history[-1]["step"] == trainer.step
+    assert history[-1]["validation_loss"] is not None
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors", trainer.model, trainer.optimizer)["steps"] is None
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
         ({"steps": 0}, ValueError, "steps"),
+        ({"steps": None}, ValueError, "steps or max_seconds"),
+        ({"max_seconds": 0.0}, ValueError, "max_seconds"),
+        ({"best": "bleu"}, ValueError, "best"),
+        ({"metrics": {"loss": lambda: 0.0}}, ValueError, "'loss'"),
         ({"batch_size": 0}, ValueError, "batch_size"),
         ({"micro_batch": -1}, ValueError, "micro_batch"),
         ({"eval_every": -1}, ValueError, "eval_every"),

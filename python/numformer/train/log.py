@@ -20,9 +20,11 @@ class Log:
         Of the file; an old one is replaced, or, to `resume`, continued after the row of that step.
     resume : int
         Steps that were done before.
+    extra : tuple of str
+        Columns after the usual ones.
     """
 
-    def __init__(self, path: Path | None, resume: int = 0) -> None:
+    def __init__(self, path: Path | None, resume: int = 0, extra: tuple[str, ...] = ()) -> None:
         self.rows: list[dict[str, Any]] = []
         self._file = None
         if path is None:
@@ -30,7 +32,7 @@ class Log:
         if resume and path.is_file():
             self.rows = [row for row in read(path) if row["step"] <= resume]
         self._file = path.open("w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, COLUMNS, extrasaction="ignore")
+        self._writer = csv.DictWriter(self._file, COLUMNS + extra, extrasaction="ignore")
         self._writer.writeheader()
         self._writer.writerows(self.rows)
         self._file.flush()
@@ -62,15 +64,16 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> bool:
-    """Draw the losses over the steps; False where matplotlib is not installed."""
+    """Draw the losses over the steps, and metrics beside them; False where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    names = [name for name in dict.fromkeys(k for r in rows for k in r) if name not in COLUMNS]
+    figure = Figure(figsize=(7 + 5 * len(names), 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(1, 1 + len(names), 1)
     axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], linewidth=0.8, label="training")
     held = [(r["step"], r["validation_loss"]) for r in rows if r["validation_loss"] is not None]
     if held:
@@ -79,5 +82,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> bool:
     axes.set_ylabel("loss (nats a token)")
     axes.grid(alpha=0.3)
     axes.legend()
+    for number, name in enumerate(names, 2):
+        axes = figure.add_subplot(1, 1 + len(names), number)
+        measured = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
+        if measured:
+            axes.plot(*zip(*measured, strict=True), marker="o", markersize=3)
+        axes.set_xlabel("step")
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
     files.replace(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
     return True

@@ -10,8 +10,8 @@ from typing import Any
 class Silent:
     """Says nothing."""
 
-    def begin(self, steps: int, done: int) -> None:
-        """Begin a run."""
+    def begin(self, steps: int | None, done: int) -> None:
+        """Begin a run; nobody knows the number of steps of one that ends by the clock."""
 
     def step(self, row: dict[str, Any]) -> None:
         """Say that a step is over; `row` is that of the log, with tokens_per_second and seconds_left."""
@@ -25,23 +25,23 @@ class Lines(Silent):
 
     def __init__(self, seconds: float = 10.0) -> None:
         self.seconds = seconds
-        self.steps = 0
+        self.steps: int | None = 0
         self._next = 0.0
 
-    def begin(self, steps: int, done: int) -> None:
+    def begin(self, steps: int | None, done: int) -> None:
         """Note the number of steps."""
         self.steps = steps
 
     def step(self, row: dict[str, Any]) -> None:
         """Print a line after each evaluation, at the end, and when the last one is old."""
         now = time.monotonic()
-        if now < self._next and row.get("validation_loss") is None and row["step"] != self.steps:
+        if now < self._next and not _evaluation(row) and row["step"] != self.steps:
             return
         self._next = now + self.seconds
-        validation = "" if row.get("validation_loss") is None else f"  validation {row['validation_loss']:.4f}"
+        of = "" if self.steps is None else f"/{self.steps}"
         left = _clock(row["seconds_left"])
         print(
-            f"step {row['step']}/{self.steps}  loss {row['loss']:.4f}{validation}  "
+            f"step {row['step']}{of}  loss {row['loss']:.4f}{_evaluation(row)}  "
             f"{row['tokens_per_second']:,.0f} tokens/s  {left} left",
             flush=True,
         )
@@ -50,7 +50,7 @@ class Lines(Silent):
 class Bar(Silent):
     """A progress bar with loss, tokens a second and the time left, drawn twice a second by the training thread."""
 
-    def begin(self, steps: int, done: int) -> None:
+    def begin(self, steps: int | None, done: int) -> None:
         """Draw it."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -69,8 +69,7 @@ class Bar(Silent):
 
     def step(self, row: dict[str, Any]) -> None:
         """Draw it again, when it is time."""
-        if row.get("validation_loss") is not None:
-            self._validation = f"  validation {row['validation_loss']:.4f}"
+        self._validation = _evaluation(row) or self._validation
         now = time.monotonic()
         if now < self._next and row["step"] != self._steps:
             return
@@ -93,6 +92,13 @@ def choose(progress: bool | Silent) -> Silent:
     if not progress:
         return Silent()
     return Bar() if sys.stdout.isatty() else Lines()
+
+
+def _evaluation(row: dict[str, Any]) -> str:
+    """What was measured at this step."""
+    loss = row.get("validation_loss")
+    said = "" if loss is None else f"  validation {loss:.4f}"
+    return said + "".join(f"  {name} {value:.2f}" for name, value in row.get("metrics", {}).items())
 
 
 def _clock(seconds: float) -> str:

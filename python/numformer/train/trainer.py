@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ class Trainer:
     batch_size : int or None
         Samples a step, drawn by `seed` and step; None takes all of `data` at every step, so that the gradient is that
         of the mean loss over the whole data set.
-    steps : int
-        How many in all.
+    steps : int or None
+        How many in all; None for as many as `max_seconds` has room for.
     micro_batch : int, optional
         Samples that are in memory at once; their gradients add up, each target with the same weight. By default
         `batch_size`, and 32 for None.
@@ -48,8 +48,13 @@ class Trainer:
         From the step, counted from 0, to the learning rate; that of the optimizer by default.
     validation : optional
         Samples to evaluate on.
+    metrics : mapping, optional
+        From a name to a function that measures the model, larger is better; called at each evaluation, a column of
+        the log each.
     eval_every : int
         Steps between evaluations and checkpoints; 0 is only at the end.
+    max_seconds : float, optional
+        The step that passes it is the last one of this run.
     log_every : int
         Steps between rows of the log.
     out_dir : path, optional
@@ -64,11 +69,17 @@ class Trainer:
         Whether to show progress: a bar on a terminal, else lines.
     on_save : callable, optional
         Called after each checkpoint.
+    on_best : callable, optional
+        Called after the checkpoint of an evaluation that is better than all before it, to keep these weights.
+    best : str
+        What is compared: "validation_loss", or the name of one of `metrics`.
 
     Attributes
     ----------
     history : list of dict
-        A row for each step that was logged: step, loss, validation_loss, lr, grad_norm, tokens, seconds.
+        A row for each step that was logged: step, loss, validation_loss, lr, grad_norm, tokens, seconds, metrics.
+    best_value : float or None
+        The best evaluation so far.
     """
 
     def __init__(
@@ -78,11 +89,13 @@ class Trainer:
         data: Data,
         *,
         batch_size: int | None,
-        steps: int,
+        steps: int | None,
         micro_batch: int | None = None,
         schedule: Callable[[int], float] | None = None,
         validation: Data | None = None,
+        metrics: Mapping[str, Callable[[], float]] | None = None,
         eval_every: int = 0,
+        max_seconds: float | None = None,
         log_every: int = 10,
         out_dir: str | Path | None = None,
         seed: int = 0,
@@ -90,14 +103,27 @@ class Trainer:
         config: dict[str, Any] | None = None,
         progress: bool | Silent = True,
         on_save: Callable[[], None] | None = None,
+        on_best: Callable[[], None] | None = None,
+        best: str = "validation_loss",
     ) -> None:
-        initial.size("Trainer", steps=steps, log_every=log_every)
+        initial.size("Trainer", log_every=log_every)
+        if steps is not None:
+            initial.size("Trainer", steps=steps)
+        elif max_seconds is None:
+            raise ValueError("Trainer: steps or max_seconds must be given, got None for both")
+        if max_seconds is not None and not max_seconds > 0:
+            raise ValueError(f"Trainer: max_seconds must be above 0, got {max_seconds}")
         if batch_size is not None:
             initial.size("Trainer", batch_size=batch_size)
         if micro_batch is not None:
             initial.size("Trainer", micro_batch=micro_batch)
         if eval_every < 0:
             raise ValueError(f"Trainer: eval_every must be at least 0, got {eval_every}")
+        self.metrics = dict(metrics or {})
+        if taken := [name for name in self.metrics if name in log.COLUMNS]:
+            raise ValueError(f"Trainer: metrics must have names of their own, got {taken[0]!r}")
+        if best != "validation_loss" and best not in self.metrics:
+            raise ValueError(f"Trainer: best must be 'validation_loss' or one of metrics, got {best!r}")
         self.model, self.optimizer, self.data, self.validation = model, optimizer, data, validation
         self.batch_size, self.steps = batch_size, steps
         self.micro_batch = micro_batch or batch_size or 32
@@ -108,7 +134,9 @@ class Trainer:
         self.dtype = None if dtype is None else np.dtype(dtype)
         self.config = config or {}
         self.progress = choose(progress)
-        self.on_save = on_save
+        self.on_save, self.on_best, self.best = on_save, on_best, best
+        self.best_value: float | None = None
+        self.max_seconds = max_seconds
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self._total: int | None = None
@@ -122,8 +150,11 @@ class Trainer:
         """Continue from the checkpoint in `out_dir` and return the number of steps done."""
         if self.checkpoint is None:
             raise ValueError("Trainer: resume needs out_dir, got None")
-        self.step = int(load_checkpoint(self.checkpoint, self.model, self.optimizer)["step"])
-        if self.step >= self.steps:
+        progress = load_checkpoint(self.checkpoint, self.model, self.optimizer)
+        self.step = int(progress["step"])
+        if progress.get("best", {}).get("of") == self.best:
+            self.best_value = float(progress["best"]["value"])
+        if self.steps is not None and self.step >= self.steps:
             raise ValueError(f"Trainer: steps must be above the {self.step} of {self.checkpoint}, got {self.steps}")
         return self.step
 
@@ -139,7 +170,8 @@ class Trainer:
         """
         if self.out_dir is not None:
             self.out_dir.mkdir(parents=True, exist_ok=True)
-        record = log.Log(None if self.out_dir is None else self.out_dir / "log.csv", resume=self.step)
+        path = None if self.out_dir is None else self.out_dir / "log.csv"
+        record = log.Log(path, resume=self.step, extra=tuple(self.metrics))
         self.history = record.rows
         self.progress.begin(self.steps, self.step)
         try:
@@ -155,7 +187,8 @@ class Trainer:
     def _loop(self, record: log.Log, interrupt: Interrupt) -> None:
         start, first, tokens = time.monotonic(), self.step, 0
         done = self.history[-1] if self.history else {"seconds": 0.0, "tokens": 0}
-        while self.step < self.steps:
+        over = False
+        while not over:
             lr = self.optimizer.lr if self.schedule is None else self.schedule(self.step)
             result = self._gradient(interrupt)
             if result is None:
@@ -169,11 +202,13 @@ class Trainer:
                 raise FloatingPointError(self._broken(str(error))) from error
             self.step += 1
             tokens += count
-            last = self.step == self.steps
-            held = None
-            if last or (self.eval_every and self.step % self.eval_every == 0):
-                held = self.evaluate()
-                self._save()
+            seconds = time.monotonic() - start
+            over = self.step == self.steps or (self.max_seconds is not None and seconds >= self.max_seconds)
+            held, measured, evaluated = None, {}, False
+            if over or (self.eval_every and self.step % self.eval_every == 0):
+                held, evaluated = self.evaluate(), True
+                measured = {name: float(measure()) for name, measure in self.metrics.items()}
+                self._save(measured.get(self.best, held))
             seconds = time.monotonic() - start
             row = {
                 "step": self.step,
@@ -183,21 +218,28 @@ class Trainer:
                 "grad_norm": norm,
                 "tokens": done["tokens"] + tokens,
                 "seconds": round(done["seconds"] + seconds, 3),
+                **measured,
             }
-            if last or held is not None or self.step % self.log_every == 0 or self.step == 1:
+            if evaluated or self.step % self.log_every == 0 or self.step == 1:
                 record.add(row)
             self.progress.step(
                 row
                 | {
                     "tokens_per_second": tokens / max(seconds, 1e-9),
-                    "seconds_left": seconds / (self.step - first) * (self.steps - self.step),
+                    "seconds_left": 0.0 if over else self._left(seconds, self.step - first),
+                    "metrics": measured,
                 }
             )
             if interrupt.asked:
                 break
-        if interrupt.asked and self.step < self.steps:
+        if interrupt.asked and not over:
             self._save()
             raise KeyboardInterrupt
+
+    def _left(self, seconds: float, steps: int) -> float:
+        """How long the rest takes, when so many steps took so long."""
+        left = math.inf if self.steps is None else seconds / steps * (self.steps - self.step)
+        return left if self.max_seconds is None else min(left, max(0.0, self.max_seconds - seconds))
 
     def _gradient(self, interrupt: Interrupt) -> tuple[float, int] | None:
         """Leave the gradient of one step in the parameters; return the mean loss and how many targets it is over.
@@ -261,14 +303,24 @@ class Trainer:
             count += targets
         return total / max(count, 1)
 
-    def _save(self) -> None:
+    def _save(self, value: float | None = None) -> None:
+        """Write a checkpoint; `value` is that of its evaluation."""
         if not math.isfinite(float(ops.global_norm([p.value for p in self.model.parameters()]))):
             raise FloatingPointError(self._broken("a weight is not a finite number"))
+        sign = -1 if self.best == "validation_loss" else 1
+        better = value is not None and (self.best_value is None or sign * value > sign * self.best_value)
+        if better:
+            self.best_value = value
         if self.checkpoint is not None:
             progress = {"step": self.step, "steps": self.steps, "seed": self.seed, "config": self.config}
+            if self.best_value is not None:
+                progress["best"] = {"of": self.best, "value": self.best_value}
             save_checkpoint(self.checkpoint, self.model, self.optimizer, progress)
             if self.on_save is not None:
                 self.on_save()
+        # Before the first evaluation the newest weights are the best there are.
+        if self.on_best is not None and (better or self.best_value is None):
+            self.on_best()
 
     def _broken(self, what: str) -> str:
         kept = (
