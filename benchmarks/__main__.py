@@ -1,4 +1,4 @@
-"""Command line: ``python -m benchmarks SUBJECT... [--threads 1 2] [--out FOLDER]``."""
+"""Command line: ``python -m benchmarks SUBJECT... [--threads 1 2] [--model gpt] [--out FOLDER]``."""
 
 import argparse
 import importlib
@@ -7,6 +7,8 @@ import pathlib
 import sys
 
 SUBJECTS = ("matmul", "attention", "training_step", "nanogpt")
+# Which file measures the training step of a model.
+MODELS = {"gpt": "training_step", "transformer": "transformer_step"}
 
 
 def main() -> int:
@@ -21,10 +23,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("subjects", nargs="+", choices=SUBJECTS)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--model", choices=MODELS, default="gpt", help="of training_step")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
     options = parser.parse_args()
     for subject in options.subjects:
-        path = importlib.import_module(f"benchmarks.{subject}").run(options.threads, options.out)
+        name = MODELS[options.model] if subject == "training_step" else subject
+        path = importlib.import_module(f"benchmarks.{name}").run(options.threads, options.out)
         print(f"written: {path}")
     return 0
 
