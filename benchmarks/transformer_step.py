@@ -1,6 +1,6 @@
 """A whole training step (loss, gradient, clipping, AdamW) of a small encoder-decoder against PyTorch eager, float32.
 
-Batches have the lengths of Multi30k's sentences in subwords and are sorted by length, so that there is almost no padding.
+Batches have the lengths of Multi30k's sentences in subwords and are sorted by length: there is almost no padding.
 Both sides begin with the same weights; without dropout their losses are asserted equal, with it they are timed.
 """
 
