@@ -24,6 +24,21 @@ class ModelKind(StrEnum):
     """Models that can be trained."""
 
     gpt = "gpt"
+    transformer = "transformer"
+
+
+class NormKind(StrEnum):
+    """Where the norms of a transformer are."""
+
+    post = "post"
+    pre = "pre"
+
+
+class OnBad(StrEnum):
+    """What becomes of lines that are no pair."""
+
+    skip = "skip"
+    error = "error"
 
 
 class DType(StrEnum):
@@ -34,13 +49,25 @@ class DType(StrEnum):
     bfloat16 = "bfloat16"
 
 
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a trained model.")]
+Threads = Annotated[int | None, typer.Option(help="Processors to use; all by default.")]
+PairsFile = Annotated[
+    Path | None, typer.Option(help="Pairs, a line each: source, a tab, target. gzip is read too, here and below.")
+]
+SourceFile = Annotated[Path | None, typer.Option(help="Pairs as two files, line by line: sources ...")]
+TargetFile = Annotated[Path | None, typer.Option(help="... and their translations.")]
+OnBadLine = Annotated[OnBad, typer.Option(help="Whether lines that are no pair are left out or the file is refused.")]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Take files of different lengths up to the shorter's end.")]
+LengthPenalty = Annotated[float, typer.Option(help="Of the beam search: 0 prefers short sentences.")]
+
+
 def _run(command: Callable[..., None], **options: Any) -> None:
     """Run a command; a mistake of the user is one line and exit code 2, Ctrl-C is 130."""
     try:
         command(**options)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         typer.echo(f"numformer: {_line(error)}", err=True)
         raise typer.Exit(2) from None
 
@@ -54,67 +81,232 @@ def _line(error: Exception) -> str:
 @app.command()
 def train(
     files: Annotated[
-        list[Path] | None, typer.Argument(help="UTF-8 text to train on; Python's own reference manual by default.")
+        list[Path] | None, typer.Argument(help="UTF-8 text to train a gpt on; Python's own reference by default.")
     ] = None,
-    model: Annotated[ModelKind, typer.Option(help="What to train.")] = ModelKind.gpt,
+    model: Annotated[ModelKind, typer.Option(help="A gpt continues text, a transformer translates.")] = ModelKind.gpt,
     out: Annotated[Path | None, typer.Option(help="Folder to write into; runs/NAME by default.")] = None,
-    layers: Annotated[int, typer.Option(help="Blocks.")] = 4,
+    pairs: PairsFile = None,
+    source: SourceFile = None,
+    target: TargetFile = None,
+    valid_pairs: Annotated[
+        Path | None, typer.Option(help="To validate a transformer; a part of the pairs by default.")
+    ] = None,
+    valid_source: Annotated[Path | None, typer.Option(help="The same as two files: sources ...")] = None,
+    valid_target: Annotated[Path | None, typer.Option(help="... and their translations.")] = None,
+    on_bad: OnBadLine = OnBad.skip,
+    truncate: Truncate = False,
+    vocab: Annotated[
+        int | None, typer.Option(help="Subwords of a transformer, 0 for bytes.  [default: 8000]", show_default=False)
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Blocks, of encoder and decoder each.  [default: gpt 4, transformer 3]")
+    ] = None,
     heads: Annotated[int, typer.Option(help="Attention heads; they divide the width.")] = 4,
-    width: Annotated[int, typer.Option(help="Channels.")] = 128,
-    context: Annotated[int, typer.Option(help="Longest sequence, in bytes.")] = 128,
-    batch: Annotated[int, typer.Option(help="Sequences a step; 0 is batch gradient descent.")] = 8,
+    width: Annotated[int | None, typer.Option(help="Channels.  [default: gpt 128, transformer 256]")] = None,
+    hidden: Annotated[
+        int | None, typer.Option(help="Inner channels of a transformer's feed-forward; 4 times the width by default.")
+    ] = None,
+    norm: Annotated[NormKind | None, typer.Option(help="Norms of a transformer.  [default: post]")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Longest sequence, in tokens.  [default: gpt 128, transformer 256, of bytes 512]")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Sequences a step; 0 is batch gradient descent.  [default: gpt 8, transformer 128]"),
+    ] = None,
     batch_gradient_descent: Annotated[
         bool, typer.Option("--batch-gradient-descent", help="Each step is on the whole text: the same as --batch 0.")
     ] = False,
     micro_batch: Annotated[int | None, typer.Option(help="Sequences in memory at once.")] = None,
-    steps: Annotated[int, typer.Option(help="Updates.")] = 2500,
-    lr: Annotated[float, typer.Option(help="Highest learning rate, after the warm-up.")] = 3e-3,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW, on matrices.")] = 0.1,
-    dropout: Annotated[float, typer.Option(help="Probability.")] = 0.0,
+    steps: Annotated[int | None, typer.Option(help="Updates.  [default: gpt 2500, transformer 10 epochs]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Times that a transformer sees each pair.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so long.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate, after the warm-up.  [default: gpt 3e-3, else 1e-3]")
+    ] = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="Steps of a transformer's warm-up; at most 1000 by default.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Of AdamW, on matrices.  [default: gpt 0.1, transformer 0]")
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="Probability.  [default: gpt 0, transformer 0.1]")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Of a transformer.  [default: 0.1]")] = None,
+    beams: Annotated[int | None, typer.Option(help="Of a transformer's last BLEU.  [default: 4]")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, batches and dropout.")] = 0,
     dtype: Annotated[DType, typer.Option(help="To compute in.")] = DType.float32,
-    threads: Annotated[int | None, typer.Option(help="Processors to use; all by default.")] = None,
-    eval_every: Annotated[int, typer.Option(help="Steps between evaluations and checkpoints.")] = 250,
+    threads: Threads = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between evaluations and checkpoints.  [default: gpt 250, transformer an epoch]"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Train a byte-level model on text and write weights, log and picture into a folder."""
+    """Train a model and write weights, log and pictures into a folder.
+
+    A gpt learns a text byte by byte; a transformer learns to translate from --pairs FILE, or --source A --target B.
+    """
+    shared = {
+        "out": out,
+        "heads": heads,
+        "micro_batch": micro_batch,
+        "minutes": minutes,
+        "seed": seed,
+        "dtype": dtype.value,
+        "threads": threads,
+        "resume": resume,
+        "quiet": quiet,
+    }
+    if model is ModelKind.transformer:
+        _run(
+            _train_transformer,
+            files=files or [],
+            training=(pairs, source, target),
+            validation=(valid_pairs, valid_source, valid_target, "valid-"),
+            on_bad=on_bad.value,
+            truncate=truncate,
+            vocab=vocab,
+            layers=_or(layers, 3),
+            width=_or(width, 256),
+            hidden=hidden,
+            norm=(norm or NormKind.post).value,
+            context=context,
+            batch=_batch(batch, batch_gradient_descent, 128),
+            steps=steps,
+            epochs=epochs,
+            lr=_or(lr, 1e-3),
+            warmup=warmup,
+            weight_decay=_or(weight_decay, 0.0),
+            dropout=_or(dropout, 0.1),
+            label_smoothing=_or(label_smoothing, 0.1),
+            beams=_or(beams, 4),
+            eval_every=eval_every,
+            **shared,
+        )
+        return
+    other = {
+        "pairs": pairs,
+        "source": source,
+        "target": target,
+        "valid-pairs": valid_pairs,
+        "valid-source": valid_source,
+        "valid-target": valid_target,
+        "truncate": truncate or None,
+        "vocab": vocab,
+        "hidden": hidden,
+        "norm": norm,
+        "epochs": epochs,
+        "warmup": warmup,
+        "label-smoothing": label_smoothing,
+        "beams": beams,
+    }
+    _run(
+        _train_gpt,
+        other=[name for name, value in other.items() if value is not None],
+        files=files or [],
+        layers=_or(layers, 4),
+        width=_or(width, 128),
+        context=_or(context, 128),
+        batch=_batch(batch, batch_gradient_descent, 8),
+        steps=_or(steps, 2500),
+        lr=_or(lr, 3e-3),
+        weight_decay=_or(weight_decay, 0.1),
+        dropout=_or(dropout, 0.0),
+        eval_every=_or(eval_every, 250),
+        **shared,
+    )
+
+
+def _train_gpt(*, other: list[str], **options: Any) -> None:
     from numformer.cli.training import run
+
+    if other:
+        raise ValueError(f"train: --{other[0]} is for --model transformer")
+    run(**options)
+
+
+def _train_transformer(*, files: list[Path], training: Any, validation: Any, **options: Any) -> None:
+    from numformer.cli.pairs import Sources, run
+
+    if files:
+        raise ValueError(f"train: a transformer learns from --pairs, or --source and --target, got {files[0]}")
+    run(training=Sources(*training), validation=Sources(*validation), **options)
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _batch(batch: int | None, whole: bool, default: int) -> int | None:
+    return None if whole or batch == 0 else _or(batch, default)
+
+
+@app.command()
+def translate(
+    folder: Folder,
+    file: Annotated[Path | None, typer.Option(help="Text, a sentence a line, gzip read too; stdin by default.")] = None,
+    beams: Annotated[int, typer.Option(help="Of the beam search; 1 is greedy.")] = 4,
+    length_penalty: LengthPenalty = 0.6,
+    on_bad: Annotated[
+        OnBad, typer.Option(help="Whether lines that cannot be translated stay empty or the text is refused.")
+    ] = OnBad.skip,
+    threads: Threads = None,
+) -> None:
+    """Translate each line, in the order of the lines."""
+    from numformer.cli.translation import run
 
     _run(
         run,
-        files=files or [],
-        model=model.value,
-        out=out,
-        layers=layers,
-        heads=heads,
-        width=width,
-        context=context,
-        batch=None if batch_gradient_descent or batch == 0 else batch,
-        micro_batch=micro_batch,
-        steps=steps,
-        lr=lr,
-        weight_decay=weight_decay,
-        dropout=dropout,
-        seed=seed,
-        dtype=dtype.value,
+        folder=folder,
+        file=file,
+        beams=beams,
+        length_penalty=length_penalty,
+        on_bad=on_bad.value,
         threads=threads,
-        eval_every=eval_every,
-        resume=resume,
-        quiet=quiet,
+    )
+
+
+@app.command()
+def score(
+    folder: Folder,
+    files: Annotated[list[Path] | None, typer.Argument(help="UTF-8 text, for a language model.")] = None,
+    pairs: PairsFile = None,
+    source: SourceFile = None,
+    target: TargetFile = None,
+    on_bad: OnBadLine = OnBad.skip,
+    truncate: Truncate = False,
+    beams: Annotated[int, typer.Option(help="Of the beam search; 1 is greedy.")] = 4,
+    length_penalty: LengthPenalty = 0.6,
+    threads: Threads = None,
+) -> None:
+    """Say how good a model is: loss and perplexity of text, and BLEU and chrF of translations."""
+    from numformer.cli.pairs import Sources
+    from numformer.cli.scoring import run
+
+    _run(
+        run,
+        folder=folder,
+        files=files or [],
+        pairs=Sources(pairs, source, target),
+        beams=beams,
+        length_penalty=length_penalty,
+        on_bad=on_bad.value,
+        truncate=truncate,
+        threads=threads,
     )
 
 
 @app.command()
 def generate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a trained model.")],
+    folder: Folder,
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
     max_new_tokens: Annotated[int, typer.Option(help="Bytes to add.")] = 300,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable byte.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k most probable bytes.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the most probable bytes that reach p.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Processors to use; all by default.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Continue a text."""
     from numformer.cli.generation import run

@@ -10,6 +10,7 @@ def run(*, folder: Path, prompt: str, threads: int | None, **options: Any) -> No
     """Load a model and print a continuation of the prompt."""
     import typer
 
+    from numformer.cli import folders
     from numformer.data import to_text, to_tokens
     from numformer.models import GPT
 
@@ -19,6 +20,7 @@ def run(*, folder: Path, prompt: str, threads: int | None, **options: Any) -> No
         import numformer as nf
 
         nf.set_num_threads(threads)
+    folders.require(folder, folders.GPT)
     model = GPT.from_pretrained(folder)
     if model.config.vocab_size != 256:
         raise ValueError(

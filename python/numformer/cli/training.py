@@ -19,7 +19,6 @@ from numformer.train import Trainer
 def run(
     *,
     files: list[Path],
-    model: str,
     out: Path | None,
     layers: int,
     heads: int,
@@ -28,6 +27,7 @@ def run(
     batch: int | None,
     micro_batch: int | None,
     steps: int,
+    minutes: float | None,
     lr: float,
     weight_decay: float,
     dropout: float,
@@ -65,7 +65,7 @@ def run(
     optimizer = AdamW(
         decay_groups(gpt.parameters(), weight_decay), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, clip_norm=1.0
     )
-    folder = out or _new_folder(files)
+    folder = out or new_folder(f"gpt-{files[0].stem if files else 'python'}")
     trainer = Trainer(
         gpt,
         optimizer,
@@ -73,12 +73,13 @@ def run(
         batch_size=batch,
         micro_batch=micro_batch,
         steps=steps,
+        max_seconds=None if minutes is None else 60 * minutes,
         schedule=cosine(lr, steps=steps, warmup=min(100, steps // 10), final=lr / 10),
         validation=Windows(validation, context),
         eval_every=eval_every,
         out_dir=folder,
         seed=seed,
-        dtype=_compute_dtype(dtype),
+        dtype=compute_dtype(dtype),
         config=config.to_json(),
         progress=not quiet,
         on_save=lambda: gpt.save_pretrained(folder),
@@ -87,7 +88,7 @@ def run(
         trainer.resume()
     count = sum(p.value.size for p in gpt.parameters())
     source = "Python's reference manual" if not files else ", ".join(map(str, files))
-    typer.echo(f"{model}: {count:,} parameters, {len(training):,} bytes to train on ({source})")
+    typer.echo(f"gpt: {count:,} parameters, {len(training):,} bytes to train on ({source})")
     begin = time.monotonic()
     try:
         history = trainer.run()
@@ -117,7 +118,8 @@ def _report(
             typer.echo(f"wrote {folder / name}")
 
 
-def _compute_dtype(name: str) -> np.dtype[Any] | None:
+def compute_dtype(name: str) -> np.dtype[Any] | None:
+    """Return what the Trainer computes in, None for the dtype of the parameters."""
     if name != "bfloat16":
         return None
     import ml_dtypes
@@ -125,9 +127,8 @@ def _compute_dtype(name: str) -> np.dtype[Any] | None:
     return np.dtype(ml_dtypes.bfloat16)
 
 
-def _new_folder(files: list[Path]) -> Path:
+def new_folder(stem: str) -> Path:
     """Choose a name under runs/ that is not taken."""
-    stem = f"gpt-{files[0].stem if files else 'python'}"
     number = 1
     while (folder := Path("runs") / f"{stem}-{number}").exists():
         number += 1

@@ -1,7 +1,7 @@
 """Text, pairs of sentences, vocabularies, and the batches that are drawn from them."""
 
 from numformer.data.buckets import Pairs, pad_sources
-from numformer.data.pairs import ParallelText, Report, read_lines, read_pairs, read_parallel
+from numformer.data.pairs import ParallelText, Report, read_lines, read_pairs, read_parallel, split_lines
 from numformer.data.text import builtin_text, read_files, split, to_text, to_tokens
 from numformer.data.vocabulary import BytePairVocabulary, ByteVocabulary, Vocabulary, has_tokenizers, load_vocabulary
 from numformer.data.windows import Windows
@@ -23,6 +23,7 @@ __all__ = [
     "read_pairs",
     "read_parallel",
     "split",
+    "split_lines",
     "to_text",
     "to_tokens",
 ]

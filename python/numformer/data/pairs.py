@@ -95,12 +95,16 @@ def read_lines(path: str | Path) -> list[bytes]:
     ValueError
         Where a gzip file is damaged or cut short.
     """
-    data = Path(path).read_bytes()
+    return split_lines(Path(path).read_bytes(), str(path))
+
+
+def split_lines(data: bytes, name: str) -> list[bytes]:
+    """Do the same with bytes; errors call them by their name."""
     if data[:2] == b"\x1f\x8b":
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: a damaged gzip file ({error})") from error
+            raise ValueError(f"{name}: a damaged gzip file ({error})") from error
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not lines[-1]:
         lines.pop()
