@@ -391,7 +391,7 @@ class TransformerDecoding:
         self._mask = model._mask(source)
         memory = model._encode(source, self._mask, None)
         self._memories = [block.cross_attention.project(memory) for block in model.decoder]
-        self._caches = [KVCache(32) for _ in model.decoder]
+        self._caches = [KVCache(16) for _ in model.decoder]
 
     def step(self, tokens: Array) -> Array:
         """Append a token to each row and return the logits of the next one, (rows, vocab_size)."""

@@ -26,6 +26,7 @@ class KVCache:
         self._capacity = max(1, capacity)
         self._keys: Array | None = None
         self._values: Array | None = None
+        self._spare: Array | None = None
 
     def append(self, k: Array, v: Array) -> tuple[Array, Array]:
         """Add positions, (batch, heads, n, size) each, and return views of all there are."""
@@ -40,12 +41,17 @@ class KVCache:
     def select(self, rows: Array) -> None:
         """Keep the sequences of these indices, in this order; one may come several times (the beams of a search)."""
         if self._keys is not None and self._values is not None:
-            self._keys, self._values = self._selected(self._keys, rows), self._selected(self._values, rows)
+            self._keys = self._selected(self._keys, rows)
+            self._values = self._selected(self._values, rows)
 
     def _selected(self, held: Array, rows: Array) -> Array:
-        chosen = np.empty((len(rows), *held.shape[1:]), held.dtype)
-        chosen[:, :, : self.length] = held[rows, :, : self.length]
-        return chosen
+        """Copy whole sequences into the array that the last call left, where it fits: a fresh one has cold pages."""
+        spare, shape = self._spare, (len(rows), *held.shape[1:])
+        if spare is None or spare.shape != shape or spare.dtype != held.dtype:
+            spare = np.empty(shape, held.dtype)
+        np.take(held, rows, axis=0, out=spare, mode="clip")  # the other modes copy once more
+        self._spare = held
+        return spare
 
     def _room(self, held: Array | None, new: Array, end: int) -> Array:
         if held is not None and (held.shape[:2], held.shape[3], held.dtype) != (new.shape[:2], new.shape[3], new.dtype):
