@@ -1,13 +1,12 @@
 // Matrix multiply: out = activation(scale * a @ b + bias) + residual.
 //
 // Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34 (2008):
-//   depth in blocks of kDepth: a tile's rows of A, packed just before use, 14 x 512 floats = 28 KiB, stay in L1 while
-//   they meet columns in chunks of at most kChunkColumns: 512 x 384 floats of packed B = 768 KiB stay in L2 for all
-//   rows.
-// A task is a chunk of columns (and, where columns are few, a part of the rows) for all of the depth: tasks share
-// nothing, so there is one fork and one join. A is packed once a chunk, which costs 1.5% at 384 columns and needs no
-// barrier; packing it once for all threads was slower (docs/performance.md). Transposes cost nothing but the order in
-// which packing reads: rows of A are copied as rows (InRows) or, from a transposed A, with depth outermost (InPanels).
+//   depth in blocks of kDepth: a tile's rows of A, 14 x 512 floats = 28 KiB, stay in L1 while they meet a chunk of
+//   columns of B, packed into panels that fill 3/4 of L2 and are used by all rows of a block (at most kBlockRows).
+// The output is divided into parts, columns for each thread or, where columns are few, rows: parts share nothing, so
+// there is one fork and one join and no barrier. Each packs an element of A once a block of depth, and one of B once a
+// block of rows. Transposes cost nothing but the order in which packing reads: rows of A are copied as rows (InRows)
+// or, from a transposed A, with depth outermost (InPanels).
 //
 // Up to kFewRows rows (decoding) nothing of B is used twice, so it is read in place.
 //
@@ -15,21 +14,32 @@
 // the level, so bits do not depend on threads or caches.
 #include "kernels/activation.hpp"
 #include "kernels/tile.hpp"
+#include "runtime/caches.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
 namespace {
 
 constexpr int kDepth = 512;
 constexpr int kRowStride = kDepth + 16; // rows a multiple of 4 KiB apart would share cache sets
-constexpr int64_t kChunkColumns = 384;
+// Rows of A that are packed at once: B's chunks are packed again for each block, 1/1344 of the multiply-adds; and
+// 1344 x 528 floats are 2.7 MiB.
+constexpr int64_t kBlockRows = 1344;
+constexpr int64_t kPartColumns = 2048; // of one part: threads that are held up leave whole parts to others
 constexpr int64_t kFewRows = 16;
-constexpr int64_t kPrefetchRows = 8;
+// Packing of B: rows that are copied in turn, and how far ahead they are fetched.
+constexpr int64_t kPackRows = 4, kPrefetchRows = 8;
 // Below this many multiply-adds a fork and join costs more than it saves (about 5 microseconds).
 constexpr int64_t kParallelWork = 400000;
 
 // From one packed panel of B to the next: a little more than its size, for panels a power of two apart share cache
 // sets.
 template <class A> constexpr int64_t panel_stride(int64_t depth) { return depth * kTileColumns<A> + 2 * kLanes<A>; }
+
+// Columns of B whose panels fill 3/4 of the second-level cache, in whole panels.
+template <class A> int64_t chunk_columns() {
+    const int64_t panel = panel_stride<A>(kDepth) * int64_t(sizeof(A));
+    return larger(1, runtime::second_level_cache() * 3 / 4 / panel) * kTileColumns<A>;
+}
 
 // One matrix product of the batch.
 template <class T> struct Product {
@@ -112,14 +122,20 @@ void pack_b(const MatmulArgs &args, const T *b, int64_t k0, int64_t depth, int64
     constexpr int64_t NR = kTileColumns<A>;
     b += k0 * args.b_row + j0 * args.b_col;
     const int64_t whole = args.b_col == 1 ? columns / NR : 0; // along rows of B: its reading order
-    for (int64_t k = 0; k < depth; ++k)
+    constexpr int kLineElements = 64 / int(sizeof(T));
+    for (int64_t k = 0; k < depth; k += kPackRows) {
+        const int64_t rows = smaller(kPackRows, depth - k);
         for (int64_t p = 0; p < whole; ++p)
-            for (int v = 0; v < kTileVectors; ++v) {
+            for (int64_t r = 0; r < rows; ++r) {
+                const T *from = b + (k + r) * args.b_row + p * NR;
+                A *to = packed + p * panel + (k + r) * NR;
                 // A row of the chunk is too short for the hardware to run ahead in it.
-                if (k + kPrefetchRows < depth)
-                    __builtin_prefetch(b + (k + kPrefetchRows) * args.b_row + p * NR + v * kLanes<A>);
-                store(packed + p * panel + k * NR + v * kLanes<A>, load(b + k * args.b_row + p * NR + v * kLanes<A>));
+                for (int line = 0; line < NR; line += kLineElements)
+                    __builtin_prefetch(from + kPrefetchRows * args.b_row + line);
+                for (int v = 0; v < kTileVectors; ++v)
+                    store(to + v * kLanes<A>, load(from + v * kLanes<A>));
             }
+    }
     for (int64_t p = whole; p * NR < columns; ++p)
         pack_panel<A, T>(depth, smaller(NR, columns - p * NR), b + p * NR * args.b_col, args.b_row, args.b_col,
                          packed + p * panel);
@@ -141,48 +157,79 @@ template <class A, class T> struct Plan {
     const MatmulArgs &args;
     const Product<T> &product;
     const A *bias;
-    A *partial;  // sums of several blocks of depth (m x n), or null
     bool direct; // nothing but sums is wanted, in their own type: tiles are written where they belong
 };
 
-// Rows [i0, i0 + rows) x columns [j0, j0 + columns) of the output.
+// Rows [i0, i0 + rows) x columns [j0, j0 + columns) of the output, of which A and B were packed for depth [k0, k0 +
+// depth). `partial` holds the sums of the blocks of depth before, or is null.
 template <class A, class T, class Layout>
-void multiply_chunk(const Plan<A, T> &plan, A *packed_a, A *packed_b, int64_t i0, int64_t rows, int64_t j0,
-                    int64_t columns) {
+void multiply_block(const Plan<A, T> &plan, const A *packed_a, const A *packed_b, A *partial, int64_t partial_row,
+                    int64_t k0, int64_t depth, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
     constexpr int64_t NR = kTileColumns<A>;
     const MatmulArgs &args = plan.args;
+    const bool first = k0 == 0, last = k0 + depth == args.k, add = !first || args.accumulate;
     alignas(kVectorBytes) A tile[kTileRows * kTileColumns<A>];
-    for (int64_t k0 = 0; k0 < args.k; k0 += kDepth) {
-        const int64_t depth = smaller(kDepth, args.k - k0), panel = panel_stride<A>(depth);
-        const bool first = k0 == 0, last = k0 + depth == args.k;
-        pack_b<A, T>(args, plan.product.b, k0, depth, j0, columns, panel, packed_b);
-        for (int64_t i = i0; i < i0 + rows; i += kTileRows) {
-            const int64_t tile_rows = smaller(kTileRows, i0 + rows - i);
-            pack_a<A, T>(args, plan.product.a, i, tile_rows, k0, depth, packed_a);
-            for (int64_t j = 0; j < columns; j += NR) {
-                const int64_t tile_columns = smaller(NR, columns - j);
-                const A *b = packed_b + j / NR * panel;
-                const auto multiply = tile_for<A, A, Layout>(tile_rows, tile_columns);
-                A *out = reinterpret_cast<A *>(plan.product.out) + i * args.out_row + j0 + j; // if direct
-                const bool add = !first || args.accumulate;
-                if (plan.direct && tile_columns == NR) {
-                    multiply(depth, packed_a, b, NR, out, args.out_row, add ? Store::add : Store::write);
-                    continue;
-                }
-                multiply(depth, packed_a, b, NR, tile, NR, Store::write);
-                if (plan.direct) {
-                    put(tile, NR, tile_rows, tile_columns, out, args.out_row, add);
-                } else if (plan.partial) {
-                    A *sums = plan.partial + i * args.n + j0 + j;
-                    put(tile, NR, tile_rows, tile_columns, sums, args.n, !first);
-                    if (last)
-                        finish<A, T>(args, plan.product, plan.bias, sums, args.n, i, tile_rows, j0 + j, tile_columns);
-                } else {
-                    finish<A, T>(args, plan.product, plan.bias, tile, NR, i, tile_rows, j0 + j, tile_columns);
-                }
+    for (int64_t i = 0; i < rows; i += kTileRows) {
+        const int64_t tile_rows = smaller(kTileRows, rows - i);
+        const A *a = packed_a + i * kRowStride;
+        for (int64_t j = 0; j < columns; j += NR) {
+            const int64_t tile_columns = smaller(NR, columns - j);
+            const A *b = packed_b + j / NR * panel_stride<A>(depth);
+            const auto multiply = tile_for<A, A, Layout>(tile_rows, tile_columns);
+            A *out = reinterpret_cast<A *>(plan.product.out) + (i0 + i) * args.out_row + j0 + j; // if direct
+            if (plan.direct && tile_columns == NR) {
+                multiply(depth, a, b, NR, out, args.out_row, add ? Store::add : Store::write);
+                continue;
+            }
+            multiply(depth, a, b, NR, tile, NR, Store::write);
+            if (plan.direct) {
+                put(tile, NR, tile_rows, tile_columns, out, args.out_row, add);
+            } else if (partial) {
+                A *sums = partial + i * partial_row + j;
+                put(tile, NR, tile_rows, tile_columns, sums, partial_row, !first);
+                if (last)
+                    finish<A, T>(args, plan.product, plan.bias, sums, partial_row, i0 + i, tile_rows, j0 + j,
+                                 tile_columns);
+            } else {
+                finish<A, T>(args, plan.product, plan.bias, tile, NR, i0 + i, tile_rows, j0 + j, tile_columns);
             }
         }
     }
+}
+
+// A part of the output: rows [i0, i0 + rows) x columns [j0, j0 + columns).
+template <class A, class T>
+bool multiply_part(const Plan<A, T> &plan, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+    constexpr int64_t NR = kTileColumns<A>;
+    const MatmulArgs &args = plan.args;
+    const int64_t block_size = round_up(ceil_div(rows, ceil_div(rows, kBlockRows)), kTileRows);
+    const int64_t a_size = block_size * kRowStride;
+    const int64_t chunk = ceil_div(ceil_div(columns, NR), ceil_div(columns, chunk_columns<A>())) * NR;
+    // Sums of several blocks of depth wait in memory of their own, for the output may be a narrower type or an input.
+    const bool needs_partial = !plan.direct && args.k > kDepth;
+    Scratch<A> memory(a_size + chunk / NR * panel_stride<A>(smaller(kDepth, args.k)));
+    Scratch<A> partial(needs_partial ? block_size * columns : 0);
+    if (!memory || !partial)
+        return false;
+    A *packed_a = memory.data, *packed_b = memory.data + a_size;
+    for (int64_t block = i0; block < i0 + rows; block += block_size) {
+        const int64_t block_rows = smaller(block_size, i0 + rows - block);
+        for (int64_t k0 = 0; k0 < args.k; k0 += kDepth) {
+            const int64_t depth = smaller(kDepth, args.k - k0);
+            for (int64_t i = 0; i < block_rows; i += kTileRows)
+                pack_a<A, T>(args, plan.product.a, block + i, smaller(kTileRows, block_rows - i), k0, depth,
+                             packed_a + i * kRowStride);
+            for (int64_t j = 0; j < columns; j += chunk) {
+                const int64_t width = smaller(chunk, columns - j);
+                pack_b<A, T>(args, plan.product.b, k0, depth, j0 + j, width, panel_stride<A>(depth), packed_b);
+                (args.a_col == 1 ? multiply_block<A, T, InRows<kRowStride>>
+                                 : multiply_block<A, T, InPanels>)(plan, packed_a, packed_b,
+                                                                   needs_partial ? partial.data + j : nullptr, columns,
+                                                                   k0, depth, block, block_rows, j0 + j, width);
+            }
+        }
+    }
+    return true;
 }
 
 template <class A, class T> bool multiply_many(const MatmulArgs &args, const Product<T> &product, const A *bias) {
@@ -191,45 +238,33 @@ template <class A, class T> bool multiply_many(const MatmulArgs &args, const Pro
     const bool plain =
         args.scale == 1 && !bias && !product.residual && !product.preactivation && args.activation == Activation::none;
     const bool direct = same_type && plain;
-    // Sums of several blocks of depth wait in memory of their own, for the output may be a narrower type or an input.
-    const bool needs_partial = !direct && args.k > kDepth;
-    Scratch<A> partial(needs_partial ? args.m * args.n : 0);
-    if (!partial)
-        return false;
-    const Plan<A, T> plan{args, product, bias, needs_partial ? partial.data : nullptr, direct};
+    const Plan<A, T> plan{args, product, bias, direct};
 
     const int threads = args.m * args.n * args.k < kParallelWork ? 1 : runtime::threads_here();
-    // Chunks of columns, as many as divide evenly among the threads; a narrow product divides its rows instead.
+    // Equal parts of columns; a narrow product divides its rows instead.
     const int64_t panels = ceil_div(args.n, NR), tiles = ceil_div(args.m, kTileRows);
-    int64_t chunks = ceil_div(args.n, kChunkColumns), row_parts = 1;
+    int64_t column_parts = ceil_div(args.n, kPartColumns), row_parts = 1;
     if (threads > 1) {
         if (panels >= 4 * threads || panels % threads == 0)
-            chunks = round_up(chunks, threads);
+            column_parts = round_up(column_parts, threads);
         else
             row_parts = threads;
     }
-    const int64_t chunk_columns = ceil_div(panels, chunks) * NR;
-    chunks = ceil_div(args.n, chunk_columns);
+    const int64_t part_columns = ceil_div(panels, column_parts) * NR;
+    column_parts = ceil_div(args.n, part_columns);
 
     Failure failure;
     auto compute = [&](int64_t task) {
-        const int64_t part = task / chunks, j0 = task % chunks * chunk_columns;
+        const int64_t part = task / column_parts, j0 = task % column_parts * part_columns;
         const int64_t first = tiles * part / row_parts * kTileRows;
         const int64_t last = smaller(args.m, tiles * (part + 1) / row_parts * kTileRows);
-        if (first >= last)
-            return;
-        Scratch<A> packed(kTileRows * kRowStride + chunk_columns / NR * panel_stride<A>(smaller(kDepth, args.k)));
-        if (!packed)
-            return failure.set();
-        (args.a_col == 1 ? multiply_chunk<A, T, InRows<kRowStride>>
-                         : multiply_chunk<A, T, InPanels>)(plan, packed.data, packed.data + kTileRows * kRowStride,
-                                                           first, last - first, j0,
-                                                           smaller(chunk_columns, args.n - j0));
+        if (first < last && !multiply_part<A, T>(plan, first, last - first, j0, smaller(part_columns, args.n - j0)))
+            failure.set();
     };
     if (threads > 1)
-        parallel_tasks(chunks * row_parts, compute);
+        parallel_tasks(column_parts * row_parts, compute);
     else
-        for (int64_t task = 0; task < chunks; ++task)
+        for (int64_t task = 0; task < column_parts; ++task)
             compute(task);
     return !failure.happened;
 }

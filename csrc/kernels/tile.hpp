@@ -48,6 +48,9 @@ static void multiply_tile(int64_t depth, const A *a, const B *b, int64_t b_row, 
 #pragma GCC unroll 8
         for (int j = 0; j < VECTORS; ++j)
             sum[i][j] = Vec<A>{};
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i)
+        __builtin_prefetch(c + i * c_row, 1);
     for (int64_t k = 0; k < depth; ++k) {
         Vec<A> column[VECTORS];
 #pragma GCC unroll 8
@@ -220,31 +223,44 @@ NF_INLINE void pack_panel(int64_t depth, int64_t columns, const T *b, int64_t ro
         pack_transposed<A, T>(depth, columns, NR, b, col, panel, NR);
 }
 
-// Rows of A with depth outermost (InPanels): panel[k * kTileRows + i] = factor * a[i * row + k * col].
+// Rows of A with depth outermost (InPanels): panel[k * kTileRows + i] = factor * a[i * row + k * col], zero for rows <=
+// i < kTileRows. One of row and col is 1.
 template <class A, class T>
 static void pack_rows_in_panel(int64_t depth, int64_t rows, const T *a, int64_t row, int64_t col, A factor, A *panel) {
-    if (rows < kTileRows)
-        memset(panel, 0, size_t(depth * kTileRows) * sizeof(A));
+    constexpr int W = kLanes<A>, kParts = (kTileRows + W - 1) / W, kRest = kTileRows - (kParts - 1) * W;
+    // A step is stored as whole registers. What the last one has too much is overwritten by the next step: partial
+    // stores are slow on some processors (AVX's masked store on AMD's Zen takes some 20 cycles).
+    auto put = [&](int64_t k, int part, Vec<A> v) __attribute__((always_inline)) {
+        A *to = panel + k * kTileRows + part * W;
+        if (part < kParts - 1 || kRest == W || k + 1 < depth)
+            store(to, v * factor);
+        else
+            store_n(to, v * factor, kRest);
+    };
+    int lanes[kParts];
+    for (int part = 0; part < kParts; ++part)
+        lanes[part] = int(smaller(W, larger(0, rows - part * W)));
     if (row == 1) {
-        constexpr int W = kLanes<A>;
         for (int64_t k = 0; k < depth; ++k)
-            for (int64_t i = 0; i < rows; i += W) {
-                const int lanes = int(smaller(W, rows - i));
-                store_some(panel + k * kTileRows + i, load_some(a + k * col + i, lanes) * factor, lanes);
-            }
+#pragma GCC unroll 4
+            for (int part = 0; part < kParts; ++part)
+                put(k, part, load_some(a + k * col + part * W, lanes[part]));
         return;
     }
-    constexpr int W = kLanes<A>;
-    for (int64_t i0 = 0; i0 < rows; i0 += W)
-        for (int64_t k = 0; k < depth; k += W) {
-            const int count = int(smaller(W, rows - i0)), steps = int(smaller(W, depth - k));
-            Vec<A> square[W];
+    for (int64_t k = 0; k < depth; k += W) {
+        const int steps = int(smaller(W, depth - k));
+        Vec<A> square[kParts][W];
+#pragma GCC unroll 4
+        for (int part = 0; part < kParts; ++part) {
             for (int i = 0; i < W; ++i)
-                square[i] = i < count ? load_some(a + (i0 + i) * row + k, steps) * factor : Vec<A>{};
-            transpose_square<A>(square);
-            for (int i = 0; i < steps; ++i)
-                store_some(panel + (k + i) * kTileRows + i0, square[i], count);
+                square[part][i] = i < lanes[part] ? load_some(a + (part * W + i) * row + k, steps) : Vec<A>{};
+            transpose_square<A>(square[part]);
         }
+        for (int i = 0; i < steps; ++i)
+#pragma GCC unroll 4
+            for (int part = 0; part < kParts; ++part)
+                put(k + i, part, square[part][i]);
+    }
 }
 
 } // namespace nf::NUMFORMER_LEVEL

@@ -16,8 +16,8 @@ CPP = {
     "runtime": {"core"},
     "core": set(),
 }
-# kernels see of the runtime how to share work and the table they fill.
-ONLY = {("kernels", "runtime"): {"runtime/kernels.hpp", "runtime/parallel.hpp"}}
+# kernels see of the runtime how to share work, the sizes of caches and the table they fill.
+ONLY = {("kernels", "runtime"): {"runtime/kernels.hpp", "runtime/parallel.hpp", "runtime/caches.hpp"}}
 PYTHON = {
     "reference": set(),
     "ops": {"_core"},
