@@ -47,11 +47,11 @@ def _batch(rng: np.random.Generator, sources: np.ndarray, targets: np.ndarray) -
     return source, target, answer
 
 
-def step_flops(batch: Batch) -> float:
+def step_flops(batch: Batch, config: TransformerConfig = CONFIG) -> float:
     """Products only: 6 a weight and position that reads it (forward 2, backward 4), and attention's 3.5 x 4 N M D a
     head, half of it where it is causal.
     """
-    c, (source, target, answer) = CONFIG, batch
+    c, (source, target, answer) = config, batch
     (rows, n), m = source.shape, target.shape[1]
     hidden = c.hidden or 4 * c.width
     encoder = c.encoder_layers * (4 * c.width + 2 * hidden) + c.decoder_layers * 2 * c.width  # and the memory's k and v
