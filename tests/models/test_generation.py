@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numformer.models import GPT, GPTConfig
-from numformer.models.generation import probabilities, sample
+from numformer.models.generation import penalised, probabilities, sample
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,75 @@ def test_samples_follow_the_distribution() -> None:
         {"slide": 0},
         {"slide": 17},
         {"max_new_tokens": -1},
+        {"stop": 13},
+        {"repetition_penalty": 0.0},
     ],
 )
 def test_bad_options(model: GPT, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         model.generate(np.array([1]), **({"max_new_tokens": 3} | options))
+
+
+def test_prompts_of_different_lengths(model: GPT) -> None:
+    prompts = [np.array([1, 2, 3, 4]), np.array([5]), np.array([6, 7])]
+    for options in ({}, {"use_cache": False}, {"repetition_penalty": 1.5}):
+        texts = model.generate(prompts, 9, temperature=0, **options)
+        for prompt, text in zip(prompts, texts, strict=True):
+            np.testing.assert_array_equal(text, model.generate(prompt, 9, temperature=0, **options))
+
+
+def test_mask_with_cache(model: GPT) -> None:
+    ids = np.random.default_rng(0).integers(0, 13, (2, 12))
+    mask = np.arange(12) >= np.array([[4], [0]])
+    cache = model.new_cache()
+    pieces = [model.infer(ids[:, a:b], mask=mask[:, :b], cache=cache) for a, b in ((0, 5), (5, 6), (6, 12))]
+    whole = np.concatenate(pieces, axis=1)
+    np.testing.assert_allclose(whole[0, 4:], model.infer(ids[0, 4:]), rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(whole[1], model.infer(ids[1]), rtol=1e-9, atol=1e-10)
+    with pytest.raises(ValueError, match=r"mask must have shape \(2, 12\), got \(2, 11\)"):
+        model.infer(ids, mask=mask[:, 1:])
+    with pytest.raises(TypeError, match="mask must be boolean"):
+        model.infer(ids, mask=mask.astype(int))
+
+
+def test_stop_ends_a_sequence(model: GPT) -> None:
+    prompts = np.array([[1, 2], [3, 4], [5, 6]])
+    free = model.generate(prompts, 12, temperature=0)
+    stop = int(free[0, 4])
+    texts = model.generate(prompts, 12, temperature=0, stop=stop)
+    for row, text in zip(free[:, 2:], texts[:, 2:], strict=True):
+        ends = np.flatnonzero(row == stop)
+        end = int(ends[0]) + 1 if ends.size else len(row)
+        np.testing.assert_array_equal(text[:end], row[:end])
+        assert (text[end:] == stop).all()
+    several = model.generate(list(prompts), 12, temperature=0, stop=[stop, 99 % 13])
+    assert several[0].size == 2 + int(np.flatnonzero(np.isin(free[0, 2:], [stop, 99 % 13]))[0]) + 1
+
+
+def test_stream_is_generate(model: GPT) -> None:
+    prompts, options = [np.array([1, 2]), np.array([3])], {"temperature": 1.0, "seed": 4}
+    texts = model.generate(prompts, 20, stop=[0, 1, 2], **options)
+    steps = list(model.stream(prompts, 20, stop=[0, 1, 2], **options))
+    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        np.testing.assert_array_equal(text[len(prompt) :], [step[row] for step in steps if step[row] >= 0])
+
+
+def test_repetition_penalty(model: GPT) -> None:
+    np.testing.assert_allclose(
+        penalised(np.array([[2.0, -2.0, 2.0]]), np.array([[True, True, False]]), 4.0), [[0.5, -8.0, 2.0]]
+    )
+    text = model.generate(np.array([1]), 12, temperature=0, repetition_penalty=1.7)
+    for end in range(1, 13):
+        seen = np.isin(np.arange(13), text[:end])
+        assert text[end] == penalised(model.infer(text[:end])[-1], seen, 1.7).argmax()
+    assert (text != model.generate(np.array([1]), 12, temperature=0)).any()
+
+
+def test_log_likelihood(model: GPT) -> None:
+    texts = [np.array([1, 2, 3, 4, 5]), np.array([7]), np.array([6, 7, 8])]
+    found = model.log_likelihood(texts)
+    for text, value in zip(texts, found, strict=True):
+        logits = model.infer(text)
+        p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(value, p[np.arange(len(text) - 1), text[1:]].sum(), rtol=1e-9, atol=1e-12)
+    assert model.log_likelihood(texts[0]) == pytest.approx(found[0])

@@ -44,6 +44,21 @@ def test_gradient(options: dict[str, Any]) -> None:
         parameter.reset()
 
 
+def test_gradient_with_padding() -> None:
+    rng = np.random.default_rng(1)
+    model = GPT(GPTConfig(**SMALL, dtype="float64"), rng=0)
+    ids, targets = _batch()
+    mask = np.arange(8) >= np.array([[0], [3], [6]])
+    targets[~mask] = -100
+    loss, backward = model.loss((ids, mask, targets))
+    backward()
+    gradients = [p.grad.copy() for p in model.parameters()]
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        along(lambda: model.infer_loss((ids, mask, targets)), parameter.value, gradient, rng)
+    ids[~mask] = 0  # what fills up does not matter
+    assert model.infer_loss((ids, mask, targets)) == pytest.approx(loss)
+
+
 def test_names_are_those_of_gpt2() -> None:
     names = set(GPT(GPTConfig(**SMALL)).state_dict())
     block = {

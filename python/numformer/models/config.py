@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from numformer.models import pretrained
 from numformer.nn import initial
 
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
@@ -101,30 +102,29 @@ class GPTConfig:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> GPTConfig:
         """Read the fields of a Hugging Face GPT-2 configuration; ValueError where they describe something else."""
-        if not isinstance(fields, dict) or fields.get("model_type") != "gpt2":
-            kind = fields.get("model_type") if isinstance(fields, dict) else type(fields).__name__
-            raise ValueError(f"the configuration must have model_type 'gpt2', got {kind!r}")
-        for name in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
-            if fields.get(name):
-                raise ValueError(f"the configuration sets {name}, which GPT does not have")
+        pretrained.check_type(fields, "gpt2", ("GPT2LMHeadModel", "GPT2Model"))
+        pretrained.check_plain(
+            fields,
+            {
+                "scale_attn_weights": (True,),
+                "scale_attn_by_inverse_layer_idx": (False,),
+                "add_cross_attention": (False,),
+            },
+        )
         activation = fields.get("activation_function", "gelu_new")
         if activation not in _NAMES:
             raise ValueError(f"activation_function must be one of {', '.join(_NAMES)}, got {activation!r}")
-        dtype = str(fields.get("torch_dtype") or fields.get("dtype") or "float32")
-        try:
-            return cls(
-                vocab_size=fields["vocab_size"],
-                context=fields["n_positions"],
-                layers=fields["n_layer"],
-                heads=fields["n_head"],
-                width=fields["n_embd"],
-                hidden=fields.get("n_inner"),
-                dropout=fields.get("resid_pdrop", 0.1),
-                bias=fields.get("bias", True),
-                tie_weights=fields.get("tie_word_embeddings", True),
-                activation=_NAMES[activation],
-                eps=fields.get("layer_norm_epsilon", 1e-5),
-                dtype="float64" if dtype == "float64" else "float32",
-            )
-        except KeyError as error:
-            raise ValueError(f"the configuration lacks {error.args[0]}") from None
+        return cls(
+            vocab_size=pretrained.field(fields, "vocab_size"),
+            context=pretrained.field(fields, "n_positions"),
+            layers=pretrained.field(fields, "n_layer"),
+            heads=pretrained.field(fields, "n_head"),
+            width=pretrained.field(fields, "n_embd"),
+            hidden=fields.get("n_inner"),
+            dropout=fields.get("resid_pdrop", 0.1),
+            bias=fields.get("bias", True),
+            tie_weights=fields.get("tie_word_embeddings", True),
+            activation=_NAMES[activation],
+            eps=fields.get("layer_norm_epsilon", 1e-5),
+            dtype=pretrained.parameter_dtype(fields),
+        )

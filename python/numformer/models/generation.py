@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +21,9 @@ class LanguageModel(Protocol):
 
     config: GPTConfig
 
-    def infer(self, ids: Array, *, cache: list[KVCache] | None = None, last: bool = False) -> Array:
+    def infer(
+        self, ids: Array, *, mask: Array | None = None, cache: list[KVCache] | None = None, last: bool = False
+    ) -> Array:
         """Return logits."""
         ...
 
@@ -28,45 +32,113 @@ class LanguageModel(Protocol):
         ...
 
 
-def generate(
-    model: LanguageModel,
-    ids: Array,
-    max_new_tokens: int,
-    *,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
-    use_cache: bool,
-    slide: int | None,
-) -> Array:
-    """Continue sequences; see ``GPT.generate``."""
-    context = model.config.context
-    slide = max(1, context // 4) if slide is None else slide
-    if max_new_tokens < 0:
-        raise ValueError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
-    if not 1 <= slide <= context:
-        raise ValueError(f"generate: slide must be between 1 and the context {context}, got {slide}")
-    check_sampling(temperature, top_k, top_p)
-    rng = np.random.Generator(np.random.Philox(None if seed is None else initial.seed("generate", seed)))
-    single = ids.ndim == 1
-    rows = ids[None] if single else ids
-    start, end = max(0, rows.shape[1] - context), rows.shape[1]
-    tokens = np.empty((rows.shape[0], end + max_new_tokens), np.int64)
-    tokens[:, :end] = rows
+@dataclass(frozen=True)
+class Options:
+    """How tokens are drawn; see ``GPT.generate``."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    stop: int | Iterable[int] = ()
+    use_cache: bool = True
+    slide: int | None = None
+
+    def stop_tokens(self, vocab_size: int) -> Array:
+        """Return the tokens that end a text."""
+        tokens = np.asarray([self.stop] if isinstance(self.stop, (int, np.integer)) else list(self.stop))
+        if tokens.size == 0:
+            return np.empty(0, np.int64)
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            raise TypeError(f"generate: stop must be a token or several, got {self.stop!r}")
+        if tokens.min() < 0 or tokens.max() >= vocab_size:
+            raise ValueError(f"generate: stop must be tokens in [0, {vocab_size}), got {self.stop!r}")
+        return tokens
+
+    def check(self, context: int) -> None:
+        """Raise ValueError for options that mean nothing."""
+        check_sampling(self.temperature, self.top_k, self.top_p)
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ValueError(f"generate: repetition_penalty must be above 0, got {self.repetition_penalty}")
+        if self.slide is not None and not 1 <= self.slide <= context:
+            raise ValueError(f"generate: slide must be between 1 and the context {context}, got {self.slide}")
+
+
+def stream(
+    model: LanguageModel, prompts: Array, mask: Array | None, max_new_tokens: int, options: Options
+) -> Iterator[Array]:
+    """Continue sequences, a token at a time; see ``GPT.stream``.
+
+    Parameters
+    ----------
+    prompts : array of integers
+        (rows, positions).
+    mask : boolean array, optional
+        (rows, positions): False where shorter prompts are filled up, on the left.
+    """
+    context, vocab_size = model.config.context, model.config.vocab_size
+    slide = max(1, context // 4) if options.slide is None else options.slide
+    stop = options.stop_tokens(vocab_size)
+    rng = np.random.Generator(
+        np.random.Philox(None if options.seed is None else initial.seed("generate", options.seed))
+    )
+    rows, end = prompts.shape
+    start = read = max(0, end - context)  # tokens before `read` are in the cache
+    tokens = np.empty((rows, end + max_new_tokens), np.int64)
+    tokens[:, :end] = prompts
+    real = np.ones(tokens.shape, bool)
+    seen = np.zeros((rows, vocab_size), bool)
+    if mask is not None:
+        real[:, :end] = mask
+    if options.repetition_penalty != 1.0:
+        for row, ids in enumerate(prompts):
+            seen[row, ids[real[row, :end]]] = True
+    live = np.arange(rows)  # which of the sequences go on
     cache = model.new_cache()
-    read = start  # tokens before this one are in the cache
     for position in range(end, end + max_new_tokens):
         if position - start > context:
             start += slide
             cache, read = model.new_cache(), start
-        if use_cache:
-            logits = model.infer(tokens[:, read:position], cache=cache, last=True)
-            read = position
-        else:
-            logits = model.infer(tokens[:, start:position], last=True)
-        tokens[:, position] = sample(logits[:, -1], rng, temperature, top_k, top_p)
-    return tokens[0] if single else tokens
+        window = real[:, start:position]
+        first = read if options.use_cache else start
+        logits = model.infer(
+            tokens[:, first:position],
+            mask=None if window.all() else window,
+            cache=cache if options.use_cache else None,
+            last=True,
+        )[:, -1]
+        read = position
+        if options.repetition_penalty != 1.0:
+            logits = penalised(logits, seen, options.repetition_penalty)
+        drawn = sample(logits, rng, options.temperature, options.top_k, options.top_p)
+        tokens[:, position] = drawn
+        seen[np.arange(len(live)), drawn] = True
+        result = np.full(rows, -1, np.int64)
+        result[live] = drawn
+        yield result
+        going = np.flatnonzero(~np.isin(drawn, stop))
+        if going.size == 0:
+            return
+        if going.size < live.size:
+            live, tokens, real, seen = live[going], tokens[going], real[going], seen[going]
+            for one in cache:
+                one.select(going)
+
+
+def generate(
+    model: LanguageModel, prompts: Array, mask: Array | None, max_new_tokens: int, options: Options
+) -> tuple[Array, Array]:
+    """Return the prompts with what follows, (rows, positions), and how many tokens each row got.
+
+    A row that has ended is filled up with the token that ended it.
+    """
+    steps = list(stream(model, prompts, mask, max_new_tokens, options))
+    drawn = np.stack(steps, axis=1) if steps else np.empty((len(prompts), 0), np.int64)
+    counts = (drawn >= 0).sum(axis=1)
+    for row, count in enumerate(counts):
+        drawn[row, count:] = drawn[row, count - 1]
+    return np.concatenate([prompts.astype(np.int64), drawn], axis=1), counts
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -77,6 +149,15 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
         raise ValueError(f"generate: top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p must be above 0 and at most 1, got {top_p}")
+
+
+def penalised(logits: Array, seen: Array, penalty: float) -> Array:
+    """Make tokens that a text has already less probable: positive logits are divided, negative ones multiplied.
+
+    N. S. Keskar et al., "CTRL: A Conditional Transformer Language Model for Controllable Generation", 2019, section
+    4.1; there negative logits are divided too, which makes them more probable.
+    """
+    return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def probabilities(logits: Array, temperature: float, top_k: int | None, top_p: float | None) -> Array:

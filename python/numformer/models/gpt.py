@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numformer import ops
 from numformer.models import pretrained
 from numformer.models.config import GPTConfig
-from numformer.models.generation import generate
+from numformer.models.generation import Options, generate, stream
 from numformer.nn import (
     Backward,
     Context,
@@ -22,7 +22,6 @@ from numformer.nn import (
     LayerNorm,
     LearnedPositions,
     Linear,
-    Module,
     PreNormBlock,
     initial,
 )
@@ -35,10 +34,11 @@ Array = NDArray[Any]
 __all__ = ["GPT", "GPTConfig"]
 
 
-class GPT(Module):
+class GPT(pretrained.PretrainedModel):
     """Predicts the next token (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019).
 
-    The state dict has the names of Hugging Face's ``GPT2LMHeadModel``.
+    The state dict has the names of Hugging Face's ``GPT2LMHeadModel``. Departures: weights of the attention are not
+    dropped, and initial values of all tables have the deviation of the maps.
 
     Parameters
     ----------
@@ -70,6 +70,8 @@ class GPT(Module):
         "norm.": "transformer.ln_f.",
         "head.": "lm_head.",
     }
+
+    config_type = GPTConfig
 
     def __init__(self, config: GPTConfig, *, rng: initial.Source | int | None = None) -> None:
         self.config = c = config
@@ -110,13 +112,14 @@ class GPT(Module):
         number_dropouts(self)
         self.parameters()  # sets their names
 
-    def loss(self, batch: tuple[ArrayLike, ArrayLike], *, ctx: Context | None = None) -> tuple[float, Backward]:
+    def loss(self, batch: tuple[ArrayLike, ...], *, ctx: Context | None = None) -> tuple[float, Backward]:
         """Return the mean cross-entropy of a batch and its backward.
 
         Parameters
         ----------
-        batch : (ids, targets)
-            Integers (batch, positions) each; targets of -100 do not count.
+        batch : (ids, targets) or (ids, mask, targets)
+            Integers (batch, positions) each; targets of -100 do not count. `mask`, of the same shape, is True where a
+            token is real: no other is attended to, and positions count the real ones.
         ctx : Context, optional
             Seed and step of dropout, compute dtype.
 
@@ -127,13 +130,14 @@ class GPT(Module):
         backward : callable
             ``backward(dloss=1.0)`` leaves the gradients in the parameters.
         """
-        ids, targets = self._batch(batch)
+        ids, mask, targets = self._batch(batch)
+        numbers, mask = _padding(mask, ids.shape[1])
         x, tokens = self.tokens(ids, ctx=ctx)
-        x, positions = self.positions(x)
+        x, positions = self.positions(x, ids=numbers)
         x, dropout = self.dropout(x, ctx=ctx)
         backwards = [tokens, positions, dropout]
         for block in self.blocks:
-            x, backward = block(x, ctx=ctx)
+            x, backward = block(x, mask=mask, ctx=ctx)
             backwards.append(backward)
         x, backward = self.norm(x)
         backwards.append(backward)
@@ -149,18 +153,20 @@ class GPT(Module):
         while backwards:
             gradient = backwards.pop()(gradient)
 
-    def infer_loss(self, batch: tuple[ArrayLike, ArrayLike], *, ctx: Context | None = None) -> float:
+    def infer_loss(self, batch: tuple[ArrayLike, ...], *, ctx: Context | None = None) -> float:
         """Return the mean cross-entropy of a batch; without dropout, and nothing is kept."""
-        ids, targets = self._batch(batch)
-        logits = self._infer(ids, (ctx or DEFAULT).dtype)
+        ids, mask, targets = self._batch(batch)
+        logits = self._infer(ids, mask, (ctx or DEFAULT).dtype)
         return float(self.cross_entropy.infer(logits, targets))
 
     def infer(
         self,
         ids: ArrayLike,
         *,
+        mask: ArrayLike | None = None,
         cache: list[KVCache] | None = None,
         last: bool = False,
+        hidden: list[Array] | None = None,
         dtype: np.dtype[Any] | None = None,
     ) -> Array:
         """Return the logits of the next token at every position.
@@ -169,10 +175,16 @@ class GPT(Module):
         ----------
         ids : integers
             (batch, positions), or (positions,) for one sequence.
+        mask : boolean array, optional
+            (batch, positions), those in the cache included: True where a token is real. No other is attended to, and
+            positions count the real ones.
         cache : list of KVCache, optional
             From :meth:`new_cache`: `ids` continue the sequences in it.
         last : bool
             Only the logits at the last position.
+        hidden : list, optional
+            What goes into the first block and comes out of each, the last after the norm, is appended to it: arrays
+            (batch, positions, width).
         dtype : dtype, optional
             To compute in; that of the parameters by default.
 
@@ -183,23 +195,38 @@ class GPT(Module):
         """
         tokens = self._ids(ids)
         single = tokens.ndim == 1
-        logits = self._infer(tokens[None] if single else tokens, dtype, cache, last)
+        rows = np.atleast_2d(tokens)
+        real = None if mask is None else self._mask(mask, rows, cache[0].length if cache else 0)
+        logits = self._infer(rows, real, dtype, cache, last, hidden)
         return logits[0] if single else logits
 
     def _infer(
-        self, ids: Array, dtype: np.dtype[Any] | None, cache: list[KVCache] | None = None, last: bool = False
+        self,
+        ids: Array,
+        mask: Array | None,
+        dtype: np.dtype[Any] | None,
+        cache: list[KVCache] | None = None,
+        last: bool = False,
+        hidden: list[Array] | None = None,
     ) -> Array:
         offset = cache[0].length if cache else 0
         if offset + ids.shape[1] > self.config.context:
             raise ValueError(
                 f"GPT: a sequence may have up to {self.config.context} positions, got one of {offset + ids.shape[1]}"
             )
-        x = self.positions.infer(self.tokens.infer(ids, dtype=dtype), offset=offset)
+        numbers, mask = _padding(mask, ids.shape[1])
+        x = self.positions.infer(self.tokens.infer(ids, dtype=dtype), offset=offset, ids=numbers)
+        states = [] if hidden is None else hidden
         for index, block in enumerate(self.blocks):
-            x = block.infer(x, cache=cache[index] if cache else None)
-        if last:
+            if hidden is not None:
+                states.append(x)
+            x = block.infer(x, mask=mask, cache=cache[index] if cache else None)
+        if last and hidden is None:
             x = np.ascontiguousarray(x[:, -1:])
-        return self.head.infer(self.norm.infer(x))
+        x = self.norm.infer(x)
+        if hidden is not None:
+            states.append(x)
+        return self.head.infer(np.ascontiguousarray(x[:, -1:]) if last else x)
 
     def new_cache(self) -> list[KVCache]:
         """Return an empty cache of keys and values for :meth:`infer`."""
@@ -207,22 +234,24 @@ class GPT(Module):
 
     def generate(
         self,
-        ids: ArrayLike,
+        ids: ArrayLike | Sequence[ArrayLike],
         max_new_tokens: int,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
         *,
+        repetition_penalty: float = 1.0,
+        stop: int | Iterable[int] = (),
         use_cache: bool = True,
         slide: int | None = None,
-    ) -> Array:
+    ) -> Any:
         """Continue sequences of tokens.
 
         Parameters
         ----------
         ids : integers
-            (batch, positions) or (positions,); at least one position.
+            (batch, positions) or (positions,), at least one position; or a list of sequences of different lengths.
         max_new_tokens : int
             How many tokens to add.
         temperature : float
@@ -233,6 +262,10 @@ class GPT(Module):
             Draw from the smallest set of tokens whose probability reaches p (Holtzman et al., 2020).
         seed : int, optional
             The same seed gives the same text.
+        repetition_penalty : float
+            Above 1 makes tokens that a sequence has already less probable (Keskar et al., 2019).
+        stop : int or several
+            Tokens that end a sequence.
         use_cache : bool
             Keep keys and values instead of reading the window again for every token.
         slide : int, optional
@@ -242,37 +275,121 @@ class GPT(Module):
 
         Returns
         -------
-        array of int64
-            `ids` with the new tokens behind them.
+        array of int64, or a list of them
+            `ids` with the new tokens behind them. In an array a sequence that ended before others is filled up with the
+            token that ended it; a list of sequences gives a list, in which each ends where it ended.
         """
-        return generate(
+        prompts, mask, lengths, single = self._prompts(ids)
+        tokens, counts = generate(
             self,
-            self._ids(ids),
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            use_cache=use_cache,
-            slide=slide,
+            prompts,
+            mask,
+            self._new(max_new_tokens),
+            self._options(temperature, top_k, top_p, seed, repetition_penalty, stop, use_cache, slide),
         )
+        if lengths is not None:
+            width = prompts.shape[1]
+            return [row[width - n : width + count] for row, n, count in zip(tokens, lengths, counts, strict=True)]
+        return tokens[0] if single else tokens
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and model.safetensors into a folder, in Hugging Face's format."""
-        pretrained.save(self.config.to_json(), self.state_dict(), Path(path))
+    def stream(
+        self,
+        ids: ArrayLike | Sequence[ArrayLike],
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        *,
+        repetition_penalty: float = 1.0,
+        stop: int | Iterable[int] = (),
+        use_cache: bool = True,
+        slide: int | None = None,
+    ) -> Iterator[Array]:
+        """Continue sequences and give each token when it is there; the parameters are those of :meth:`generate`.
 
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> GPT:
-        """Read a folder with the config.json and model.safetensors of a GPT-2."""
-        folder = Path(path)
-        fields, state = pretrained.load(folder)
-        try:
-            config = GPTConfig.from_json(fields)
-            model = cls(config, rng=initial.Zeros())
-            model.load_state_dict(pretrained.gpt2_names(state, tied=config.tie_weights))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{folder}: {error}") from error
-        return model
+        Yields
+        ------
+        array of int64
+            (batch,): the next token of each sequence, -1 for one that has ended.
+        """
+        prompts, mask, _, _ = self._prompts(ids)
+        options = self._options(temperature, top_k, top_p, seed, repetition_penalty, stop, use_cache, slide)
+        return stream(self, prompts, mask, self._new(max_new_tokens), options)
+
+    def log_likelihood(self, ids: ArrayLike | Sequence[ArrayLike]) -> Array:
+        """Return log p of sequences: the sum over their tokens but the first, which nothing predicts.
+
+        Parameters
+        ----------
+        ids
+            (batch, positions) or (positions,), or a list of sequences of different lengths; up to the context.
+
+        Returns
+        -------
+        array
+            (batch,), or a number for one sequence.
+        """
+        tokens, mask, _, single = self._prompts(ids)
+        targets = np.full(tokens.shape, -100, np.int64)
+        targets[:, :-1] = tokens[:, 1:]
+        if mask is not None:
+            targets[~mask] = -100
+        logits = self._infer(tokens, mask, None)
+        rows = -np.asarray(ops.cross_entropy(logits, targets, reduction="none")).astype(np.float64).sum(axis=1)
+        return rows[0] if single else rows
+
+    def adapt(self, state: dict[str, Array]) -> dict[str, Array]:
+        """Bring the names of the bare model to those of GPT2LMHeadModel, and leave out old files' causal masks."""
+        kept = {name: value for name, value in state.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+        kept = pretrained.prefixed(kept, "transformer.", ("lm_head.",))
+        if self.config.tie_weights:
+            return pretrained.untied(kept, {"lm_head.weight": "transformer.wte.weight"})
+        return kept
+
+    def _options(
+        self,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        seed: int | None,
+        repetition_penalty: float,
+        stop: int | Iterable[int],
+        use_cache: bool,
+        slide: int | None,
+    ) -> Options:
+        options = Options(temperature, top_k, top_p, seed, repetition_penalty, stop, use_cache, slide)
+        options.check(self.config.context)
+        return options
+
+    def _new(self, max_new_tokens: int) -> int:
+        if not isinstance(max_new_tokens, (int, np.integer)) or isinstance(max_new_tokens, bool):
+            raise TypeError(f"generate: max_new_tokens must be an integer, got {max_new_tokens!r}")
+        if max_new_tokens < 0:
+            raise ValueError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
+        return int(max_new_tokens)
+
+    def _prompts(self, ids: Any) -> tuple[Array, Array | None, list[int] | None, bool]:
+        """Return sequences as one array, filled up on the left, its mask, the lengths of a list, whether it is one."""
+        several = isinstance(ids, (list, tuple)) and len(ids) > 0 and all(np.ndim(one) == 1 for one in ids)
+        if not several:
+            array = self._ids(ids)
+            return np.atleast_2d(array), None, None, array.ndim == 1
+        rows = [self._ids(one) for one in ids]
+        lengths = [len(row) for row in rows]
+        width = max(lengths)
+        tokens, mask = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), bool)
+        for i, row in enumerate(rows):
+            tokens[i, width - len(row) :], mask[i, width - len(row) :] = row, True
+        return tokens, None if mask.all() else mask, lengths, False
+
+    def _mask(self, mask: ArrayLike, ids: Array, offset: int) -> Array:
+        array = np.atleast_2d(np.asarray(mask))
+        if array.dtype != np.bool_:
+            raise TypeError(f"GPT: mask must be boolean, got {array.dtype}")
+        if array.shape != (ids.shape[0], offset + ids.shape[1]):
+            raise ValueError(f"GPT: mask must have shape {(ids.shape[0], offset + ids.shape[1])}, got {array.shape}")
+        return array
 
     def _ids(self, ids: ArrayLike) -> Array:
         array = np.asarray(ids)
@@ -284,12 +401,20 @@ class GPT(Module):
             )
         return array
 
-    def _batch(self, batch: tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:
-        if len(batch) != 2:
-            raise ValueError(f"GPT: batch must be (ids, targets), got {len(batch)} arrays")
-        ids, targets = self._ids(batch[0]), np.asarray(batch[1])
+    def _batch(self, batch: tuple[ArrayLike, ...]) -> tuple[Array, Array | None, Array]:
+        if len(batch) not in (2, 3):
+            raise ValueError(f"GPT: batch must be (ids, targets) or (ids, mask, targets), got {len(batch)} arrays")
+        ids, targets = self._ids(batch[0]), np.asarray(batch[-1])
         if ids.ndim != 2 or ids.shape[1] > self.config.context:
             raise ValueError(f"GPT: ids must have shape (batch, up to {self.config.context}), got {ids.shape}")
         if targets.shape != ids.shape:
             raise ValueError(f"GPT: targets must have the shape of ids {ids.shape}, got {targets.shape}")
-        return ids, targets
+        return ids, self._mask(batch[1], ids, 0) if len(batch) == 3 else None, targets
+
+
+def _padding(mask: Array | None, count: int) -> tuple[Array | None, Array | None]:
+    """Return the numbers of the last `count` positions and which keys are attended to, (batch, 1, 1, keys)."""
+    if mask is None or mask.all():
+        return None, None
+    numbers = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    return np.ascontiguousarray(numbers[:, -count:]), mask[:, None, None, :]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numformer import ops
-from numformer.models import pretrained
 from numformer.models.generation import check_sampling
+from numformer.models.pretrained import PretrainedModel
 from numformer.models.transformer_config import TransformerConfig
 from numformer.models.translation import beam_search, check_search, sample_sentences
 from numformer.nn import (
@@ -22,7 +21,6 @@ from numformer.nn import (
     KVCache,
     LayerNorm,
     Linear,
-    Module,
     PostNormBlock,
     PostNormDecoderBlock,
     PreNormBlock,
@@ -39,7 +37,7 @@ Array = NDArray[Any]
 __all__ = ["Transformer", "TransformerConfig"]
 
 
-class Transformer(Module):
+class Transformer(PretrainedModel):
     """Writes a target sequence while it reads a source sequence (Vaswani et al., 2017): translation.
 
     Parameters
@@ -59,6 +57,8 @@ class Transformer(Module):
     >>> model.infer(np.array([[5, 6, 7, 2]]), np.array([[1, 9, 8]])).shape
     (1, 3, 20)
     """
+
+    config_type = TransformerConfig
 
     def __init__(self, config: TransformerConfig, *, rng: initial.Source | int | None = None) -> None:
         self.config = c = config
@@ -319,22 +319,6 @@ class Transformer(Module):
                 f"got {max_new_tokens}"
             )
         return np.full(source.shape[0], max_new_tokens, np.int64)
-
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and model.safetensors into a folder."""
-        pretrained.save(self.config.to_json(), self.state_dict(), Path(path))
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> Transformer:
-        """Read a folder that :meth:`save_pretrained` wrote; ValueError where any field or weight does not fit."""
-        folder = Path(path)
-        fields, state = pretrained.load(folder)
-        try:
-            model = cls(TransformerConfig.from_json(fields), rng=initial.Zeros())
-            model.load_state_dict(state)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{folder}: {error}") from error
-        return model
 
     def _mask(self, source: Array) -> Array | None:
         """Return which source positions are read, (batch, 1, 1, source positions); None where all are."""

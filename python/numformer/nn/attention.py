@@ -39,6 +39,8 @@ class MultiHeadAttention(Module):
         Whether the projections have one.
     dropout : float
         On the output.
+    transposed : bool
+        Weights are kept as (outputs, inputs), as in PyTorch's checkpoints; see :class:`Linear`.
     std, output_std : float, optional
         Of the initial weights.
     dtype : dtype
@@ -56,6 +58,7 @@ class MultiHeadAttention(Module):
         causal: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
+        transposed: bool = False,
         std: float | None = None,
         output_std: float | None = None,
         dtype: DTypeLike = np.float32,
@@ -70,8 +73,8 @@ class MultiHeadAttention(Module):
         self.heads, self.kv_heads, self.size = heads, kv_heads, width // heads
         self.causal = causal
         channels = (heads + 2 * kv_heads) * self.size
-        self.qkv = Linear(width, channels, bias=bias, std=std, dtype=dtype, rng=rng)
-        self.output = Linear(width, width, bias=bias, std=output_std, dtype=dtype, rng=rng)
+        self.qkv = Linear(width, channels, bias=bias, transposed=transposed, std=std, dtype=dtype, rng=rng)
+        self.output = Linear(width, width, bias=bias, transposed=transposed, std=output_std, dtype=dtype, rng=rng)
         self.dropout = Dropout(dropout)
 
     def _split(self, qkv: Array) -> tuple[Array, Array, Array]:

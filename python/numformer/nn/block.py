@@ -43,6 +43,8 @@ class Block(Module):
         On both residual branches.
     eps : float
         Of the norms.
+    transposed : bool
+        Weights are kept as (outputs, inputs), as in PyTorch's checkpoints; see :class:`Linear`.
     std, output_std : float, optional
         Of the initial weights; `output_std` is for the two maps that end in the residual.
     dtype : dtype
@@ -64,6 +66,7 @@ class Block(Module):
         bias: bool = True,
         dropout: float = 0.0,
         eps: float = 1e-5,
+        transposed: bool = False,
         std: float | None = None,
         output_std: float | None = None,
         dtype: DTypeLike = np.float32,
@@ -85,6 +88,7 @@ class Block(Module):
             causal=causal,
             bias=bias,
             dropout=dropout,
+            transposed=transposed,
             std=std,
             output_std=output_std,
             dtype=dtype,
@@ -97,6 +101,7 @@ class Block(Module):
             activation=activation,
             bias=bias,
             dropout=dropout,
+            transposed=transposed,
             std=std,
             output_std=output_std,
             dtype=dtype,

@@ -36,6 +36,8 @@ class CrossAttention(Module):
         Whether the projections have one.
     dropout : float
         On the output.
+    transposed : bool
+        Weights are kept as (outputs, inputs), as in PyTorch's checkpoints; see :class:`Linear`.
     std, output_std : float, optional
         Of the initial weights.
     dtype : dtype
@@ -52,6 +54,7 @@ class CrossAttention(Module):
         memory_width: int | None = None,
         bias: bool = True,
         dropout: float = 0.0,
+        transposed: bool = False,
         std: float | None = None,
         output_std: float | None = None,
         dtype: DTypeLike = np.float32,
@@ -62,9 +65,9 @@ class CrossAttention(Module):
         if width % heads:
             raise ValueError(f"CrossAttention: heads must divide width {width}, got {heads}")
         self.heads, self.size, self.memory_width = heads, width // heads, memory_width
-        self.query = Linear(width, width, bias=bias, std=std, dtype=dtype, rng=rng)
-        self.kv = Linear(memory_width, 2 * width, bias=bias, std=std, dtype=dtype, rng=rng)
-        self.output = Linear(width, width, bias=bias, std=output_std, dtype=dtype, rng=rng)
+        self.query = Linear(width, width, bias=bias, transposed=transposed, std=std, dtype=dtype, rng=rng)
+        self.kv = Linear(memory_width, 2 * width, bias=bias, transposed=transposed, std=std, dtype=dtype, rng=rng)
+        self.output = Linear(width, width, bias=bias, transposed=transposed, std=output_std, dtype=dtype, rng=rng)
         self.dropout = Dropout(dropout)
 
     def _by_head(self, x: Array, heads: int) -> Array:

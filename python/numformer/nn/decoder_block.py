@@ -37,6 +37,8 @@ class DecoderBlock(Module):
         On the three residual branches.
     eps : float
         Of the norms.
+    transposed : bool
+        Weights are kept as (outputs, inputs), as in PyTorch's checkpoints; see :class:`Linear`.
     std, output_std : float, optional
         Of the initial weights; `output_std` is for the three maps that end in the residual.
     dtype : dtype
@@ -55,6 +57,7 @@ class DecoderBlock(Module):
         bias: bool = True,
         dropout: float = 0.0,
         eps: float = 1e-5,
+        transposed: bool = False,
         std: float | None = None,
         output_std: float | None = None,
         dtype: DTypeLike = np.float32,
@@ -63,6 +66,7 @@ class DecoderBlock(Module):
         common: dict[str, Any] = {
             "bias": bias,
             "dropout": dropout,
+            "transposed": transposed,
             "std": std,
             "output_std": output_std,
             "dtype": dtype,

@@ -27,6 +27,8 @@ class Embedding(Module):
     scale : float
         Multiplies the rows: the square root of the width where the table is the output layer too (Vaswani et al., 2017,
         section 3.4).
+    padding : int, optional
+        The id of padding: its row gets no gradient from what is looked up.
     std : float
         Of its initial values.
     dtype : dtype
@@ -41,6 +43,7 @@ class Embedding(Module):
         width: int,
         *,
         scale: float = 1.0,
+        padding: int | None = None,
         std: float = 1.0,
         dtype: DTypeLike = np.float32,
         rng: initial.Source | None = None,
@@ -48,6 +51,7 @@ class Embedding(Module):
         initial.size("Embedding", count=count, width=width)
         self.count = count
         self.scale = float(scale)
+        self.padding = padding
         self.weight = Parameter(initial.normal(rng, (count, width), std, dtype))
 
     def __call__(self, ids: Array, *, ctx: Context | None = None) -> tuple[Array, Backward]:
@@ -62,6 +66,7 @@ class Embedding(Module):
             dy = dy.astype(weight.value.dtype)
         if self.scale != 1.0:
             dy = dy * self.scale
+        dy = without_padding(dy, ids, self.padding)
         ops.embedding_backward(dy, ids, self.count, out=weight.buffer(), accumulate=not weight.fresh)
         weight.done()
 
@@ -71,3 +76,10 @@ class Embedding(Module):
         if self.scale != 1.0:
             rows *= self.scale
         return rows if dtype is None or rows.dtype == dtype else rows.astype(dtype)
+
+
+def without_padding(dy: Array, ids: Array, padding: int | None) -> Array:
+    """Return dy with zeros in the rows where `ids` is that of padding."""
+    if padding is None or not (is_padding := ids == padding).any():
+        return dy
+    return np.where(is_padding[..., None], np.zeros((), dy.dtype), dy)

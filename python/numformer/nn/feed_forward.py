@@ -30,6 +30,8 @@ class FeedForward(Module):
         Whether the maps have one.
     dropout : float
         On the output.
+    transposed : bool
+        Weights are kept as (outputs, inputs), as in PyTorch's checkpoints; see :class:`Linear`.
     std, output_std : float, optional
         Of the initial weights.
     dtype : dtype
@@ -46,14 +48,17 @@ class FeedForward(Module):
         activation: str = "gelu",
         bias: bool = True,
         dropout: float = 0.0,
+        transposed: bool = False,
         std: float | None = None,
         output_std: float | None = None,
         dtype: DTypeLike = np.float32,
         rng: initial.Source | None = None,
     ) -> None:
         hidden = 4 * width if hidden is None else hidden
-        self.inner = Linear(width, hidden, bias=bias, activation=activation, std=std, dtype=dtype, rng=rng)
-        self.outer = Linear(hidden, width, bias=bias, std=output_std, dtype=dtype, rng=rng)
+        self.inner = Linear(
+            width, hidden, bias=bias, activation=activation, transposed=transposed, std=std, dtype=dtype, rng=rng
+        )
+        self.outer = Linear(hidden, width, bias=bias, transposed=transposed, std=output_std, dtype=dtype, rng=rng)
         self.dropout = Dropout(dropout)
 
     def __call__(

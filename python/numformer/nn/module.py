@@ -15,10 +15,12 @@ class Module:
     """Whatever has parameters: those in its attributes, in the order in which they were set.
 
     Attributes that are modules, or lists of modules, are searched too. The name of a parameter is its path, with dots;
-    `renames` maps parts of paths to the names that a published checkpoint uses.
+    `renames` maps parts of paths to the names that a published checkpoint uses. `splits` names the equal parts, along
+    the first axis, in which a checkpoint keeps one parameter: queries, keys and values.
     """
 
     renames: ClassVar[Mapping[str, str]] = {}
+    splits: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Walk over this module and all below it, with their paths."""
@@ -60,8 +62,26 @@ class Module:
             parameter.reset()
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Return the values by name. They are the arrays that are trained, not copies."""
-        return {name: parameter.value for name, parameter in self.named_parameters().items()}
+        """Return the values by name. They are the arrays that are trained, or views of them, not copies."""
+        found: dict[str, NDArray[Any]] = {}
+        for name, parameter in self.named_parameters().items():
+            found |= self._parts(name, parameter.value)
+        return found
+
+    def gradients(self) -> dict[str, NDArray[Any]]:
+        """Return the gradients by the names of :meth:`state_dict`, without those of parameters that got none."""
+        found: dict[str, NDArray[Any]] = {}
+        for name, parameter in self.named_parameters().items():
+            if parameter.grad is not None and not parameter.fresh:
+                found |= self._parts(name, parameter.grad)
+        return found
+
+    def _parts(self, name: str, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        for ours, theirs in self.splits.items():
+            if ours in name:
+                parts = np.split(array, len(theirs))
+                return {name.replace(ours, one): part for one, part in zip(theirs, parts, strict=True)}
+        return {name: array}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Copy values into the parameters.
@@ -76,16 +96,16 @@ class Module:
         ValueError
             Where names are missing or unexpected or shapes differ; every one is named, and nothing was changed.
         """
-        named = self.named_parameters()
+        named = self.state_dict()
         wrong = [f"missing {name}" for name in named if name not in state]
         wrong += [f"unexpected {name}" for name in state if name not in named]
         wrong += [
-            f"{name} must have shape {parameter.value.shape}, got {np.shape(state[name])}"
-            for name, parameter in named.items()
-            if name in state and np.shape(state[name]) != parameter.value.shape
+            f"{name} must have shape {value.shape}, got {np.shape(state[name])}"
+            for name, value in named.items()
+            if name in state and np.shape(state[name]) != value.shape
         ]
         if wrong:
             shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
             raise ValueError(f"load_state_dict: the entries do not fit {type(self).__name__}: {shown}")
-        for name, parameter in named.items():
-            parameter.value[...] = state[name]
+        for name, value in named.items():
+            value[...] = state[name]

@@ -11,6 +11,7 @@ from numformer import ops
 from numformer.nn import initial
 from numformer.nn.backward import Backward, take
 from numformer.nn.context import Context
+from numformer.nn.embedding import without_padding
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
 
@@ -33,6 +34,8 @@ class LearnedPositions(Module):
     ----------
     length, width : int
         Number of positions and size of a row.
+    padding : int, optional
+        The position of padding, where positions are given by number: its row gets no gradient.
     std : float
         Of the initial values.
     dtype : dtype
@@ -46,23 +49,35 @@ class LearnedPositions(Module):
         length: int,
         width: int,
         *,
+        padding: int | None = None,
         std: float = 0.02,
         dtype: DTypeLike = np.float32,
         rng: initial.Source | None = None,
     ) -> None:
         initial.size("LearnedPositions", length=length, width=width)
         self.length = length
+        self.padding = padding
         self.weight = Parameter(initial.normal(rng, (length, width), std, dtype))
 
-    def __call__(self, x: Array, *, offset: int = 0, ctx: Context | None = None) -> tuple[Array, Backward]:
-        """Return x with positions offset, offset + 1, ... added; ``backward(dy)`` gives dx, which is dy."""
-        y = self.infer(x, offset=offset)
+    def __call__(
+        self, x: Array, *, offset: int = 0, ids: Array | None = None, ctx: Context | None = None
+    ) -> tuple[Array, Backward]:
+        """Return x with positions offset, offset + 1, ... added; ``backward(dy)`` gives dx, which is dy.
+
+        `ids`, (batch, positions), number the positions one by one instead.
+        """
+        y = self.infer(x, offset=offset, ids=ids)
         self.weight.pending += 1
-        return y, Backward(self._backward, [offset])
+        return y, Backward(self._backward, [offset, ids])
 
     def _backward(self, saved: list[Any], dy: Array) -> Array:
-        (offset,) = take(saved)
+        offset, ids = take(saved)
         weight, length = self.weight, dy.shape[-2]
+        if ids is not None:
+            rows = without_padding(dy.astype(weight.value.dtype, copy=False), ids, self.padding)
+            ops.embedding_backward(rows, ids, self.length, out=weight.buffer(), accumulate=not weight.fresh)
+            weight.done()
+            return dy
         grad, fresh = weight.buffer(), weight.fresh
         if fresh:
             grad[:offset] = 0
@@ -74,8 +89,10 @@ class LearnedPositions(Module):
         weight.done()
         return dy
 
-    def infer(self, x: Array, *, offset: int = 0) -> Array:
+    def infer(self, x: Array, *, offset: int = 0, ids: Array | None = None) -> Array:
         """Return x with its positions added."""
+        if ids is not None:
+            return np.add(x, ops.embedding(self.weight.read(x.dtype), ids))
         end = _check("LearnedPositions", x, offset, self.length)
         return np.add(x, self.weight.read(x.dtype)[offset:end])
 
