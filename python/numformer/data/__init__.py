@@ -1,6 +1,7 @@
 """Text, pairs of sentences, vocabularies, and the batches that are drawn from them."""
 
 from numformer.data.buckets import Pairs, pad_sources
+from numformer.data.masking import MaskedText, mask_tokens, next_sentences
 from numformer.data.pairs import ParallelText, Report, read_lines, read_pairs, read_parallel, split_lines
 from numformer.data.text import builtin_text, read_files, split, to_text, to_tokens
 from numformer.data.vocabulary import BytePairVocabulary, ByteVocabulary, Vocabulary, has_tokenizers, load_vocabulary
@@ -9,6 +10,7 @@ from numformer.data.windows import Windows
 __all__ = [
     "BytePairVocabulary",
     "ByteVocabulary",
+    "MaskedText",
     "Pairs",
     "ParallelText",
     "Report",
@@ -17,6 +19,8 @@ __all__ = [
     "builtin_text",
     "has_tokenizers",
     "load_vocabulary",
+    "mask_tokens",
+    "next_sentences",
     "pad_sources",
     "read_files",
     "read_lines",

@@ -1,6 +1,33 @@
-"""Whole models."""
+"""Whole models, each loaded when it is asked for."""
 
-from numformer.models.gpt import GPT, GPTConfig
-from numformer.models.transformer import Transformer, TransformerConfig
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["GPT", "GPTConfig", "Transformer", "TransformerConfig"]
+if TYPE_CHECKING:
+    from numformer.models.bert import BERT as BERT
+    from numformer.models.bert_config import BERTConfig as BERTConfig
+    from numformer.models.bert_config import RoBERTaConfig as RoBERTaConfig
+    from numformer.models.config import GPTConfig as GPTConfig
+    from numformer.models.gpt import GPT as GPT
+    from numformer.models.roberta import RoBERTa as RoBERTa
+    from numformer.models.transformer import Transformer as Transformer
+    from numformer.models.transformer_config import TransformerConfig as TransformerConfig
+
+_PLACES = {
+    "BERT": "bert",
+    "BERTConfig": "bert_config",
+    "GPT": "gpt",
+    "GPTConfig": "config",
+    "RoBERTa": "roberta",
+    "RoBERTaConfig": "bert_config",
+    "Transformer": "transformer",
+    "TransformerConfig": "transformer_config",
+}
+
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"numformer.models.{_PLACES[name]}"), name)
+    raise AttributeError(f"module 'numformer.models' has no attribute {name!r}")

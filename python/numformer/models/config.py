@@ -13,6 +13,19 @@ from numformer.nn import initial
 
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
 _NAMES = {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu", **_ACTIVATIONS}
+ACTIVATIONS = tuple(_ACTIVATIONS.values())
+
+
+def activation_to_json(activation: str) -> str:
+    """Return what Hugging Face calls an activation."""
+    return next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == activation)
+
+
+def activation_from_json(field: str, activation: Any) -> str:
+    """Return what we call an activation; ValueError for one that there is not."""
+    if not isinstance(activation, str) or activation not in _NAMES:
+        raise ValueError(f"{field} must be one of {', '.join(_NAMES)}, got {activation!r}")
+    return _NAMES[activation]
 
 
 @dataclass(frozen=True)
@@ -65,17 +78,14 @@ class GPTConfig:
             raise ValueError(f"GPTConfig: heads must divide width {self.width}, got {self.heads}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"GPTConfig: dropout must be at least 0 and below 1, got {self.dropout}")
-        if self.activation not in _ACTIVATIONS.values():
-            raise ValueError(
-                f"GPTConfig: activation must be one of {', '.join(_ACTIVATIONS.values())}, got {self.activation!r}"
-            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"GPTConfig: activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if not (math.isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"GPTConfig: eps must be above 0, got {self.eps}")
         object.__setattr__(self, "dtype", initial.parameter_dtype(np.dtype(self.dtype)).name)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of a Hugging Face GPT-2 configuration."""
-        activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == self.activation)
         return {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
@@ -86,7 +96,7 @@ class GPTConfig:
             "n_layer": self.layers,
             "n_head": self.heads,
             "n_inner": self.hidden,
-            "activation_function": activation,
+            "activation_function": activation_to_json(self.activation),
             "resid_pdrop": self.dropout,
             "embd_pdrop": self.dropout,
             "attn_pdrop": 0.0,
@@ -111,9 +121,6 @@ class GPTConfig:
                 "add_cross_attention": (False,),
             },
         )
-        activation = fields.get("activation_function", "gelu_new")
-        if activation not in _NAMES:
-            raise ValueError(f"activation_function must be one of {', '.join(_NAMES)}, got {activation!r}")
         return cls(
             vocab_size=pretrained.field(fields, "vocab_size"),
             context=pretrained.field(fields, "n_positions"),
@@ -124,7 +131,7 @@ class GPTConfig:
             dropout=fields.get("resid_pdrop", 0.1),
             bias=fields.get("bias", True),
             tie_weights=fields.get("tie_word_embeddings", True),
-            activation=_NAMES[activation],
+            activation=activation_from_json("activation_function", fields.get("activation_function", "gelu_new")),
             eps=fields.get("layer_norm_epsilon", 1e-5),
             dtype=pretrained.parameter_dtype(fields),
         )

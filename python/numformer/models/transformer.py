@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numformer import ops
 from numformer.models.generation import check_sampling
+from numformer.models.parts import chain, select_rows
 from numformer.models.pretrained import PretrainedModel
 from numformer.models.transformer_config import TransformerConfig
 from numformer.models.translation import beam_search, check_search, sample_sentences
@@ -143,7 +144,7 @@ class Transformer(PretrainedModel):
             x, backward = self.decoder_norm(x)
             ends.append(backward)
         # The output layer, a quarter of all the work, is computed where a target counts only.
-        x, backward = _rows(x, np.flatnonzero(targets != -100))
+        x, backward = select_rows(x, np.flatnonzero(targets != -100))
         ends.append(backward)
         logits, backward = self.head(x)
         ends.append(backward)
@@ -169,7 +170,7 @@ class Transformer(PretrainedModel):
         x, embed = tokens(ids, ctx=ctx)
         x, shift = self.positions(x)
         x, drop = dropout(x, ctx=ctx)
-        return x, Backward(_chain, [embed, shift, drop])
+        return x, Backward(chain, [embed, shift, drop])
 
     def infer_loss(self, batch: tuple[ArrayLike, ArrayLike, ArrayLike], *, ctx: Context | None = None) -> float:
         """Return the mean cross-entropy of a batch, in nats a token; no dropout, no label smoothing, nothing kept."""
@@ -394,28 +395,3 @@ class TransformerDecoding:
         if sentences.size < self._memories[0].shape[0]:
             self._memories = [memory[sentences] for memory in self._memories]
             self._mask = None if self._mask is None else self._mask[sentences]
-
-
-def _chain(saved: list[Any], gradient: Any) -> Any:
-    """Run backward what ran forward one after the other."""
-    while saved:
-        gradient = saved.pop()(gradient)
-    return gradient
-
-
-def _rows(x: Array, rows: Array) -> tuple[Array, Backward]:
-    """Return these rows of x, (rows, width), and the backward that puts their gradients back among zeros."""
-    flat = x.reshape(-1, x.shape[-1])
-    if rows.size == flat.shape[0]:
-        return flat, Backward(_flat_backward, [x.shape])
-    return ops.embedding(flat, rows), Backward(_rows_backward, [rows, x.shape])
-
-
-def _flat_backward(saved: list[Any], dy: Array) -> Array:
-    (shape,) = take(saved)
-    return dy.reshape(shape)
-
-
-def _rows_backward(saved: list[Any], dy: Array) -> Array:
-    rows, shape = take(saved)
-    return ops.embedding_backward(dy, rows, shape[0] * shape[1]).reshape(shape)
