@@ -7,6 +7,8 @@ from pathlib import Path
 
 GPT, TRANSFORMER = "gpt2", "numformer_transformer"
 _ADVICE = {
+    "bert": "a BERT, which understands text: numformer embed {} or numformer fill {}",
+    "roberta": "a RoBERTa, which understands text: numformer embed {} or numformer fill {}",
     GPT: "a GPT, which continues text: numformer generate {}",
     TRANSFORMER: "a transformer, which translates: numformer translate {}",
 }
@@ -29,4 +31,4 @@ def require(folder: Path, kind: str) -> None:
     """Raise ValueError for the folder of another model, and say what it is for."""
     found = model_type(folder)
     if found != kind and found in _ADVICE:
-        raise ValueError(f"{folder} holds {_ADVICE[found].format(folder)}")
+        raise ValueError(f"{folder} holds {_ADVICE[found].format(folder, folder)}")

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from numformer.models.auto import from_pretrained as from_pretrained
     from numformer.models.bert import BERT as BERT
     from numformer.models.bert_config import BERTConfig as BERTConfig
     from numformer.models.bert_config import RoBERTaConfig as RoBERTaConfig
@@ -22,6 +23,7 @@ _PLACES = {
     "RoBERTaConfig": "bert_config",
     "Transformer": "transformer",
     "TransformerConfig": "transformer_config",
+    "from_pretrained": "auto",
 }
 
 __all__ = list(_PLACES)
