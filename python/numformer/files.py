@@ -1,8 +1,12 @@
-"""Files that are whole or absent: written beside, flushed to the disk, then renamed."""
+"""Files that are whole or absent: written beside, flushed to the disk, then renamed; tensors have a checksum."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,21 +16,76 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+CHECKSUM = "crc32"
+_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 
-def replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file beside `path`, then put it in its place; on an error nothing of it stays."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+class DamagedError(ValueError):
+    """A file that is cut short, altered, or of another format."""
+
+
+def replace(path: Path, write: Callable[[Path], None], ready: Callable[[Path], None] | None = None) -> None:
+    """Let `write` make a file beside `path`, then put it in its place; on an error nothing of it stays.
+
+    Parameters
+    ----------
+    path : path
+        Of the file.
+    write : callable
+        Writes the file whose path it is given.
+    ready : callable, optional
+        Called with that path when all of the file is on the disk and before it gets its name.
+    """
+    beside = _beside(path)
     try:
-        beside.touch()
-        mode = beside.stat().st_mode & 0o777  # what this process gives to new files; safetensors would make it private
         write(beside)
-        beside.chmod(mode)
         _flush(beside)
+        if ready is not None:
+            ready(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
     if os.name == "posix":
         _flush(path.parent)  # the new name itself
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, in the place of what had it; a copy where the file system has no links."""
+    beside = _beside(target)
+    try:
+        beside.unlink(missing_ok=True)
+        try:
+            os.link(source, beside)
+        except OSError:
+            shutil.copyfile(source, beside)
+            _flush(beside)
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)  # os.replace leaves it where both names are of one file already
+
+
+def sweep(path: Path) -> None:
+    """Remove what processes that were killed left beside `path`."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _flush(path: Path) -> None:
@@ -46,22 +105,102 @@ def write_text(path: Path, text: str) -> None:
     replace(path, write)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Array], metadata: dict[str, str]) -> None:
-    """Write a safetensors file."""
-    from safetensors.numpy import save_file
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Array],
+    metadata: Mapping[str, str],
+    ready: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a safetensors file, with a checksum of all that is in it among its metadata.
 
-    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    replace(path, lambda beside: save_file(contiguous, beside, metadata))
+    The arrays are written from where they are, without a copy.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be written; the message has the path, and what was there before is untouched.
+    """
+    arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    for name, array in arrays.items():
+        if array.dtype.name not in _NAMES:
+            raise TypeError(f"{path}: {name} must have a dtype of safetensors, got {array.dtype}")
+    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))  # so that all are aligned
+    header: dict[str, Any] = {"__metadata__": {**metadata, CHECKSUM: checksum(arrays, metadata)}}
+    offset = 0
+    for name in order:
+        array = arrays[name]
+        end = offset + array.nbytes
+        header[name] = {"dtype": _NAMES[array.dtype.name], "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(beside: Path) -> None:
+        with beside.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little"))
+            file.write(text)
+            for name in order:
+                file.write(_bytes(arrays[name]))
+
+    try:
+        replace(path, write, ready)
+    except OSError as error:
+        # A failing write names no file.
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
-    """Read a safetensors file and its metadata; ValueError names a file that is damaged or cut short."""
+def checksum(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> str:
+    """Return the CRC-32, in hexadecimal, of metadata, names, dtypes, shapes and the CRC-32 of each tensor's bytes."""
+    parts: list[Any] = [sorted((name, text) for name, text in metadata.items() if name != CHECKSUM)]
+    for name in sorted(tensors):
+        array = np.asarray(tensors[name], order="C")
+        parts.append([name, array.dtype.name, list(array.shape), zlib.crc32(_bytes(array))])
+    return f"{zlib.crc32(json.dumps(parts).encode()):08x}"
+
+
+def _bytes(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def read_tensors(path: Path, *, sealed: bool = False) -> tuple[dict[str, Array], dict[str, str]]:
+    """Read a safetensors file and its metadata.
+
+    Parameters
+    ----------
+    path : path
+        Of the file.
+    sealed : bool
+        Whether it must have a checksum; files of others have none.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is none.
+    DamagedError
+        A ValueError: the file is cut short, or its checksum, where it has one, is not that of what it holds.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in list(file.keys())}, dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            metadata = dict(file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or cut short, not a whole safetensors file ({error})") from error
+        raise DamagedError(f"{path}: damaged or cut short, not a whole safetensors file ({error})") from error
+    expected = metadata.pop(CHECKSUM, None)
+    if (sealed or expected is not None) and expected != (found := checksum(tensors, metadata)):
+        raise DamagedError(f"{path}: damaged, its checksum is {found} and should be {expected}")
+    return tensors, metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file, without its tensors; DamagedError where it is no whole file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise DamagedError(f"{path}: damaged or cut short, not a whole safetensors file ({error})") from error

@@ -100,7 +100,8 @@ def test_resume(tmp_path: Path, text: Path) -> None:
     assert "must have shape" in wrong.stderr
 
 
-def test_interrupt(tmp_path: Path, text: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt(tmp_path: Path, text: Path, number: signal.Signals, code: int) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "numformer", "train", str(text), "--out", str(out), "--steps", "1000000", *TINY],
@@ -113,11 +114,11 @@ def test_interrupt(tmp_path: Path, text: Path) -> None:
         for line in process.stdout:
             if line.startswith("step"):
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert "interrupted after step" in errors
     assert "Traceback" not in errors
     assert sorted(p.name for p in out.iterdir() if p.suffix != ".png") == [

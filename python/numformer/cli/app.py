@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -62,11 +63,11 @@ LengthPenalty = Annotated[float, typer.Option(help="Of the beam search: 0 prefer
 
 
 def _run(command: Callable[..., None], **options: Any) -> None:
-    """Run a command; a mistake of the user is one line and exit code 2, Ctrl-C is 130."""
+    """Run a command; a mistake of the user is one line and exit code 2, Ctrl-C is 130 and SIGTERM 143."""
     try:
         command(**options)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as error:
+        raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         typer.echo(f"numformer: {_line(error)}", err=True)
         raise typer.Exit(2) from None

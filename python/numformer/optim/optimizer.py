@@ -42,6 +42,22 @@ def number(owner: str, name: str, value: float, low: float = 0.0, high: float = 
     return float(value)
 
 
+def fitting(owner: str, own: Mapping[str, Array], state: Mapping[str, Array]) -> None:
+    """Check that a state has the names, shapes and dtypes of one's own; ValueError names those that it has not."""
+    wrong = [f"missing {name}" for name in own if name not in state]
+    wrong += [f"unexpected {name}" for name in state if name not in own]
+    for name, array in own.items():
+        if name in state:
+            given = np.asarray(state[name])
+            if given.shape != array.shape:
+                wrong.append(f"{name} must have shape {array.shape}, got {given.shape}")
+            elif given.dtype != array.dtype:
+                wrong.append(f"{name} must be {array.dtype}, got {given.dtype}")
+    if wrong:
+        shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+        raise ValueError(f"load_state_dict: the entries do not fit {owner}: {shown}")
+
+
 class Optimizer:
     """The base of optimizers.
 
@@ -168,18 +184,9 @@ class Optimizer:
         return state
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Copy a state; ValueError names what is missing, unexpected or of another shape, and nothing was changed."""
+        """Copy a state; ValueError names the entries that do not fit, and then nothing was changed."""
         own = self.state_dict()
-        wrong = [f"missing {name}" for name in own if name not in state]
-        wrong += [f"unexpected {name}" for name in state if name not in own]
-        wrong += [
-            f"{name} must have shape {array.shape}, got {np.shape(state[name])}"
-            for name, array in own.items()
-            if name in state and np.shape(state[name]) != array.shape
-        ]
-        if wrong:
-            shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-            raise ValueError(f"load_state_dict: the entries do not fit {type(self).__name__}: {shown}")
+        fitting(type(self).__name__, own, state)
         for name, array in own.items():
             array[...] = state[name]
         self.steps = int(own["steps"][0])

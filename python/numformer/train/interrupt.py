@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps instead of in the middle of one."""
+"""Ctrl-C, and the other signals that ask a process to end, between two steps instead of in the middle of one."""
 
 from __future__ import annotations
 
@@ -7,32 +7,55 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-class Interrupt:
-    """While entered, the first SIGINT only sets `asked`; the second raises KeyboardInterrupt at once.
+class Terminated(KeyboardInterrupt):
+    """A run ended because its process was asked to, by SIGTERM or a closed terminal.
 
-    Outside the main thread, where signals cannot be handled, it does nothing.
+    Parameters
+    ----------
+    number : int
+        Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Interrupt:
+    """While entered, the first SIGINT, SIGTERM or SIGHUP only sets `asked`; the second raises at once.
+
+    A SIGHUP that is ignored (nohup) stays so. Outside the main thread no signal can be handled, and it does nothing.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self._previous: Any = None
-        self._installed = False
+        self._number = signal.SIGINT
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        try:
-            self._previous = signal.signal(signal.SIGINT, self._handle)
-            self._installed = True
-        except ValueError:
-            self._installed = False
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is None or (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                continue
+            try:
+                self._previous[number] = signal.signal(number, self._handle)
+            except ValueError:
+                break
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous.clear()
+
+    def error(self) -> KeyboardInterrupt:
+        """Return what is to be raised when all is saved."""
+        return KeyboardInterrupt() if self._number == signal.SIGINT else Terminated(self._number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._number = signal.Signals(number)
         if self.asked:
-            raise KeyboardInterrupt
+            raise self.error()
         self.asked = True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from numformer import files
 
@@ -26,16 +27,22 @@ class Log:
 
     def __init__(self, path: Path | None, resume: int = 0, extra: tuple[str, ...] = ()) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._file = None
+        self._file: TextIO | None = None
         if path is None:
             return
         if resume and path.is_file():
             self.rows = [row for row in read(path) if row["step"] <= resume]
-        self._file = path.open("w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, COLUMNS + extra, extrasaction="ignore")
-        self._writer.writeheader()
-        self._writer.writerows(self.rows)
-        self._file.flush()
+        columns = COLUMNS + extra
+
+        def write(beside: Path) -> None:
+            with beside.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+        files.replace(path, write)  # so that a run that is killed here loses nothing
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, columns, extrasaction="ignore")
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a row."""
@@ -43,6 +50,11 @@ class Log:
         if self._file is not None:
             self._writer.writerow({k: "" if v is None else v for k, v in row.items()})
             self._file.flush()
+
+    def flush(self) -> None:
+        """Return when all rows are on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -52,15 +64,20 @@ class Log:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a log."""
-    with path.open(newline="", encoding="utf-8") as file:
-        try:
-            return [
-                {k: None if v == "" else int(v) if k in ("step", "tokens") else float(v) for k, v in row.items()}
-                for row in csv.DictReader(file)
-            ]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: not the log of a training run ({error})") from error
+    """Read the rows of a log; a last line that was cut is left out."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    reader = csv.DictReader(lines)
+    if list(reader.fieldnames or [])[: len(COLUMNS)] != list(COLUMNS):
+        raise ValueError(f"{path}: not the log of a training run (its first line is not {','.join(COLUMNS)})")
+    try:
+        return [
+            {k: None if v == "" else int(v) if k in ("step", "tokens") else float(v) for k, v in row.items()}
+            for row in reader
+        ]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not the log of a training run ({error})") from error
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from numformer import ops
+from numformer import files, ops
 from numformer.data.windows import IGNORE
 from numformer.nn import Context, initial
-from numformer.optim import Optimizer
-from numformer.train import log
-from numformer.train.checkpoint import load_checkpoint, save_checkpoint
+from numformer.optim import Average, Optimizer
+from numformer.train import checkpoint, log
 from numformer.train.interrupt import Interrupt
 from numformer.train.progress import Silent, choose
 from numformer.train.protocols import Data, Model
 
 Array = NDArray[Any]
 Batch = tuple[Array, ...]
+
+SKIPS = 10
+"""Steps that may be skipped one after the other; after more of them something is wrong with the weights."""
 
 
 class Trainer:
@@ -68,11 +72,24 @@ class Trainer:
     progress : bool or Silent
         Whether to show progress: a bar on a terminal, else lines.
     on_save : callable, optional
-        Called after each checkpoint.
+        Called before each checkpoint, to write the weights of now.
     on_best : callable, optional
-        Called after the checkpoint of an evaluation that is better than all before it, to keep these weights.
+        Called before the checkpoint of an evaluation that is better than all before it, to write these weights.
     best : str
         What is compared: "validation_loss", or the name of one of `metrics`.
+    keep : int
+        Checkpoints that stay in `out_dir`: the newest, and checkpoint-STEP.safetensors before it.
+    keep_best : bool
+        Whether the checkpoint of the best evaluation stays too, as checkpoint-best.safetensors.
+    patience : int, optional
+        Evaluations one after the other that are no better than the best, after which the run ends.
+    ema : float, optional
+        Decay of an exponential moving average of the weights (:class:`numformer.optim.Average`), which is what is
+        evaluated and what `on_save` and `on_best` find in the model; training goes on with the weights themselves.
+    nan : {"stop", "skip"}
+        What becomes of a step whose loss or gradient is not finite: the run ends, or the step changes nothing; the
+        run ends after 10 of these one after the other too. To skip costs a pass over the gradients where the
+        optimizer does not clip.
 
     Attributes
     ----------
@@ -80,6 +97,10 @@ class Trainer:
         A row for each step that was logged: step, loss, validation_loss, lr, grad_norm, tokens, seconds, metrics.
     best_value : float or None
         The best evaluation so far.
+    average : Average or None
+        Of the weights, with `ema`.
+    skipped : int
+        Steps that changed nothing, of this run and those it resumed.
     """
 
     def __init__(
@@ -105,8 +126,13 @@ class Trainer:
         on_save: Callable[[], None] | None = None,
         on_best: Callable[[], None] | None = None,
         best: str = "validation_loss",
+        keep: int = 2,
+        keep_best: bool = False,
+        patience: int | None = None,
+        ema: float | None = None,
+        nan: str = "stop",
     ) -> None:
-        initial.size("Trainer", log_every=log_every)
+        initial.size("Trainer", log_every=log_every, keep=keep)
         if steps is not None:
             initial.size("Trainer", steps=steps)
         elif max_seconds is None:
@@ -124,6 +150,12 @@ class Trainer:
             raise ValueError(f"Trainer: metrics must have names of their own, got {taken[0]!r}")
         if best != "validation_loss" and best not in self.metrics:
             raise ValueError(f"Trainer: best must be 'validation_loss' or one of metrics, got {best!r}")
+        if patience is not None:
+            initial.size("Trainer", patience=patience)
+            if best == "validation_loss" and validation is None:
+                raise ValueError("Trainer: patience needs validation, or a metric as best, got neither")
+        if nan not in ("stop", "skip"):
+            raise ValueError(f"Trainer: nan must be 'stop' or 'skip', got {nan!r}")
         self.model, self.optimizer, self.data, self.validation = model, optimizer, data, validation
         self.batch_size, self.steps = batch_size, steps
         self.micro_batch = micro_batch or batch_size or 32
@@ -136,6 +168,13 @@ class Trainer:
         self.progress = choose(progress)
         self.on_save, self.on_best, self.best = on_save, on_best, best
         self.best_value: float | None = None
+        self.keep, self.keep_best, self.patience, self.nan = keep, keep_best, patience, nan
+        self.average = None if ema is None else Average(optimizer.parameters, decay=ema)
+        self.skipped = 0
+        self._skips = 0  # one after the other
+        self._waited = 0  # evaluations since the best
+        self._continued = False  # whether the checkpoints in out_dir are of this run
+        self._done: dict[str, Any] = {"tokens": 0, "seconds": 0.0}
         self.max_seconds = max_seconds
         self.step = 0
         self.history: list[dict[str, Any]] = []
@@ -144,19 +183,49 @@ class Trainer:
     @property
     def checkpoint(self) -> Path | None:
         """Path of the checkpoint."""
-        return None if self.out_dir is None else self.out_dir / "checkpoint.safetensors"
+        return None if self.out_dir is None else self.out_dir / checkpoint.NAME
 
     def resume(self) -> int:
-        """Continue from the checkpoint in `out_dir` and return the number of steps done."""
+        """Continue from the checkpoint in `out_dir` and return the number of steps done.
+
+        What follows is what would have followed without a stop, to the bit: weights, state of the optimizer, log
+        (but for the seconds), best value. Where the newest checkpoint is damaged, a warning says so and the one before
+        it is taken.
+
+        Raises
+        ------
+        FileNotFoundError
+            Where there is none.
+        ValueError
+            Where none is whole, or it is of another model, optimizer or seed.
+        """
         if self.checkpoint is None:
             raise ValueError("Trainer: resume needs out_dir, got None")
-        progress = load_checkpoint(self.checkpoint, self.model, self.optimizer)
+        found = checkpoint.kept(self.checkpoint) if self.checkpoint.parent.is_dir() else []
+        for path in found or [self.checkpoint]:
+            try:
+                progress = checkpoint.load_checkpoint(path, self.model, self.optimizer, average=self.average)
+                break
+            except files.DamagedError as error:
+                if path == found[-1]:
+                    raise
+                warnings.warn(f"{error}; the checkpoint before it is taken", stacklevel=2)
+        if progress.get("seed", self.seed) != self.seed:
+            raise ValueError(f"Trainer: seed must be {progress['seed']}, that of {path}, got {self.seed}")
         self.step = int(progress["step"])
+        self._done = {name: progress.get(name, value) for name, value in self._done.items()}
+        self.skipped, self._skips = progress.get("skipped", (0, 0))
         if progress.get("best", {}).get("of") == self.best:
             self.best_value = float(progress["best"]["value"])
+            self._waited = int(progress["best"].get("waited", 0))
         if self.steps is not None and self.step >= self.steps:
-            raise ValueError(f"Trainer: steps must be above the {self.step} of {self.checkpoint}, got {self.steps}")
+            raise ValueError(f"Trainer: steps must be above the {self.step} of {path}, got {self.steps}")
+        self._continued = True
         return self.step
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Have the average of the weights in the model while entered; nothing changes without one."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def run(self) -> list[dict[str, Any]]:
         """Train and return the history.
@@ -166,10 +235,14 @@ class Trainer:
         FloatingPointError
             Where the loss is no longer a finite number; the last checkpoint stays.
         KeyboardInterrupt
-            After Ctrl-C, once the step is over and the checkpoint written. A second Ctrl-C does not wait.
+            After Ctrl-C, once the step is over and the checkpoint written; `Terminated`, which is one, after SIGTERM or
+            SIGHUP. A second signal does not wait.
+        OSError
+            Where a file cannot be written; the last checkpoint stays.
         """
-        if self.out_dir is not None:
+        if self.out_dir is not None and self.checkpoint is not None:
             self.out_dir.mkdir(parents=True, exist_ok=True)
+            files.sweep(self.checkpoint)
         path = None if self.out_dir is None else self.out_dir / "log.csv"
         record = log.Log(path, resume=self.step, extra=tuple(self.metrics))
         self.history = record.rows
@@ -177,55 +250,61 @@ class Trainer:
         try:
             with Interrupt() as interrupt:
                 self._loop(record, interrupt)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error is the one to hear of
+                self._draw()
+            raise
+        else:
+            self._draw()
         finally:
             self.progress.end()
             record.close()
-            if self.out_dir is not None and self.history:
-                log.draw(self.history, self.out_dir / "loss.png")
         return self.history
 
+    def _draw(self) -> None:
+        if self.out_dir is not None and self.history:
+            log.draw(self.history, self.out_dir / "loss.png")
+
     def _loop(self, record: log.Log, interrupt: Interrupt) -> None:
-        start, first, tokens = time.monotonic(), self.step, 0
-        done = self.history[-1] if self.history else {"seconds": 0.0, "tokens": 0}
+        start, first, done = time.monotonic(), self.step, dict(self._done)
         over = False
         while not over:
-            lr = self.optimizer.lr if self.schedule is None else self.schedule(self.step)
-            result = self._gradient(interrupt)
+            lr = float(self.optimizer.lr if self.schedule is None else self.schedule(self.step))
+            result = self._update(lr, interrupt)
             if result is None:
                 break
-            loss, count = result
-            if not math.isfinite(loss):
-                raise FloatingPointError(self._broken(f"the loss is {loss}"))
-            try:
-                norm = self.optimizer.step(lr)
-            except FloatingPointError as error:
-                raise FloatingPointError(self._broken(str(error))) from error
+            loss, count, norm = result
             self.step += 1
-            tokens += count
+            self._done["tokens"] += count
             seconds = time.monotonic() - start
             over = self.step == self.steps or (self.max_seconds is not None and seconds >= self.max_seconds)
-            held, measured, evaluated = None, {}, False
+            held, measured, better, evaluated = None, {}, False, False
             if over or (self.eval_every and self.step % self.eval_every == 0):
-                held, evaluated = self.evaluate(), True
-                measured = {name: float(measure()) for name, measure in self.metrics.items()}
-                self._save(measured.get(self.best, held))
+                self._check_weights()
+                with self.averaged():
+                    held, evaluated = self.evaluate(), True
+                    measured = {name: float(measure()) for name, measure in self.metrics.items()}
+                better = self._judge(measured.get(self.best, held))
+                over = over or (self.patience is not None and self._waited >= self.patience)
             seconds = time.monotonic() - start
+            self._done["seconds"] = round(done["seconds"] + seconds, 3)
             row = {
                 "step": self.step,
                 "loss": loss,
                 "validation_loss": held,
                 "lr": lr,
                 "grad_norm": norm,
-                "tokens": done["tokens"] + tokens,
-                "seconds": round(done["seconds"] + seconds, 3),
+                **self._done,
                 **measured,
             }
             if evaluated or self.step % self.log_every == 0 or self.step == 1:
                 record.add(row)
+            if evaluated:
+                self._save(record, better)
             self.progress.step(
                 row
                 | {
-                    "tokens_per_second": tokens / max(seconds, 1e-9),
+                    "tokens_per_second": (self._done["tokens"] - done["tokens"]) / max(seconds, 1e-9),
                     "seconds_left": 0.0 if over else self._left(seconds, self.step - first),
                     "metrics": measured,
                 }
@@ -233,8 +312,37 @@ class Trainer:
             if interrupt.asked:
                 break
         if interrupt.asked and not over:
-            self._save()
-            raise KeyboardInterrupt
+            self._save(record)
+            raise interrupt.error()
+
+    def _update(self, lr: float, interrupt: Interrupt) -> tuple[float, int, float | None] | None:
+        """Make one step; return loss, number of targets and norm of the gradient, or None as :meth:`_gradient`."""
+        result = self._gradient(interrupt)
+        if result is None:
+            return None
+        loss, count = result
+        norm, parameters = None, self.optimizer.parameters
+        try:
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss}")
+            if self.nan == "skip" and self.optimizer.clip_norm is None:
+                size = float(ops.global_norm([p.buffer() for p in parameters if not p.fresh]))
+                if not math.isfinite(size):
+                    raise FloatingPointError(f"the norm of the gradients is {size}")
+            norm = self.optimizer.step(lr)
+        except FloatingPointError as error:
+            for parameter in parameters:
+                parameter.reset()
+            self.skipped += 1
+            self._skips += 1
+            if self.nan == "stop" or self._skips > SKIPS:
+                before = f", and {self._skips - 1} steps before it were skipped" if self._skips > 1 else ""
+                raise FloatingPointError(self._broken(f"{error}{before}")) from error
+        else:
+            self._skips = 0
+            if self.average is not None:
+                self.average.update()
+        return loss, count, norm
 
     def _left(self, seconds: float, steps: int) -> float:
         """How long the rest takes, when so many steps took so long."""
@@ -303,24 +411,57 @@ class Trainer:
             count += targets
         return total / max(count, 1)
 
-    def _save(self, value: float | None = None) -> None:
-        """Write a checkpoint; `value` is that of its evaluation."""
+    def _judge(self, value: float | None) -> bool:
+        """Take note of an evaluation; return whether it is the best."""
+        sign = -1 if self.best == "validation_loss" else 1
+        if value is None:
+            return False
+        if self.best_value is None or sign * value > sign * self.best_value:
+            self.best_value, self._waited = value, 0
+            return True
+        self._waited += 1
+        return False
+
+    def _check_weights(self) -> None:
         if not math.isfinite(float(ops.global_norm([p.value for p in self.model.parameters()]))):
             raise FloatingPointError(self._broken("a weight is not a finite number"))
-        sign = -1 if self.best == "validation_loss" else 1
-        better = value is not None and (self.best_value is None or sign * value > sign * self.best_value)
-        if better:
-            self.best_value = value
-        if self.checkpoint is not None:
-            progress = {"step": self.step, "steps": self.steps, "seed": self.seed, "config": self.config}
-            if self.best_value is not None:
-                progress["best"] = {"of": self.best, "value": self.best_value}
-            save_checkpoint(self.checkpoint, self.model, self.optimizer, progress)
-            if self.on_save is not None:
+
+    def _save(self, record: log.Log, better: bool = False) -> None:
+        """Write a checkpoint; `better` says whether its evaluation is the best.
+
+        The log and the weights to use come first: a run that is killed between two files resumes before all of them
+        and writes them again.
+        """
+        self._check_weights()
+        record.flush()
+        with self.averaged():
+            # Before the first evaluation the newest weights are the best there are.
+            if self.on_best is not None and (better or self.best_value is None):
+                self.on_best()
+            if self.on_save is not None and self.checkpoint is not None:
                 self.on_save()
-        # Before the first evaluation the newest weights are the best there are.
-        if self.on_best is not None and (better or self.best_value is None):
-            self.on_best()
+        if self.checkpoint is None:
+            return
+        progress = {
+            "step": self.step,
+            "steps": self.steps,
+            "seed": self.seed,
+            "skipped": [self.skipped, self._skips],
+            "config": self.config,
+            **self._done,
+        }
+        if self.best_value is not None:
+            progress["best"] = {"of": self.best, "value": self.best_value, "waited": self._waited}
+        checkpoint.save_checkpoint(
+            self.checkpoint,
+            self.model,
+            self.optimizer,
+            progress,
+            average=self.average,
+            keep=self.keep if self._continued else 1,
+            best=better and self.keep_best,
+        )
+        self._continued = True
 
     def _broken(self, what: str) -> str:
         kept = (
