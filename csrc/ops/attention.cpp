@@ -1,10 +1,13 @@
 #include "ops/attention.hpp"
 
 #include "core/error.hpp"
+#include "ops/check.hpp"
 #include "runtime/profiler.hpp"
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <map>
 #include <new>
 
 namespace nf::ops {
@@ -65,6 +68,8 @@ Attention::Attention(const char *operation, const View &q, const View &k, const 
         batches_ *= q.shape[axis];
     }
     args_.batches = batches_;
+    args_.lse_row = args_.queries;
+    args_.plain = true;
     offsets_.reserve(16);
     args_.q = operand(q);
     args_.k = operand(k);
@@ -96,30 +101,91 @@ void Attention::set_pattern(Causal causal, const int64_t *left, const int64_t *r
             fail_value(operation_, std::string("window must have sides that are None or not negative, got ") + name +
                                        " = " + std::to_string(*side));
     const int64_t diagonal = causal == Causal::top_left ? 0 : args_.keys - args_.queries;
+    args_.diagonal = diagonal;
     args_.low = left ? diagonal - std::min(*left, kNoLimit) : -kNoLimit;
     args_.high = right ? diagonal + std::min(*right, kNoLimit) : kNoLimit;
     if (causal != Causal::no)
         args_.high = std::min(args_.high, diagonal);
 }
 
-void Attention::set_mask(const View &mask) {
+AttentionPairs Attention::pairs_of(const char *argument, const View &view) {
     Shape full = lse_shape();
     full.push_back(args_.keys);
-    const int axes = static_cast<int>(full.size()), missing = axes - mask.ndim();
+    const int axes = static_cast<int>(full.size()), missing = axes - view.ndim();
     Shape strides(full.size(), 0);
     bool fits = missing >= 0;
-    for (int axis = 0; fits && axis < mask.ndim(); ++axis) {
-        fits = mask.shape[axis] == 1 || mask.shape[axis] == full[axis + missing];
-        strides[axis + missing] = mask.shape[axis] == 1 ? 0 : mask.strides[axis];
+    for (int axis = 0; fits && axis < view.ndim(); ++axis) {
+        fits = view.shape[axis] == 1 || view.shape[axis] == full[axis + missing];
+        strides[axis + missing] = view.shape[axis] == 1 ? 0 : view.strides[axis];
     }
     if (!fits)
-        fail_value(operation_, "mask must broadcast to " + to_string(full) + ", got " + to_string(mask.shape));
+        fail_value(operation_,
+                   std::string(argument) + " must broadcast to " + to_string(full) + ", got " + to_string(view.shape));
     offsets_.push_back(leading_offsets(full, strides, leading_.size()));
-    args_.mask = reinterpret_cast<const uint8_t *>(mask.data);
-    args_.mask_batch = offsets_.back().data();
-    args_.mask_head = axes > 2 ? strides[axes - 3] : 0;
-    args_.mask_query = strides[axes - 2];
-    args_.mask_key = strides[axes - 1];
+    AttentionPairs pairs;
+    pairs.data = view.data;
+    pairs.batch = offsets_.back().data();
+    pairs.head = axes > 2 ? strides[axes - 3] : 0;
+    pairs.query = strides[axes - 2];
+    pairs.key = strides[axes - 1];
+    pairs.type = view.dtype;
+    return pairs;
+}
+
+void Attention::set_mask(const View &mask) { args_.mask = pairs_of("mask", mask); }
+
+void Attention::require_like_q(const char *argument, DType dtype) const {
+    const bool half = dtype_ == DType::f16 || dtype_ == DType::bf16;
+    if (dtype != dtype_ && !(half && dtype == DType::f32))
+        fail_type(operation_, std::string(argument) + " must have the dtype of q, " + name_of(dtype_) +
+                                  (half ? ", or float32" : "") + ", got " + name_of(dtype));
+}
+
+void Attention::set_bias(const View &bias) {
+    require_like_q("bias", bias.dtype);
+    args_.bias = pairs_of("bias", bias);
+    args_.plain = false;
+}
+
+void Attention::set_softcap(double softcap) {
+    if (!(std::isfinite(softcap) && softcap > 0))
+        fail_value(operation_, "softcap must be finite and greater than 0, got " + std::to_string(softcap));
+    args_.softcap = softcap;
+    args_.plain = false;
+}
+
+void Attention::check_per_head(const char *argument, const View &view) const {
+    require_like_q(argument, view.dtype);
+    require_shape(operation_, argument, view, {args_.heads});
+}
+
+void Attention::set_slopes(const double *slopes) {
+    for (int64_t head = 0; head < args_.heads; ++head)
+        require_finite(operation_, "alibi_slopes", slopes[head]);
+    args_.slopes = slopes;
+    args_.plain = false;
+}
+
+void Attention::set_sinks(const double *sinks) { args_.sinks = sinks; }
+
+void Attention::set_dropout(double p, const AttentionSeed &seed) {
+    require_range(operation_, "dropout", p, 0, 1);
+    if (p == 0)
+        return;
+    for (const auto &[name, value] : {std::pair<const char *, int64_t>{"seed", seed.seed},
+                                      {"seed's layer", seed.layer},
+                                      {"seed's step", seed.step},
+                                      {"seed's sample", seed.sample},
+                                      {"seed's sample + samples", seed.sample + std::max<int64_t>(batches_, 1) - 1}})
+        if (value < 0 || value > 0xffffffff)
+            fail_value(operation_, std::string(name) + " must be in [0, 2**32), got " + std::to_string(value));
+    args_.dropout = {static_cast<uint32_t>(seed.seed),
+                     static_cast<uint32_t>(seed.layer),
+                     static_cast<uint32_t>(seed.step),
+                     static_cast<uint32_t>(seed.sample),
+                     static_cast<uint32_t>(std::ceil(p * 0x1p24)),
+                     p < 1 ? 1 / (1 - p) : 0};
+    args_.plain = false;
 }
 
 Shape Attention::out_shape() const {
@@ -147,27 +213,72 @@ void Attention::forward(const View &out, const View &lse) {
                           static_cast<double>(kItemSize[static_cast<int>(dtype_)] * args_.batches *
                                               (args_.heads * args_.queries + args_.kv_heads * args_.keys) *
                                               (args_.dim + args_.value_dim)));
-    if (!runtime::kernels().attention[static_cast<int>(dtype_)](args_))
+    if (!runtime::kernels().attention[static_cast<int>(dtype_)](&args_, 1))
         throw std::bad_alloc();
 }
 
-void Attention::backward(const View &dout, const View &out, const View &lse, const View &dq, const View &dk,
-                         const View &dv) {
+// A slice of the bias belongs to all (batch, head) that read it. dbias is contiguous, so slices lie one after another.
+void Attention::lay_out_bias_gradient(const View &dbias) {
+    const AttentionPairs to = pairs_of("bias", dbias);
+    const int axes = dbias.ndim();
+    args_.dbias.data = dbias.data;
+    args_.dbias.queries = axes > 1 ? dbias.shape[axes - 2] : 1;
+    args_.dbias.keys = axes > 0 ? dbias.shape[axes - 1] : 1;
+    std::map<int64_t, std::vector<int64_t>> members; // by where the slice begins
+    for (int64_t batch = 0; batch < batches_; ++batch)
+        for (int64_t head = 0; head < args_.heads; ++head)
+            members[to.batch[batch] + head * to.head].push_back(batch * args_.heads + head);
+    args_.dbias.slices = static_cast<int64_t>(members.size());
+    slice_first_.assign(1, 0);
+    slice_members_.clear();
+    for (const auto &[offset, list] : members) {
+        slice_members_.insert(slice_members_.end(), list.begin(), list.end());
+        slice_first_.push_back(static_cast<int64_t>(slice_members_.size()));
+    }
+    args_.dbias.first = slice_first_.data();
+    args_.dbias.members = slice_members_.data();
+}
+
+void Attention::backward(const View &dout, const View &out, const View &lse, const View *dlse, const View &dq,
+                         const View &dk, const View &dv, const AttentionGradients &more) {
     args_.out = operand(out);
     args_.dout = operand(dout);
     args_.dq = operand(dq);
     args_.dk = operand(dk);
     args_.dv = operand(dv);
     args_.lse = lse.data;
+    args_.dlse = dlse ? dlse->data : nullptr;
+    if (more.dsinks) {
+        dsinks_.assign(static_cast<size_t>(batches_ * args_.heads), 0.0);
+        args_.dsinks = dsinks_.data();
+    }
     const bool on = profiler::enabled.load(std::memory_order_relaxed);
-    profiler::Scope scope(operation_,
-                          {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
-                          on ? 2 * pairs() * static_cast<double>(3 * args_.dim + 2 * args_.value_dim) : 0,
-                          static_cast<double>(2 * kItemSize[static_cast<int>(dtype_)] * args_.batches *
-                                              (args_.heads * args_.queries + args_.kv_heads * args_.keys) *
-                                              (args_.dim + args_.value_dim)));
-    if (!runtime::kernels().attention_backward[static_cast<int>(dtype_)](args_))
-        throw std::bad_alloc();
+    {
+        profiler::Scope scope(operation_,
+                              {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
+                              on ? 2 * pairs() * static_cast<double>(3 * args_.dim + 2 * args_.value_dim) : 0,
+                              static_cast<double>(2 * kItemSize[static_cast<int>(dtype_)] * args_.batches *
+                                                  (args_.heads * args_.queries + args_.kv_heads * args_.keys) *
+                                                  (args_.dim + args_.value_dim)));
+        require_memory(runtime::kernels().attention_backward[static_cast<int>(dtype_)](&args_, 1));
+    }
+    if (more.dsinks)
+        for (int64_t head = 0; head < args_.heads; ++head) {
+            double sum = 0;
+            for (int64_t batch = 0; batch < batches_; ++batch)
+                sum += dsinks_[static_cast<size_t>(batch * args_.heads + head)];
+            more.dsinks[head] = sum;
+        }
+    args_.dsinks = nullptr;
+    if (more.dbias && more.dbias->size() > 0) {
+        std::memset(more.dbias->data, 0, static_cast<size_t>(more.dbias->size() * more.dbias->item_size()));
+        lay_out_bias_gradient(*more.dbias);
+        profiler::Scope scope("attention_bias_backward",
+                              {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
+                              on ? 2 * pairs() * static_cast<double>(args_.dim + args_.value_dim) : 0,
+                              static_cast<double>(more.dbias->size() * more.dbias->item_size()));
+        require_memory(runtime::kernels().attention_bias_backward[static_cast<int>(dtype_)](args_));
+    }
 }
 
 } // namespace nf::ops

@@ -17,7 +17,7 @@ CPP = {
     "core": set(),
 }
 # kernels see of the runtime how to share work and the table they fill.
-ONLY = {("kernels", "runtime"): {"runtime/kernels.hpp", "runtime/parallel.hpp"}}
+ONLY = {("kernels", "runtime"): {"runtime/attention_args.hpp", "runtime/kernels.hpp", "runtime/parallel.hpp"}}
 PYTHON = {
     "reference": set(),
     "ops": {"_core"},

@@ -5,33 +5,9 @@ import numpy as np
 import pytest
 import tolerance
 from arrays import DTYPES, heavy, layouts, name, normal, same
+from attention_judge import inputs, judge
 from numformer import reference
-from tolerance import check, rounded, working
-
-
-def judge(q, k, v, what, dout=None, **options):
-    """Compare output, lse and, with dout, the three gradients."""
-    dtype = q.dtype
-    out, lse = nf.attention(q, k, v, return_lse=True, **options)
-    want_out, want_lse = reference.attention(q, k, v, return_lse=True, **options)
-    bound_out, bound_lse = tolerance.attention(q, k, v, dtype, **options)
-    assert out.dtype == dtype and lse.dtype == working(dtype)
-    check(lse, want_lse, rounded(bound_lse, np.nan_to_num(want_lse), lse.dtype), f"lse, {what}")
-    check(out, want_out, rounded(bound_out, want_out, dtype), f"out, {what}")
-    if dout is None:
-        return
-    grads = nf.attention_backward(dout, q, k, v, out, lse, **options)
-    wants = reference.attention_backward(dout, q, k, v, out, lse, **options)
-    bounds = tolerance.attention_backward(dout, q, k, v, out, lse, dtype, **options)
-    for which, got, want, bound in zip(("dq", "dk", "dv"), grads, wants, bounds, strict=True):
-        assert got.dtype == dtype
-        check(got, want, rounded(bound, want, dtype), f"{which}, {what}")
-
-
-def inputs(rng, dtype, lead=(2,), heads=2, kv_heads=2, n=9, m=9, d=16, dv=None, make=normal):
-    dv = d if dv is None else dv
-    shapes = (*lead, heads, n, d), (*lead, kv_heads, m, d), (*lead, kv_heads, m, dv), (*lead, heads, n, dv)
-    return [make(rng, *shape, dtype=dtype) for shape in shapes]
+from tolerance import check, rounded
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -199,7 +175,7 @@ def test_writes_where_told(rng, dtype):
     assert same(there.swapaxes(1, 2), out)
     packed = np.full((2, 23, 8, 16), 7, dtype)
     views = packed[:, :, :4].swapaxes(1, 2), packed[:, :, 4:6].swapaxes(1, 2), packed[:, :, 6:].swapaxes(1, 2)
-    nf.attention_backward(dout, q, k, v, out, lse, grads=views)
+    nf.attention_backward(dout, q, k, v, out, lse, into=views)
     assert same(views, grads)
 
 

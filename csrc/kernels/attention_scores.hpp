@@ -1,0 +1,156 @@
+// What happens to scores between the product of queries and keys and the softmax: softcap, bias, ALiBi, masks; and to
+// probabilities after it: dropout. Forward and backward call the same functions on the same rows.
+//
+// Plain scores (masks only) are in units of log 2, a factor that lies in Q already, so that exp is 2^x. The others are
+// in natural units: a bias may be as large as the largest float, and must not overflow.
+#pragma once
+#include "kernels/attention.hpp"
+#include "kernels/random.hpp"
+
+namespace nf::NUMFORMER_LEVEL {
+
+// For one head. Pointers are null where there is nothing.
+template <class A, class T> struct Scoring {
+    const AttentionArgs *args;
+    bool plain;
+    const uint8_t *mask;
+    const void *bias;
+    A slope;
+    int64_t head;
+    uint32_t sample;
+    RoundKeys keys;
+
+    static Scoring of(const AttentionArgs &args, int64_t batch, int64_t head) {
+        Scoring s;
+        s.args = &args;
+        s.plain = args.plain;
+        s.mask = args.mask.data
+                     ? static_cast<const uint8_t *>(args.mask.data) + args.mask.batch[batch] + head * args.mask.head
+                     : nullptr;
+        s.bias = nullptr;
+        if (args.bias.data) {
+            const int64_t offset = args.bias.batch[batch] + head * args.bias.head;
+            s.bias = static_cast<const char *>(args.bias.data) + offset * kItemSize[int(args.bias.type)];
+        }
+        s.slope = args.slopes ? A(args.slopes[head]) : A(0);
+        s.head = head;
+        s.sample = uint32_t(args.dropout.sample + batch);
+        if (args.dropout.limit)
+            s.keys = round_keys(args.dropout.seed, args.dropout.layer);
+        return s;
+    }
+
+    // What q.k is multiplied by, and what turns a difference of scores into an exponent of 2.
+    A factor() const { return A(plain ? args->scale * kLog2e : args->scale); }
+    A unit() const { return A(plain ? 1 : kLog2e); }
+};
+
+// A bias is of T, or float beside a 16-bit T: f is called with a pointer to its row of this query, from key 0 on.
+template <class A, class T, class F> NF_INLINE void with_bias_row(const Scoring<A, T> &s, int64_t query, F f) {
+    const int64_t offset = query * s.args->bias.query;
+    if constexpr (sizeof(T) == 2)
+        if (s.args->bias.type == DType::f32)
+            return f(static_cast<const float *>(s.bias) + offset);
+    f(static_cast<const T *>(s.bias) + offset);
+}
+
+template <class A, class B> NF_INLINE Vec<A> load_strided(const B *x, int64_t stride, int n) {
+    if (stride == 1)
+        return load_some(x, n);
+    if (stride == 0)
+        return broadcast(A(load_one(x)));
+    alignas(kVectorBytes) A lane[kLanes<A>] = {};
+    for (int i = 0; i < n; ++i)
+        lane[i] = A(load_one(x + i * stride));
+    return load(lane);
+}
+
+template <class A, class T> NF_INLINE bool may_attend(const Scoring<A, T> &s, int64_t query, int64_t key) {
+    const AttentionArgs &args = *s.args;
+    const KeyRange range = keys_of(args, query);
+    if (key < range.first || key >= range.last || (s.mask && !s.mask[query * args.mask.query + key * args.mask.key]))
+        return false;
+    bool allowed = true;
+    if (s.bias)
+        with_bias_row(s, query,
+                      [&](auto *row) { allowed = A(load_one(row + key * args.bias.key)) != kMinusInfinity<A>; });
+    return allowed;
+}
+
+// Softcap, bias and ALiBi for scores of one query, keys [key0, key0 + width). The row has room for whole vectors.
+// `cap_slope`, if it is not null, gets the derivative of the softcap.
+template <class A, class T>
+static void change_scores(const Scoring<A, T> &s, int64_t query, int64_t key0, int64_t width, A *scores, A *cap_slope) {
+    const AttentionArgs &args = *s.args;
+    if (args.softcap != 0) {
+        const A cap = A(args.softcap), inverse = A(1 / args.softcap);
+        for (int64_t j = 0; j < width; j += kLanes<A>) {
+            const Vec<A> t = tanh(load(scores + j) * inverse);
+            store(scores + j, t * cap);
+            if (cap_slope)
+                store(cap_slope + j, A(1) - t * t);
+        }
+    }
+    if (s.bias)
+        with_bias_row(s, query, [&](auto *row) {
+            row += key0 * args.bias.key;
+            for_each_vector<A>(width, [&](int64_t j, int n) {
+                const Vec<A> bias = load_strided<A>(row + j * args.bias.key, args.bias.key, n);
+                // A score that is not finite must not bring a masked one back.
+                store(scores + j, bias == kMinusInfinity<A> ? bias : load(scores + j) + bias);
+            });
+        });
+    if (s.slope != 0) {
+        const Vec<A> lanes = __builtin_convertvector(iota<A>(), Vec<A>);
+        for (int64_t j = 0; j < width; j += kLanes<A>) {
+            const Vec<A> distance = absolute<A>(lanes + A(key0 + j - query - args.diagonal));
+            store(scores + j, fma(distance, broadcast(-s.slope), load(scores + j)));
+        }
+    }
+}
+
+// Minus infinity where the query may not look, and behind the last key up to full_width.
+template <class A, class T>
+NF_INLINE void mask_scores(const Scoring<A, T> &s, int64_t query, int64_t key0, int64_t width, int64_t full_width,
+                           A *scores) {
+    const AttentionArgs &args = *s.args;
+    const KeyRange range = keys_of(args, query);
+    const int64_t first = smaller(width, larger(0, range.first - key0)),
+                  last = larger(first, smaller(width, range.last - key0));
+    for (int64_t j = 0; j < first; ++j)
+        scores[j] = kMinusInfinity<A>;
+    for (int64_t j = last; j < full_width; ++j)
+        scores[j] = kMinusInfinity<A>;
+    if (!s.mask)
+        return;
+    const uint8_t *row = s.mask + query * args.mask.query + key0 * args.mask.key;
+    if (args.mask.key == 1)
+        for (int64_t j = first; j < last; ++j)
+            scores[j] = row[j] ? scores[j] : kMinusInfinity<A>;
+    else
+        for (int64_t j = first; j < last; ++j)
+            scores[j] = row[j * args.mask.key] ? scores[j] : kMinusInfinity<A>;
+}
+
+// True if each of the queries [query, query + rows) may attend to each of the keys, a bias apart.
+template <class A, class T>
+NF_INLINE bool all_kept(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t key0, int64_t width) {
+    return !s.mask && keys_of(*s.args, query + rows - 1).first <= key0 && keys_of(*s.args, query).last >= key0 + width;
+}
+
+// factors[j] = 1 / (1 - p) where the probability of (query, key0 + j) is kept, else 0. Pairs are counted as elements
+// of (heads, queries, keys). Writes whole vectors.
+template <class A, class T, int MAX_WIDTH>
+static void dropout_factors(const Scoring<A, T> &s, int64_t query, int64_t key0, int64_t width, A *factors) {
+    const AttentionArgs &args = *s.args;
+    alignas(kVectorBytes) uint32_t words[MAX_WIDTH + 2 * kWords + kLanes<A>];
+    const int64_t element = (s.head * args.queries + query) * args.keys + key0;
+    const int64_t block = element / 4, offset = element % 4, end = offset + round_up(width, kLanes<A>);
+    for (int64_t i = 0; i < end; i += kWords)
+        random_words(s.keys, block + i / 4, s.sample, args.dropout.step, words + i);
+    const Vec<A> factor = broadcast(A(args.dropout.factor));
+    for (int64_t j = 0; j < width; j += kLanes<A>)
+        store(factors + j, kept(A(0), words + offset + j, args.dropout.limit) ? factor : Vec<A>{});
+}
+
+} // namespace nf::NUMFORMER_LEVEL
