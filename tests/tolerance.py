@@ -296,7 +296,8 @@ class AttentionParts:
     def __init__(self, q: Array, k: Array, dtype: Any, options: dict[str, Any]) -> None:
         bias, cap, slopes = (options.get(name) for name in ("bias", "softcap", "alibi_slopes"))
         causal = options.get("causal", False)
-        self.sees = _sees(q, k, causal, options.get("window"), options.get("mask"), bias)
+        more = options.get("global_tokens"), options.get("global_rows", True)
+        self.sees = _sees(q, k, causal, options.get("window"), options.get("mask"), bias, *more)
         self.scale = abs(_scale(options.get("scale"), q))
         w = u(working(dtype))
         with np.errstate(invalid="ignore", over="ignore"):

@@ -2,28 +2,33 @@
 #include "ops/attention.hpp"
 
 #include <string>
+#include <utility>
 
 namespace nf::bindings {
 namespace {
 
 // The options that forward and backward share, as they come from Python.
 struct Options {
-    py::object causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed;
+    py::object causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed, global_tokens,
+        global_rows, query_starts, key_starts;
 
     explicit Options(const py::tuple &all)
         : causal(all[0]), window(all[1]), mask(all[2]), bias(all[3]), scale(all[4]), softcap(all[5]),
-          alibi_slopes(all[6]), sinks(all[7]), dropout(all[8]), seed(all[9]) {}
+          alibi_slopes(all[6]), sinks(all[7]), dropout(all[8]), seed(all[9]), global_tokens(all[10]),
+          global_rows(all[11]), query_starts(all[12]), key_starts(all[13]) {}
 };
 
 // q, k, v and the options. Views point into the arrays, so this lives as long as the call.
 struct Call {
+    bool packed; // (total, heads, dim), which the operation sees as (heads, total, dim)
     Input q, k, v;
     std::optional<Input> mask, bias, slopes, sinks;
     py::array slope_values, sink_values; // in float64
     ops::Attention attention;
 
     Call(const char *operation, py::handle q_object, py::handle k_object, py::handle v_object, const Options &options)
-        : q(input(operation, "q", q_object)), k(input(operation, "k", k_object)), v(input(operation, "v", v_object)),
+        : packed(!options.query_starts.is_none()), q(operand(operation, "q", q_object)),
+          k(operand(operation, "k", k_object)), v(operand(operation, "v", v_object)),
           attention((require_float(operation, "q", q.view), require_same_dtype(operation, "k", k.view, q.view.dtype),
                      require_same_dtype(operation, "v", v.view, q.view.dtype), operation),
                     q.view, k.view, v.view) {
@@ -54,9 +59,41 @@ struct Call {
                 fail_value(operation, "seed must be given with dropout > 0, got None");
             attention.set_dropout(dropout, seed_of(operation, options.seed));
         }
+        if (!options.global_tokens.is_none()) {
+            const Input tokens = input(operation, "global_tokens", options.global_tokens, Layout::any);
+            if (tokens.view.dtype != DType::boolean)
+                fail_type(operation,
+                          std::string("global_tokens must have dtype bool, got ") + name_of(tokens.view.dtype));
+            attention.set_global_tokens(tokens.view, boolean(operation, "global_rows", options.global_rows));
+        }
+        if (packed)
+            attention.set_sequences(input(operation, "cu_seqlens_q", options.query_starts, Layout::contiguous).view,
+                                    input(operation, "cu_seqlens_k", options.key_starts, Layout::contiguous).view);
+    }
+
+    // Of (heads, total, dim) the shape that the caller sees, and back.
+    Shape outside(Shape shape) const {
+        if (packed)
+            std::swap(shape[0], shape[1]);
+        return shape;
+    }
+    Input inside(Input array) const {
+        if (packed) {
+            std::swap(array.view.shape[0], array.view.shape[1]);
+            std::swap(array.view.strides[0], array.view.strides[1]);
+        }
+        return array;
     }
 
   private:
+    Input operand(const char *operation, const char *argument, py::handle object) const {
+        Input array = input(operation, argument, object);
+        if (packed && array.view.ndim() != 3)
+            fail_value(operation, std::string(argument) + " must have shape (total, heads, dim), got " +
+                                      to_string(array.view.shape));
+        return inside(std::move(array));
+    }
+
     std::optional<Input> per_head(const char *operation, const char *argument, py::handle object, py::array &values) {
         std::optional<Input> given = optional_input(operation, argument, object, Layout::any);
         if (given) {
@@ -139,9 +176,11 @@ void refuse_overlap(const char *operation, const char *argument, const Input &wr
 
 py::object attention(py::handle q, py::handle k, py::handle v, const py::tuple &options, bool return_lse,
                      py::handle out_object) {
-    constexpr const char *kName = "attention";
-    Call call(kName, q, k, v, Options(options));
-    const Input out = result(kName, "out", out_object, call.attention.out_shape(), call.q.view.dtype);
+    const Options given(options);
+    const char *kName = given.query_starts.is_none() ? "attention" : "attention_varlen";
+    Call call(kName, q, k, v, given);
+    const Input out =
+        call.inside(result(kName, "out", out_object, call.outside(call.attention.out_shape()), call.q.view.dtype));
     if (!out_object.is_none())
         refuse_overlap(kName, "out", out, {&call.q, &call.k, &call.v});
     const Input lse = allocate(call.attention.lse_shape(), call.attention.lse_dtype());
@@ -176,8 +215,9 @@ Wanted wanted_gradients(const char *operation, const py::object &names, const Ca
 py::object attention_backward(py::handle dout_object, py::handle q, py::handle k, py::handle v, py::handle out_object,
                               py::handle lse_object, const py::tuple &options, py::handle dlse_object,
                               const py::object &grads, py::handle to) {
-    constexpr const char *kName = "attention_backward";
-    Call call(kName, q, k, v, Options(options));
+    const Options all(options);
+    const char *kName = all.query_starts.is_none() ? "attention_backward" : "attention_varlen_backward";
+    Call call(kName, q, k, v, all);
     const DType dtype = call.q.view.dtype;
     auto like = [&](const char *argument, py::handle object, const Shape &shape, DType expected, Layout layout) {
         Input array = input(kName, argument, object, layout);
@@ -189,8 +229,9 @@ py::object attention_backward(py::handle dout_object, py::handle q, py::handle k
     };
     const Shape lse_shape = call.attention.lse_shape();
     const DType lse_dtype = call.attention.lse_dtype();
-    const Input dout = like("dout", dout_object, call.attention.out_shape(), dtype, Layout::last_axis);
-    const Input out = like("out", out_object, call.attention.out_shape(), dtype, Layout::last_axis);
+    const Shape out_shape = call.outside(call.attention.out_shape());
+    const Input dout = call.inside(like("dout", dout_object, out_shape, dtype, Layout::last_axis));
+    const Input out = call.inside(like("out", out_object, out_shape, dtype, Layout::last_axis));
     const Input lse = like("lse", lse_object, lse_shape, lse_dtype, Layout::contiguous);
     std::optional<Input> dlse;
     if (!dlse_object.is_none())
@@ -203,9 +244,9 @@ py::object attention_backward(py::handle dout_object, py::handle q, py::handle k
         for (int i = 0; i < 3; ++i)
             given[i] = py::reinterpret_borrow<py::tuple>(to)[i];
     }
-    const Input dq = result(kName, "into[0]", given[0], call.q.view.shape, dtype);
-    const Input dk = result(kName, "into[1]", given[1], call.k.view.shape, dtype);
-    const Input dv = result(kName, "into[2]", given[2], call.v.view.shape, dtype);
+    const Input dq = call.inside(result(kName, "into[0]", given[0], call.outside(call.q.view.shape), dtype));
+    const Input dk = call.inside(result(kName, "into[1]", given[1], call.outside(call.k.view.shape), dtype));
+    const Input dv = call.inside(result(kName, "into[2]", given[2], call.outside(call.v.view.shape), dtype));
     for (int i = 0; i < 3; ++i)
         if (!given[i].is_none())
             refuse_overlap(kName, "into",

@@ -110,6 +110,42 @@ template <class A> struct Workspace {
         : q(memory), p(q + kBlockQueries * args.dim), o(p + kTileRows * kRowStride) {}
 };
 
+// Steps 1 to 3 for a strip of queries [query, query + rows) and the keys [first, last) of one block. q: the packed
+// strip.
+template <class A, class T>
+NF_INLINE void attend_strip(const AttentionArgs &args, const Head<A, T> &head, const Scoring<A, T> &scoring,
+                            int64_t query, int64_t rows, int64_t first, int64_t last, const A *q,
+                            const Workspace<A> &work, A *o, int64_t o_row, A *maximum, A *sum) {
+    constexpr int64_t NR = kTileColumns<A>;
+    const int64_t width = last - first, full_width = round_up(width, kLanes<A>);
+    for (int64_t j = 0; j < width; j += NR)
+        tile_for<A, A, InPanels>(rows, width - j)(args.dim, q, head.keys + (first + j) * args.dim, NR, work.p + j,
+                                                  kRowStride, Store::write);
+    const bool kept = all_kept(scoring, query, rows, first, width);
+    for (int64_t i = 0; i < rows; ++i) {
+        A *row = work.p + i * kRowStride;
+        const int64_t row_query = query + i;
+        A factor;
+        if (scoring.plain) {
+            if (!kept || width != full_width)
+                mask_scores(scoring, row_query, first, width, full_width, row);
+            factor = softmax_row<A, false>(row, full_width, maximum[i], sum[i]);
+        } else {
+            factor = softmax_changed(scoring, row_query, first, width, row, maximum[i], sum[i]);
+        }
+        if (factor != 1) {
+            A *o_of_row = o + i * o_row;
+            for (int64_t d = 0; d < o_row; d += kLanes<A>)
+                store(o_of_row + d, load(o_of_row + d) * factor);
+        }
+    }
+    if (head.values_finite || (kept && !scoring.bias))
+        multiply_strip<A, InRows<kRowStride>>(width, rows, args.value_dim, work.p, head.values, first, o, o_row,
+                                              Store::add);
+    else
+        add_values_selecting<A, T>(scoring, head, work.p, query, rows, first, width, o, o_row);
+}
+
 // What a row's running maximum and sum begin with: a sink is one more score, without a value.
 template <class A> struct Start {
     A maximum, sum;
@@ -141,44 +177,17 @@ void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t bat
     }
     memset(work.o, 0, size_t(queries * o_row) * sizeof(A));
 
-    const KeyRange block = keys_of_any(args, query0, query0 + queries);
+    KeyRange block = keys_of_any(args, query0, query0 + queries);
+    if (scoring.global)
+        block = {0, smaller(args.keys, args.causal_high + query0 + queries)};
     for (int64_t block0 = block.first / kBlockKeys * kBlockKeys; block0 < block.last; block0 += kBlockKeys) {
+        const int64_t block_end = smaller(block0 + kBlockKeys, args.keys);
         for (int64_t i0 = 0; i0 < queries; i0 += kTileRows) {
-            const int64_t rows = smaller(kTileRows, queries - i0);
-            const KeyRange strip = keys_of_any(args, query0 + i0, query0 + i0 + rows);
-            const int64_t first = larger(block0, strip.first / NR * NR);
-            const int64_t last = smaller(smaller(block0 + kBlockKeys, args.keys), strip.last);
-            if (first >= last)
-                continue;
-            const int64_t width = last - first, full_width = round_up(width, kLanes<A>);
-            for (int64_t j = 0; j < width; j += NR)
-                tile_for<A, A, InPanels>(rows, width - j)(args.dim, work.q + i0 * args.dim,
-                                                          head.keys + (first + j) * args.dim, NR, work.p + j,
-                                                          kRowStride, Store::write);
-            const bool kept = all_kept(scoring, query0 + i0, rows, first, width);
-            for (int64_t i = 0; i < rows; ++i) {
-                A *row = work.p + i * kRowStride;
-                const int64_t query = query0 + i0 + i;
-                A factor;
-                if (scoring.plain) {
-                    if (!kept || width != full_width)
-                        mask_scores(scoring, query, first, width, full_width, row);
-                    factor = softmax_row<A, false>(row, full_width, maximum[i0 + i], sum[i0 + i]);
-                } else {
-                    factor = softmax_changed(scoring, query, first, width, row, maximum[i0 + i], sum[i0 + i]);
-                }
-                if (factor != 1) {
-                    A *o = work.o + (i0 + i) * o_row;
-                    for (int64_t d = 0; d < o_row; d += kLanes<A>)
-                        store(o + d, load(o + d) * factor);
-                }
-            }
-            if (head.values_finite || (kept && !scoring.bias))
-                multiply_strip<A, InRows<kRowStride>>(width, rows, args.value_dim, work.p, head.values, first,
-                                                      work.o + i0 * o_row, o_row, Store::add);
-            else
-                add_values_selecting<A, T>(scoring, head, work.p, query0 + i0, rows, first, width, work.o + i0 * o_row,
-                                           o_row);
+            const int64_t rows = smaller(kTileRows, queries - i0), query = query0 + i0;
+            KeyRange piece = next_keys(scoring, query, rows, block0, block_end);
+            for (; piece.first < piece.last; piece = next_keys(scoring, query, rows, piece.last, block_end))
+                attend_strip(args, head, scoring, query, rows, piece.first, piece.last, work.q + i0 * args.dim, work,
+                             work.o + i0 * o_row, o_row, maximum + i0, sum + i0);
         }
     }
 

@@ -35,14 +35,27 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
     const int64_t padded = round_up(key_count, NR);
     KeyRange kept_columns[kStripsOfBlock]; // of each strip, relative to key0; empty: first >= last
 
+    bool any = false;
+    for (int64_t s = 0; s * kTileRows < query_count; ++s) {
+        const int64_t i0 = s * kTileRows, rows = smaller(kTileRows, query_count - i0);
+        const KeyRange span = span_of_keys(queries.scoring, query0 + i0, rows, key0, key0 + key_count);
+        kept_columns[s] = {span.first - key0, span.last - key0};
+        any = any || span.first < span.last;
+    }
+    if (!any)
+        return;
+
     for (int64_t s = 0; s * kTileRows < query_count; ++s) {
         const int64_t i0 = s * kTileRows, rows = smaller(kTileRows, query_count - i0), query = query0 + i0;
-        const KeyRange range = keys_of_any(args, query, query + rows);
-        const int64_t first = larger(key0, range.first / NR * NR) - key0;
-        const int64_t last = smaller(key0 + key_count, range.last) - key0;
-        kept_columns[s] = {first, last};
-        if (first >= last)
+        const int64_t first = kept_columns[s].first, last = kept_columns[s].last;
+        if (first >= last) {
+            // With global tokens step 4 reads strips that lie between others, too.
+            if (queries.scoring.global && sums.dk) {
+                memset(p + i0 * kGradientStride, 0, size_t(rows * kGradientStride) * sizeof(A));
+                memset(ds + i0 * kGradientStride, 0, size_t(rows * kGradientStride) * sizeof(A));
+            }
             continue;
+        }
         const int64_t width = last - first, full_width = round_up(width, kLanes<A>);
         A *scores = p + i0 * kGradientStride + first, *gradient = ds + i0 * kGradientStride + first;
         differentiate_strip(args, keys, queries, query, rows, key0 + first, width, true, A(args.scale), scores,
@@ -70,7 +83,7 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
     const int64_t strips = ceil_div(query_count, kTileRows);
     for (int64_t j0 = 0; j0 < key_count; j0 += kTileRows) {
         const int64_t columns = smaller(kTileRows, key_count - j0);
-        // The strips of queries that see any of these keys lie next to each other.
+        // The strips of queries that see any of these keys lie next to each other, or others between them hold 0.
         int64_t s = 0, end = strips;
         while (s < end && (kept_columns[s].first >= j0 + columns || kept_columns[s].last <= j0))
             ++s;
@@ -131,7 +144,9 @@ void write_rows(const A *sums, int64_t sums_row, int64_t rows, int64_t columns, 
 }
 
 NF_INLINE KeyRange query_blocks(const AttentionArgs &args, int64_t key0) {
-    const KeyRange queries = queries_of_any(args, key0, smaller(key0 + kBackwardKeys, args.keys));
+    KeyRange queries = queries_of_any(args, key0, smaller(key0 + kBackwardKeys, args.keys));
+    if (args.global)
+        queries = {larger(0, key0 - args.causal_high), args.queries};
     return {queries.first / kBlockQueries * kBlockQueries, queries.last};
 }
 

@@ -15,13 +15,12 @@ namespace {
 template <class A, class T>
 void add_block(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries, int64_t query0,
                int64_t key0, bool one_query, bool one_key, A *p, A *ds, A *sums) {
-    constexpr int64_t NR = kTileColumns<A>;
     const int64_t key_end = smaller(key0 + kBackwardKeys, args.keys);
     const int64_t query_end = smaller(query0 + kBlockQueries, args.queries);
     for (int64_t query = query0; query < query_end; query += kTileRows) {
         const int64_t rows = smaller(kTileRows, query_end - query);
-        const KeyRange range = keys_of_any(args, query, query + rows);
-        const int64_t first = larger(key0, range.first / NR * NR), last = smaller(key_end, range.last);
+        const KeyRange span = span_of_keys(queries.scoring, query, rows, key0, key_end);
+        const int64_t first = span.first, last = span.last;
         if (first >= last)
             continue;
         if (keys.finite && queries.finite) {

@@ -15,6 +15,8 @@ template <class A, class T> struct Scoring {
     bool plain;
     const uint8_t *mask;
     const void *bias;
+    const uint8_t *global;
+    const int32_t *global_count;
     A slope;
     int64_t head;
     uint32_t sample;
@@ -32,6 +34,8 @@ template <class A, class T> struct Scoring {
             const int64_t offset = args.bias.batch[batch] + head * args.bias.head;
             s.bias = static_cast<const char *>(args.bias.data) + offset * kItemSize[int(args.bias.type)];
         }
+        s.global = args.global ? args.global + batch * args.queries : nullptr;
+        s.global_count = args.global ? args.global_count + batch * (args.queries + 1) : nullptr;
         s.slope = args.slopes ? A(args.slopes[head]) : A(0);
         s.head = head;
         s.sample = uint32_t(args.dropout.sample + batch);
@@ -43,7 +47,55 @@ template <class A, class T> struct Scoring {
     // What q.k is multiplied by, and what turns a difference of scores into an exponent of 2.
     A factor() const { return A(plain ? args->scale * kLog2e : args->scale); }
     A unit() const { return A(plain ? 1 : kLog2e); }
+
+    bool any_global(int64_t begin, int64_t end) const { return global_count[end] > global_count[begin]; }
 };
+
+// The keys of a query, globals among the others apart: [first, last).
+template <class A, class T> NF_INLINE KeyRange range_of(const Scoring<A, T> &s, int64_t query) {
+    const AttentionArgs &args = *s.args;
+    if (s.global && s.global[query])
+        return {0, args.global_rows ? smaller(args.keys, args.causal_high + query + 1) : 0};
+    return keys_of(args, query);
+}
+// May the query see a global key, wherever it is?
+template <class A, class T> NF_INLINE bool sees_global(const Scoring<A, T> &s, int64_t query, int64_t key) {
+    return s.global[key] && key <= s.args->causal_high + query && (s.args->global_rows || !s.global[query]);
+}
+
+// What a strip of queries has to visit of the keys [begin, end), in one piece or (global tokens) in several: the next
+// piece at or behind `begin`, which is a multiple of a panel or the end of the piece before. Empty: there is none.
+template <class A, class T>
+static KeyRange next_keys(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t begin, int64_t end) {
+    constexpr int64_t NR = kTileColumns<A>;
+    const AttentionArgs &args = *s.args;
+    const KeyRange range = keys_of_any(args, query, query + rows);
+    if (!s.global)
+        return {larger(begin, range.first / NR * NR), smaller(end, range.last)};
+    const int64_t limit = smaller(end, smaller(args.keys, args.causal_high + query + rows));
+    if (args.global_rows && s.any_global(query, query + rows))
+        return {begin, limit};
+    auto needed = [&](int64_t panel) {
+        const int64_t panel_end = smaller(panel + NR, args.keys);
+        return (panel < range.last && panel_end > range.first) || s.any_global(panel, panel_end);
+    };
+    int64_t first = begin;
+    while (first < limit && !needed(first))
+        first += NR;
+    int64_t last = first;
+    while (last < limit && needed(last))
+        last += NR;
+    return {first, smaller(last, limit)};
+}
+// All pieces and what lies between them.
+template <class A, class T>
+NF_INLINE KeyRange span_of_keys(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t begin, int64_t end) {
+    KeyRange span = next_keys(s, query, rows, begin, end);
+    if (s.global)
+        for (KeyRange next = span; next.first < next.last; next = next_keys(s, query, rows, next.last, end))
+            span.last = next.last;
+    return span;
+}
 
 // A bias is of T, or float beside a 16-bit T: f is called with a pointer to its row of this query, from key 0 on.
 template <class A, class T, class F> NF_INLINE void with_bias_row(const Scoring<A, T> &s, int64_t query, F f) {
@@ -67,8 +119,11 @@ template <class A, class B> NF_INLINE Vec<A> load_strided(const B *x, int64_t st
 
 template <class A, class T> NF_INLINE bool may_attend(const Scoring<A, T> &s, int64_t query, int64_t key) {
     const AttentionArgs &args = *s.args;
-    const KeyRange range = keys_of(args, query);
-    if (key < range.first || key >= range.last || (s.mask && !s.mask[query * args.mask.query + key * args.mask.key]))
+    const KeyRange range = range_of(s, query);
+    const bool inside = key >= range.first && key < range.last;
+    if (!inside && !(s.global && sees_global(s, query, key)))
+        return false;
+    if (s.mask && !s.mask[query * args.mask.query + key * args.mask.key])
         return false;
     bool allowed = true;
     if (s.bias)
@@ -114,13 +169,23 @@ template <class A, class T>
 NF_INLINE void mask_scores(const Scoring<A, T> &s, int64_t query, int64_t key0, int64_t width, int64_t full_width,
                            A *scores) {
     const AttentionArgs &args = *s.args;
-    const KeyRange range = keys_of(args, query);
-    const int64_t first = smaller(width, larger(0, range.first - key0)),
-                  last = larger(first, smaller(width, range.last - key0));
-    for (int64_t j = 0; j < first; ++j)
-        scores[j] = kMinusInfinity<A>;
-    for (int64_t j = last; j < full_width; ++j)
-        scores[j] = kMinusInfinity<A>;
+    const KeyRange range = range_of(s, query);
+    int64_t first = smaller(width, larger(0, range.first - key0)),
+            last = larger(first, smaller(width, range.last - key0));
+    if (s.global) {
+        for (int64_t j = 0; j < width; ++j)
+            if ((j < first || j >= last) && !sees_global(s, query, key0 + j))
+                scores[j] = kMinusInfinity<A>;
+        for (int64_t j = width; j < full_width; ++j)
+            scores[j] = kMinusInfinity<A>;
+        first = 0; // the mask below holds for all
+        last = width;
+    } else {
+        for (int64_t j = 0; j < first; ++j)
+            scores[j] = kMinusInfinity<A>;
+        for (int64_t j = last; j < full_width; ++j)
+            scores[j] = kMinusInfinity<A>;
+    }
     if (!s.mask)
         return;
     const uint8_t *row = s.mask + query * args.mask.query + key0 * args.mask.key;
@@ -135,7 +200,9 @@ NF_INLINE void mask_scores(const Scoring<A, T> &s, int64_t query, int64_t key0, 
 // True if each of the queries [query, query + rows) may attend to each of the keys, a bias apart.
 template <class A, class T>
 NF_INLINE bool all_kept(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t key0, int64_t width) {
-    return !s.mask && keys_of(*s.args, query + rows - 1).first <= key0 && keys_of(*s.args, query).last >= key0 + width;
+    if (s.mask || (s.global && !s.args->global_rows && s.any_global(query, query + rows)))
+        return false;
+    return keys_of(*s.args, query + rows - 1).first <= key0 && keys_of(*s.args, query).last >= key0 + width;
 }
 
 // factors[j] = 1 / (1 - p) where the probability of (query, key0 + j) is kept, else 0. Pairs are counted as elements

@@ -36,6 +36,11 @@ class Attention {
     void check_per_head(const char *argument, const View &view) const; // (H,)
     void set_slopes(const double *slopes);                             // one a head, as long as this lives
     void set_sinks(const double *sinks);
+    // (..., N) boolean, of self-attention; any strides.
+    void set_global_tokens(const View &tokens, bool rows);
+    // q, k and v are packed sequences, (H, total, D) each; sequence s has rows [starts[s], starts[s + 1]). Contiguous
+    // integers. The last option to be set.
+    void set_sequences(const View &query_starts, const View &key_starts);
     void set_dropout(double p, const AttentionSeed &seed);
 
     Shape out_shape() const;
@@ -53,7 +58,12 @@ class Attention {
     AttentionPairs pairs_of(const char *argument, const View &view);
     void require_like_q(const char *argument, DType dtype) const;
     void lay_out_bias_gradient(const View &dbias);
-    double pairs() const; // of queries and keys that may meet, masks apart
+    void apply_pattern(AttentionArgs &args) const;
+    std::vector<int64_t> starts(const char *argument, const View &view, const char *packed, int64_t total) const;
+    // One for each sequence, with pointers to its rows.
+    std::vector<AttentionArgs> sequences() const;
+    double pairs(const std::vector<AttentionArgs> &sequences) const; // of queries and keys that may meet, masks apart
+    double bytes() const;
 
     const char *operation_;
     DType dtype_;
@@ -63,6 +73,11 @@ class Attention {
     std::vector<std::vector<int64_t>> offsets_; // of the leading axes, one list an operand
     std::vector<double> dsinks_;                // one a (batch, head)
     std::vector<int64_t> slice_first_, slice_members_;
+    std::vector<uint8_t> global_;
+    std::vector<int32_t> global_count_;
+    Causal causal_ = Causal::no;
+    std::optional<int64_t> left_, right_;
+    std::optional<std::vector<int64_t>> query_starts_, key_starts_;
 };
 
 } // namespace nf::ops

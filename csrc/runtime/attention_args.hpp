@@ -48,6 +48,12 @@ struct AttentionArgs {
     int64_t lse_row;
     AttentionPairs mask; // boolean
     int64_t low, high;
+    // Self-attention with global tokens: they see, and are seen by, all keys up to causal_high + i. Without global_rows
+    // they see nothing. Null: there are none.
+    const uint8_t *global;       // (batches, queries)
+    const int32_t *global_count; // (batches, queries + 1): how many come before
+    bool global_rows;
+    int64_t causal_high;
     double scale;
     // score = softcap tanh(scale q.k / softcap) + bias - slope |j - i - diagonal|, each where there is one
     bool plain;     // none of these, and no dropout

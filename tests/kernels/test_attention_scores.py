@@ -190,7 +190,8 @@ def calls(draw):
     """Sizes, options and a seed for the arrays."""
     group, kv_heads = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2]))
     lead = draw(st.sampled_from([(), (2,), (1, 2)]))
-    n, m = draw(st.integers(0, 40)), draw(st.integers(0, 70))
+    n = draw(st.integers(0, 40))
+    m = draw(st.one_of(st.just(n), st.integers(0, 70)))
     return {
         "dtype": draw(FLOATS),
         "lead": lead,
@@ -206,6 +207,7 @@ def calls(draw):
         "dropout": draw(st.sampled_from([0.0, 0.3])),
         "scale": draw(st.sampled_from([None, 0.7])),
         "with": draw(st.sets(st.sampled_from(["mask", "bias", "alibi_slopes", "sinks", "dlse"]))),
+        "globals": draw(st.sampled_from([None, True, False])),
         "pairs": draw(st.lists(st.booleans(), min_size=3, max_size=3)),
         "seed": draw(st.integers(0, 2**32 - 1)),
     }
@@ -227,6 +229,8 @@ def test_combinations(call):
         options["bias"] = np.where(rng.random(pairs) < 0.1, -np.inf, rng.standard_normal(pairs)).astype(dtype)
     for which in {"alibi_slopes", "sinks"} & call["with"]:
         options[which] = normal(rng, heads, dtype=dtype)
+    if call["globals"] is not None and n == m:
+        options |= {"global_tokens": rng.random((*call["lead"], n)) < 0.2, "global_rows": call["globals"]}
     dlse = None
     if "dlse" in call["with"]:
         dlse = normal(rng, *call["lead"], heads, n, dtype=np.float64 if dtype == np.float64 else np.float32)

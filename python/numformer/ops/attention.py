@@ -22,6 +22,8 @@ def attention(
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
+    global_tokens: Array | None = None,
+    global_rows: bool = True,
     dropout: float = 0.0,
     seed: int | tuple[int, int, int, int] | None = None,
     return_lse: bool = False,
@@ -72,6 +74,18 @@ def attention(
     sinks : (H,) array, optional
         One more score a head in the softmax's denominator, with no value; dtype as `bias`. `lse` includes it: that of
         a query that sees no key is the sink. -inf is no sink.
+    global_tokens : (..., N) boolean array, optional
+        Self-attention only (N = M). These tokens attend to all and are attended by all, whatever the window; causal,
+        `mask` and `bias` still hold. For N = 5, ``window=(0, 0)`` and token 1::
+
+              x x . . .
+              x x x x x
+              . x x . .
+              . x . x .
+              . x . . x
+    global_rows : bool
+        False: the rows of global tokens see nothing (a model computes them with other projections, as Longformer
+        does), and others still see them as keys.
     dropout : float
         Probability, in [0, 1], with which each probability of a pair is set to 0; the others are divided by
         1 - dropout. `lse` is that of the scores before dropout.
@@ -101,10 +115,12 @@ def attention(
     are float32 (float64
     for float64). Algorithm: Dao, "FlashAttention-2: faster attention with better parallelism and work partitioning",
     2023. ALiBi: Press, Smith, Lewis, "Train Short, Test Long", 2022. Softcap: Gemma Team, "Gemma 2", 2024. Sinks:
-    Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2024, there with a key.
+    Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2024, there with a key. Global tokens:
+    Beltagy, Peters, Cohan, "Longformer", 2020.
     """
     options = (causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed)
-    return _core.attention(q, k, v, options, return_lse, out)
+    more = (global_tokens, global_rows, None, None)
+    return _core.attention(q, k, v, (*options, *more), return_lse, out)
 
 
 def attention_backward(
@@ -123,6 +139,8 @@ def attention_backward(
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
+    global_tokens: Array | None = None,
+    global_rows: bool = True,
     dropout: float = 0.0,
     seed: int | tuple[int, int, int, int] | None = None,
     dlse: Array | None = None,
@@ -139,7 +157,7 @@ def attention_backward(
         As given to `attention`.
     out, lse
         As returned by ``attention(..., return_lse=True)``.
-    causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed
+    causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, global_tokens, global_rows, dropout, seed
         As given to `attention`.
     dlse : (..., H, N) array, optional
         Gradient of `lse`, of its dtype, where that was used too.
@@ -167,4 +185,5 @@ def attention_backward(
     2023.
     """
     options = (causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed)
-    return _core.attention_backward(dout, q, k, v, out, lse, options, dlse, grads, into)
+    more = (global_tokens, global_rows, None, None)
+    return _core.attention_backward(dout, q, k, v, out, lse, (*options, *more), dlse, grads, into)

@@ -22,6 +22,8 @@ def attention(
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
+    global_tokens: Array | None = None,
+    global_rows: bool = True,
     dropout: float = 0.0,
     seed: int | tuple[int, int, int, int] | None = None,
     return_lse: bool = False,
@@ -39,6 +41,8 @@ def attention(
     j] is not -inf, if `bias` is given. A query that sees nothing gives zeros and lse -inf. What it does not see it does
     not read: a NaN there reaches nothing.
 
+    Global tokens see all and are seen by all, whatever the window; without `global_rows` they see nothing.
+
     A sink is one more score of each row of its head, with no value: it is in the denominator and in lse. Dropout sets
     probabilities to 0 after the softmax: those that `dropout` sets to 0 in an array (batch, H, N, M).
 
@@ -54,7 +58,7 @@ def attention(
     """
     q64 = f64(q)
     k64, v64 = _heads(f64(k), q64), _heads(f64(v), q64)
-    sees = _sees(q64, k64, causal, window, mask, bias)
+    sees = _sees(q64, k64, causal, window, mask, bias, global_tokens, global_rows)
     s, _ = _scores(q64, k64, sees, scale, bias, softcap, alibi_slopes, causal)
     lse = _log_sum_exp(s, sees, sinks)
     p = _probabilities(s, lse, sees) * _kept(s.shape, dropout, seed)
@@ -78,6 +82,8 @@ def attention_backward(
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
+    global_tokens: Array | None = None,
+    global_rows: bool = True,
     dropout: float = 0.0,
     seed: int | tuple[int, int, int, int] | None = None,
     dlse: Array | None = None,
@@ -99,7 +105,7 @@ def attention_backward(
     """
     do, q64, o64, lse64 = f64(dout), f64(q), f64(out), f64(lse)
     k64, v64 = _heads(f64(k), q64), _heads(f64(v), q64)
-    sees = _sees(q64, k64, causal, window, mask, bias)
+    sees = _sees(q64, k64, causal, window, mask, bias, global_tokens, global_rows)
     seen = sees.swapaxes(-1, -2)
     scale = _scale(scale, q64)
     s, cap_slope = _scores(q64, k64, sees, scale, bias, softcap, alibi_slopes, causal)
@@ -151,6 +157,8 @@ def _sees(
     window: tuple[int | None, int | None] | None,
     mask: Array | None,
     bias: Array | None = None,
+    global_tokens: Array | None = None,
+    global_rows: bool = True,
 ) -> Array:
     """True where query i sees key j; (..., H, N, M), expanded."""
     n, m = q.shape[-2], k.shape[-2]
@@ -159,13 +167,17 @@ def _sees(
     j = np.arange(m)[None, :]
     diagonal = _diagonal(n, m, causal)
     sees = np.ones((n, m), bool)
-    if causal:
-        sees &= j <= diagonal
     left, right = (None, None) if window is None else window
     if left is not None:
         sees &= j - diagonal >= -left
     if right is not None:
         sees &= j - diagonal <= right
+    if global_tokens is not None:
+        g = np.asarray(global_tokens)
+        g = g[..., None, :] if q.ndim > 2 else g  # the same for all heads
+        sees = (sees | g[..., None, :] | g[..., :, None]) & (True if global_rows else ~g[..., :, None])
+    if causal:
+        sees = sees & (j <= diagonal)
     if mask is not None:
         sees = sees & np.asarray(mask)
     if bias is not None:
