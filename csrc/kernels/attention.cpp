@@ -9,15 +9,10 @@
 // block, 512 x 64 floats = 128 KiB each, in L2 for all 8 strips. K is transposed once a head into panels of 32 keys; V
 // is read where it lies. Work behind the diagonal (or outside the window) is left out by the panel. What else may
 // happen to scores and probabilities is in attention_scores.hpp, between 1 and 2, and between 2 and 3.
-#include "kernels/attention_scores.hpp"
-
-#include <math.h>
+#include "kernels/attention_decode.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
 namespace {
-
-constexpr int kBlockKeys = 512;
-constexpr int kRowStride = kBlockKeys + 16; // rows 2 KiB apart would share cache sets
 
 // The keys and values of one head, as tiles want them.
 template <class A, class T> struct Head {
@@ -45,32 +40,6 @@ template <class A, class T> Head<A, T> pack_head(const AttentionArgs &args, int6
     return head;
 }
 
-// Step 2 for one row: scores become probabilities (relative to the running maximum). Returns the factor for what was
-// summed before. Scores are in units of log 2, or natural.
-template <class A, bool kNatural> NF_INLINE A softmax_row(A *scores, int64_t width, A &maximum, A &sum) {
-    constexpr int W = kLanes<A>;
-    constexpr A unit = A(kNatural ? kLog2e : 1);
-    Vec<A> highest = broadcast(maximum);
-    for (int64_t j = 0; j < width; j += W)
-        highest = max(load(scores + j), highest); // a NaN does not become the maximum, it reaches the sum below
-    const A next = reduce_max<A>(highest);
-    const A shift = next == kMinusInfinity<A> ? A(0) : next; // nothing seen yet: 2^-inf is 0, whatever is subtracted
-    Vec<A> total = {};
-    const Vec<A> shifts = broadcast(shift);
-    for (int64_t j = 0; j < width; j += W) {
-        const Vec<A> exponent = load(scores + j) - shifts;
-        const Vec<A> p = exp2_nonpositive<A>(kNatural ? exponent * unit : exponent);
-        total += p;
-        store(scores + j, p);
-    }
-    // Before the first score nothing was summed that would have to be scaled.
-    const bool unchanged = maximum == next || maximum == kMinusInfinity<A>;
-    const A factor = unchanged ? A(1) : exp2_nonpositive<A>(broadcast((maximum - shift) * unit))[0];
-    sum = sum * factor + reduce_add<A>(total);
-    maximum = next;
-    return factor;
-}
-
 // Step 3 where a partly masked strip meets a value that is not finite: 0 x NaN is NaN, so masked pairs are left out one
 // by one.
 template <class A, class T>
@@ -81,23 +50,6 @@ void add_values_selecting(const Scoring<A, T> &scoring, const Head<A, T> &head, 
             if (may_attend(scoring, query0 + i, key0 + j))
                 for (int64_t d = 0; d < scoring.args->value_dim; ++d)
                     o[i * o_row + d] += p[i * kRowStride + j] * A(load_one(head.v + (key0 + j) * head.v_row + d));
-}
-
-// Step 2 for scores that are not plain.
-template <class A, class T>
-A softmax_changed(const Scoring<A, T> &scoring, int64_t query, int64_t key0, int64_t width, A *row, A &maximum,
-                  A &sum) {
-    const int64_t full_width = round_up(width, kLanes<A>);
-    change_scores<A, T>(scoring, query, key0, width, row, nullptr);
-    mask_scores(scoring, query, key0, width, full_width, row);
-    const A factor = softmax_row<A, true>(row, full_width, maximum, sum);
-    if (scoring.args->dropout.limit) {
-        alignas(kVectorBytes) A keep[kBlockKeys];
-        dropout_factors<A, T, kBlockKeys>(scoring, query, key0, width, keep);
-        for (int64_t j = 0; j < full_width; j += kLanes<A>)
-            store(row + j, load(row + j) * load(keep + j));
-    }
-    return factor;
 }
 
 template <class A> struct Workspace {
@@ -146,19 +98,6 @@ NF_INLINE void attend_strip(const AttentionArgs &args, const Head<A, T> &head, c
         add_values_selecting<A, T>(scoring, head, work.p, query, rows, first, width, o, o_row);
 }
 
-// What a row's running maximum and sum begin with: a sink is one more score, without a value.
-template <class A> struct Start {
-    A maximum, sum;
-};
-template <class A, class T> Start<A> start_of(const Scoring<A, T> &scoring) {
-    const double sink = scoring.args->sinks ? scoring.args->sinks[scoring.head] : kMinusInfinity<double>;
-    if (sink == kMinusInfinity<double>)
-        return {kMinusInfinity<A>, A(0)};
-    if (sink - sink != 0) // NaN or inf
-        return {kMinusInfinity<A>, A(__builtin_nan(""))};
-    return {A(scoring.plain ? sink * kLog2e : sink), A(1)};
-}
-
 // Queries [query0, query0 + queries) of one head: at most kBlockQueries.
 template <class A, class T>
 void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t batch, int64_t head_index, int64_t query0,
@@ -193,14 +132,8 @@ void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t bat
 
     T *out = head_of<T>(args.out, batch, head_index) + query0 * args.out.row;
     A *lse = static_cast<A *>(args.lse) + (batch * args.heads + head_index) * args.lse_row + query0;
-    for (int64_t i = 0; i < queries; ++i) {
-        const A inverse = sum[i] == 0 ? A(0) : A(1) / sum[i]; // nothing to attend to: zeros
-        for_each_vector<A>(args.value_dim, [&](int64_t d, int n) {
-            store_some(out + i * args.out.row + d, load_some(work.o + i * o_row + d, n) * inverse, n);
-        });
-        const double log_sum = ::log2(double(sum[i])) * kLn2;
-        lse[i] = sum[i] == 0 ? kMinusInfinity<A> : A(maximum[i] * (scoring.plain ? kLn2 : 1.0) + log_sum);
-    }
+    for (int64_t i = 0; i < queries; ++i)
+        finish_row(scoring, work.o + i * o_row, maximum[i], sum[i], out + i * args.out.row, lse + i);
 }
 
 // Blocks [first, last) of queries, counted over the heads that share the keys.
@@ -222,6 +155,7 @@ template <class A, class T> bool attend_few(const Sequences &all, int64_t kv_hea
         KvHead of;
         Head<A, T> head;
         int64_t memory, first_task;
+        bool few_queries;
     };
     Scratch<Part> parts(kv_heads + 1);
     if (!parts)
@@ -232,8 +166,9 @@ template <class A, class T> bool attend_few(const Sequences &all, int64_t kv_hea
         part.of = find_kv_head(all, kv);
         part.memory = size;
         part.first_task = tasks;
-        size += packed_size<A, T>(*part.of.args);
-        tasks += part.of.group * ceil_div(part.of.args->queries, kBlockQueries);
+        part.few_queries = has_few_queries(*part.of.args);
+        size += part.few_queries ? 0 : packed_size<A, T>(*part.of.args);
+        tasks += part.few_queries ? 1 : part.of.group * ceil_div(part.of.args->queries, kBlockQueries);
     }
     parts.data[kv_heads].first_task = tasks;
     Scratch<A> memory(size);
@@ -241,7 +176,8 @@ template <class A, class T> bool attend_few(const Sequences &all, int64_t kv_hea
         return false;
     parallel_tasks(kv_heads, [&](int64_t kv) {
         Part &part = parts.data[kv];
-        part.head = pack_head<A, T>(*part.of.args, part.of.batch, part.of.head, memory.data + part.memory);
+        if (!part.few_queries)
+            part.head = pack_head<A, T>(*part.of.args, part.of.batch, part.of.head, memory.data + part.memory);
     });
     Failure failure;
     parallel_tasks(tasks, [&](int64_t index) {
@@ -250,7 +186,10 @@ template <class A, class T> bool attend_few(const Sequences &all, int64_t kv_hea
         while (parts.data[kv + 1].first_task <= task) // at most a few
             ++kv;
         const Part &part = parts.data[kv];
-        if (!attend_head<A, T>(part.of, part.head, task - part.first_task, task - part.first_task + 1))
+        const bool done = part.few_queries ? decode_head<A, T>(part.of)
+                                           : attend_head<A, T>(part.of, part.head, task - part.first_task,
+                                                               task - part.first_task + 1);
+        if (!done)
             failure.set();
     });
     return !failure.happened;
@@ -260,12 +199,22 @@ template <class T> bool attention(const AttentionArgs *sequences, int64_t count)
     typedef Acc<T> A;
     const Sequences all{sequences, count};
     const int64_t kv_heads = all.kv_heads(), threads = runtime::threads_here();
+    int64_t decoding = 0;
+    for (int64_t s = 0; s < count; ++s)
+        decoding += has_few_queries(sequences[s]);
+    if (decoding == count)
+        return decode<A, T>(all);
     if (kv_heads % threads != 0 && kv_heads < 4 * threads)
         return attend_few<A, T>(all, kv_heads);
     // Enough heads: each packs its keys and uses them while they are in cache.
     Failure failure;
     parallel_tasks(kv_heads, [&](int64_t kv) {
         const KvHead of = find_kv_head(all, kv);
+        if (has_few_queries(*of.args)) {
+            if (!decode_head<A, T>(of))
+                failure.set();
+            return;
+        }
         Scratch<A> memory(packed_size<A, T>(*of.args));
         if (!memory)
             return failure.set();
