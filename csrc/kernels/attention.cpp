@@ -55,11 +55,11 @@ void add_values_selecting(const Scoring<A, T> &scoring, const Head<A, T> &head, 
 template <class A> struct Workspace {
     A *q, *p, *o;
     static int64_t size(const AttentionArgs &args) {
-        return kBlockQueries * args.dim + kTileRows * kRowStride +
+        return strips_size<A>(kBlockQueries, args.dim) + kTileRows * kRowStride +
                kBlockQueries * round_up(args.value_dim, kTileColumns<A>);
     }
     Workspace(const AttentionArgs &args, A *memory)
-        : q(memory), p(q + kBlockQueries * args.dim), o(p + kTileRows * kRowStride) {}
+        : q(memory), p(q + strips_size<A>(kBlockQueries, args.dim)), o(p + kTileRows * kRowStride) {}
 };
 
 // Steps 1 to 3 for a strip of queries [query, query + rows) and the keys [first, last) of one block. q: the packed
@@ -105,7 +105,8 @@ void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t bat
     constexpr int64_t NR = kTileColumns<A>;
     const int64_t queries = smaller(kBlockQueries, args.queries - query0);
     const int64_t o_row = round_up(args.value_dim, NR);
-    const Scoring<A, T> scoring = Scoring<A, T>::of(args, batch, head_index);
+    Scoring<A, T> scoring = Scoring<A, T>::of(args, batch, head_index);
+    scoring.narrow();
     pack_strips<A, T>(head_of<T>(args.q, batch, head_index) + query0 * args.q.row, queries, args.dim, args.q.row,
                       scoring.factor(), work.q);
     A maximum[kBlockQueries], sum[kBlockQueries];
@@ -116,7 +117,7 @@ void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t bat
     }
     memset(work.o, 0, size_t(queries * o_row) * sizeof(A));
 
-    KeyRange block = keys_of_any(args, query0, query0 + queries);
+    KeyRange block = keys_of_any(scoring, query0, query0 + queries);
     if (scoring.global)
         block = {0, smaller(args.keys, args.causal_high + query0 + queries)};
     for (int64_t block0 = block.first / kBlockKeys * kBlockKeys; block0 < block.last; block0 += kBlockKeys) {
@@ -137,16 +138,12 @@ void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t bat
 }
 
 // Blocks [first, last) of queries, counted over the heads that share the keys.
-template <class A, class T> bool attend_head(const KvHead &of, const Head<A, T> &head, int64_t first, int64_t last) {
-    Scratch<A> memory(Workspace<A>::size(*of.args));
-    if (!memory)
-        return false;
-    const Workspace<A> work(*of.args, memory.data);
+template <class A, class T>
+void attend_head(const KvHead &of, const Head<A, T> &head, int64_t first, int64_t last, const Workspace<A> &work) {
     const int64_t blocks = ceil_div(of.args->queries, kBlockQueries);
     for (int64_t task = first; task < last; ++task)
         attend_block<A, T>(*of.args, head, of.batch, of.head * of.group + task / blocks, task % blocks * kBlockQueries,
                            work);
-    return true;
 }
 
 // Few heads: pack all, then divide the blocks of queries. Later blocks first: with a causal mask they are the longest.
@@ -186,11 +183,16 @@ template <class A, class T> bool attend_few(const Sequences &all, int64_t kv_hea
         while (parts.data[kv + 1].first_task <= task) // at most a few
             ++kv;
         const Part &part = parts.data[kv];
-        const bool done = part.few_queries ? decode_head<A, T>(part.of)
-                                           : attend_head<A, T>(part.of, part.head, task - part.first_task,
-                                                               task - part.first_task + 1);
-        if (!done)
-            failure.set();
+        if (part.few_queries) {
+            if (!decode_head<A, T>(part.of))
+                failure.set();
+            return;
+        }
+        Scratch<A> work(Workspace<A>::size(*part.of.args));
+        if (!work)
+            return failure.set();
+        attend_head<A, T>(part.of, part.head, task - part.first_task, task - part.first_task + 1,
+                          Workspace<A>(*part.of.args, work.data));
     });
     return !failure.happened;
 }
@@ -204,23 +206,32 @@ template <class T> bool attention(const AttentionArgs *sequences, int64_t count)
         decoding += has_few_queries(sequences[s]);
     if (decoding == count)
         return decode<A, T>(all);
-    if (kv_heads % threads != 0 && kv_heads < 4 * threads)
+    const double work = work_of(all);
+    if (divides_blocks(work, kv_heads, threads))
         return attend_few<A, T>(all, kv_heads);
     // Enough heads: each packs its keys and uses them while they are in cache.
+    int64_t packed = 0, size = 0;
+    for (int64_t s = 0; s < count; ++s) {
+        packed = larger(packed, packed_size<A, T>(sequences[s]));
+        size = larger(size, Workspace<A>::size(sequences[s]));
+    }
+    const int64_t at_once = heads_of_task(work, kv_heads, threads);
     Failure failure;
-    parallel_tasks(kv_heads, [&](int64_t kv) {
-        const KvHead of = find_kv_head(all, kv);
-        if (has_few_queries(*of.args)) {
-            if (!decode_head<A, T>(of))
-                failure.set();
-            return;
-        }
-        Scratch<A> memory(packed_size<A, T>(*of.args));
+    parallel_tasks(ceil_div(kv_heads, at_once), [&](int64_t task) {
+        Scratch<A> memory(packed + size);
         if (!memory)
             return failure.set();
-        const Head<A, T> head = pack_head<A, T>(*of.args, of.batch, of.head, memory.data);
-        if (!attend_head<A, T>(of, head, 0, of.group * ceil_div(of.args->queries, kBlockQueries)))
-            failure.set();
+        for (int64_t kv = task * at_once; kv < smaller(kv_heads, (task + 1) * at_once); ++kv) {
+            const KvHead of = find_kv_head(all, kv);
+            if (has_few_queries(*of.args)) {
+                if (!decode_head<A, T>(of))
+                    failure.set();
+                continue;
+            }
+            const Head<A, T> head = pack_head<A, T>(*of.args, of.batch, of.head, memory.data);
+            attend_head<A, T>(of, head, 0, of.group * ceil_div(of.args->queries, kBlockQueries),
+                              Workspace<A>(*of.args, memory.data + packed));
+        }
     });
     return !failure.happened;
 }

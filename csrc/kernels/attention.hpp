@@ -38,6 +38,30 @@ NF_INLINE KvHead find_kv_head(const Sequences &all, int64_t kv) {
     return {&args, kv / args.kv_heads, kv % args.kv_heads, args.heads / args.kv_heads};
 }
 
+// Multiply-adds of a whole call, causal or not. Less than kSerialWork takes some 20 us on one thread, and waking others
+// does not pay; a task of kTaskWork hides what starting it costs.
+constexpr double kSerialWork = 1 << 20, kTaskWork = 1 << 18;
+NF_INLINE double work_of(const Sequences &all) {
+    double work = 0;
+    for (int64_t s = 0; s < all.count; ++s) {
+        const AttentionArgs &args = all.data[s];
+        work += double(args.batches * args.heads) * double(args.queries) * double(args.keys) *
+                double(args.dim + args.value_dim);
+    }
+    return work;
+}
+// How many key/value heads make a task, where each is done by one thread.
+NF_INLINE int64_t heads_of_task(double work, int64_t kv_heads, int64_t threads) {
+    if (work < kSerialWork)
+        return larger(1, kv_heads);
+    const int64_t enough = int64_t(kTaskWork * double(kv_heads) / work) + 1;
+    return larger(1, smaller(enough, kv_heads / (4 * threads)));
+}
+// Too few heads for the threads: then blocks are divided, too.
+NF_INLINE bool divides_blocks(double work, int64_t kv_heads, int64_t threads) {
+    return work >= kSerialWork && kv_heads % threads != 0 && kv_heads < 4 * threads;
+}
+
 // The keys that query i may attend to before the mask: [first, last).
 struct KeyRange {
     int64_t first, last;
@@ -93,11 +117,35 @@ static Panels<A> as_panels(const T *x, int64_t rows, int64_t columns, int64_t ro
     return {copy, NR, rows * NR};
 }
 
-// Rows [0, rows) of x as left operands: strips of kTileRows rows, depth outermost, times `factor`.
+// Rows [0, rows) of x as left operands: strips of kTileRows rows, depth outermost, times `factor`. Squares are
+// transposed in registers and stored whole: what a store writes beyond its column is written again by the next, but for
+// the last, hence the room behind.
+template <class A> NF_INLINE int64_t strips_size(int64_t rows, int64_t depth) {
+    return round_up(rows, kTileRows) * depth + kLanes<A>;
+}
 template <class A, class T>
 static void pack_strips(const T *x, int64_t rows, int64_t depth, int64_t row, A factor, A *strips) {
-    for (int64_t i = 0; i < rows; i += kTileRows)
-        pack_rows_in_panel<A, T>(depth, smaller(kTileRows, rows - i), x + i * row, row, 1, factor, strips + i * depth);
+    constexpr int W = kLanes<A>, kSquares = (kTileRows + W - 1) / W;
+    for (int64_t i0 = 0; i0 < rows; i0 += kTileRows) {
+        const int64_t count = smaller(kTileRows, rows - i0);
+        const T *from = x + i0 * row;
+        A *strip = strips + i0 * depth;
+        for_each_vector<A>(depth, [&](int64_t k, int n) {
+            Vec<A> square[kSquares][W];
+            for (int s = 0; s < kSquares; ++s) {
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i)
+                    square[s][i] = s * W + i < count ? load_some(from + (s * W + i) * row + k, n) * factor : Vec<A>{};
+                transpose_square<A>(square[s]);
+            }
+#pragma GCC unroll 16
+            for (int step = 0; step < W; ++step)
+                if (step < n)
+#pragma GCC unroll 4
+                    for (int s = 0; s < kSquares; ++s)
+                        store(strip + (k + step) * kTileRows + s * W, square[s][step]);
+        });
+    }
 }
 
 // The transpose of x (keys x depth) as right operand: panels of kTileColumns keys, depth x kTileColumns each.

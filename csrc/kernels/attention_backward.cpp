@@ -23,7 +23,7 @@ constexpr int64_t kBlocksSize = 2 * kBlockQueries * kGradientStride; // P and dS
 template <class A> struct Gradients {
     A *dq;      // rows of the block's queries
     A *dk, *dv; // rows of the block's keys
-    int64_t dim_row, value_row;
+    int64_t dq_row, dk_row, dv_row;
 };
 
 template <class A, class T>
@@ -76,7 +76,7 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
         }
         if (sums.dq)
             multiply_strip<A, InRows<kGradientStride>>(width, rows, args.dim, gradient, keys.keys, key0 + first,
-                                                       sums.dq + i0 * sums.dim_row, sums.dim_row, Store::add);
+                                                       sums.dq + i0 * sums.dq_row, sums.dq_row, Store::add);
     }
     if (!sums.dk)
         return;
@@ -93,11 +93,11 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
             continue;
         const int64_t i0 = s * kTileRows, depth = smaller(query_count, end * kTileRows) - i0;
         multiply_strip<A, InColumns<kGradientStride>>(depth, columns, args.value_dim, p + i0 * kGradientStride + j0,
-                                                      queries.douts, query0 + i0, sums.dv + j0 * sums.value_row,
-                                                      sums.value_row, Store::add);
+                                                      queries.douts, query0 + i0, sums.dv + j0 * sums.dv_row,
+                                                      sums.dv_row, Store::add);
         multiply_strip<A, InColumns<kGradientStride>>(depth, columns, args.dim, ds + i0 * kGradientStride + j0,
-                                                      queries.queries, query0 + i0, sums.dk + j0 * sums.dim_row,
-                                                      sums.dim_row, Store::add);
+                                                      queries.queries, query0 + i0, sums.dk + j0 * sums.dk_row,
+                                                      sums.dk_row, Store::add);
     }
 }
 
@@ -116,12 +116,12 @@ void differentiate_block_selecting(const AttentionArgs &args, const KeySide<A, T
             const T *dout = queries.dout + i * args.dout.row;
             for (int64_t d = 0; d < args.dim; ++d) {
                 if (sums.dq)
-                    sums.dq[(i - query0) * sums.dim_row + d] += pair.ds * A(load_one(k + d));
+                    sums.dq[(i - query0) * sums.dq_row + d] += pair.ds * A(load_one(k + d));
                 if (sums.dk)
-                    sums.dk[(j - key0) * sums.dim_row + d] += pair.ds * A(load_one(q + d));
+                    sums.dk[(j - key0) * sums.dk_row + d] += pair.ds * A(load_one(q + d));
             }
             for (int64_t d = 0; sums.dv && d < args.value_dim; ++d)
-                sums.dv[(j - key0) * sums.value_row + d] += pair.p * A(load_one(dout + d));
+                sums.dv[(j - key0) * sums.dv_row + d] += pair.p * A(load_one(dout + d));
         }
 }
 
@@ -150,37 +150,69 @@ NF_INLINE KeyRange query_blocks(const AttentionArgs &args, int64_t key0) {
     return {queries.first / kBlockQueries * kBlockQueries, queries.last};
 }
 
+// Where rows of a gradient are summed: in the result itself, if its type and width allow whole vectors, else beside.
+template <class A, class T> struct GradientRows {
+    A *data;
+    int64_t row, rows, columns;
+    T *result;
+    int64_t result_row;
+
+    static int64_t size(int64_t rows, int64_t columns) {
+        return lies_in_panels<A, T>(columns) ? 0 : part<A>(rows * round_up(columns, kTileColumns<A>));
+    }
+    // All rows of one head of `to`, set to 0.
+    static GradientRows begin(T *to, int64_t to_row, int64_t rows, int64_t columns, Arena<A> &arena) {
+        GradientRows sums{nullptr, round_up(columns, kTileColumns<A>), rows, columns, to, to_row};
+        if constexpr (std::is_same<A, T>::value)
+            if (lies_in_panels<A, T>(columns)) {
+                sums.data = to;
+                sums.row = to_row;
+                for (int64_t i = 0; i < rows; ++i)
+                    memset(to + i * to_row, 0, size_t(columns) * sizeof(A));
+                return sums;
+            }
+        sums.data = arena.take(size(rows, columns));
+        memset(sums.data, 0, size_t(size(rows, columns)) * sizeof(A));
+        return sums;
+    }
+    void finish() const {
+        if (!lies_in_panels<A, T>(columns))
+            write_rows<A, T>(data, row, rows, columns, result, result_row);
+    }
+};
+
+template <class A, class T> int64_t differentiate_head_size(const AttentionArgs &args) {
+    typedef GradientRows<A, T> Rows;
+    return KeySide<A, T>::size(args) + QuerySide<A, T>::size(args) + kBlocksSize + Rows::size(args.keys, args.dim) +
+           Rows::size(args.keys, args.value_dim) + Rows::size(args.queries, args.dim);
+}
+
 // All of one key/value head.
-template <class A, class T> bool differentiate_head(const KvHead &of) {
+template <class A, class T> void differentiate_head(const KvHead &of, A *memory) {
+    typedef GradientRows<A, T> Rows;
     const AttentionArgs &args = *of.args;
-    const int64_t dim_row = round_up(args.dim, kTileColumns<A>), value_row = round_up(args.value_dim, kTileColumns<A>);
-    const int64_t dk_size = part<A>(args.keys * dim_row), dv_size = part<A>(args.keys * value_row);
-    const int64_t dq_size = part<A>(args.queries * dim_row), key_size = KeySide<A, T>::size(args);
-    Scratch<A> memory(key_size + QuerySide<A, T>::size(args) + kBlocksSize + dk_size + dv_size + dq_size);
-    if (!memory)
-        return false;
-    Arena<A> arena{memory.data};
-    A *dk = arena.take(dk_size), *dv = arena.take(dv_size), *dq = arena.take(dq_size),
-      *blocks = arena.take(kBlocksSize);
-    memset(dk, 0, size_t(dk_size + dv_size) * sizeof(A));
+    Arena<A> arena{memory};
+    A *blocks = arena.take(kBlocksSize);
     KeySide<A, T> keys;
-    keys.pack(args, of.batch, of.head, Arena<A>{arena.take(key_size)});
+    keys.pack(args, of.batch, of.head, Arena<A>{arena.take(KeySide<A, T>::size(args))});
+    const Rows dk = Rows::begin(head_of<T>(args.dk, of.batch, of.head), args.dk.row, args.keys, args.dim, arena);
+    const Rows dv = Rows::begin(head_of<T>(args.dv, of.batch, of.head), args.dv.row, args.keys, args.value_dim, arena);
     for (int64_t head = of.head * of.group; head < (of.head + 1) * of.group; ++head) {
+        Arena<A> rest = arena;
         QuerySide<A, T> queries;
-        queries.pack(args, of.batch, head, Arena<A>{arena.next});
-        memset(dq, 0, size_t(dq_size) * sizeof(A));
+        queries.pack(args, of.batch, head, Arena<A>{rest.take(QuerySide<A, T>::size(args))});
+        const Rows dq = Rows::begin(head_of<T>(args.dq, of.batch, head), args.dq.row, args.queries, args.dim, rest);
         for (int64_t key0 = 0; key0 < args.keys; key0 += kBackwardKeys) {
             const KeyRange range = query_blocks(args, key0);
             for (int64_t query0 = range.first; query0 < range.last; query0 += kBlockQueries)
-                differentiate<A, T>(
-                    args, keys, queries, key0, query0, blocks,
-                    {dq + query0 * dim_row, dk + key0 * dim_row, dv + key0 * value_row, dim_row, value_row});
+                differentiate<A, T>(args, keys, queries, key0, query0, blocks,
+                                    {dq.data + query0 * dq.row, dk.data + key0 * dk.row, dv.data + key0 * dv.row,
+                                     dq.row, dk.row, dv.row});
         }
-        write_rows<A, T>(dq, dim_row, args.queries, args.dim, head_of<T>(args.dq, of.batch, head), args.dq.row);
+        dq.finish();
     }
-    write_rows<A, T>(dk, dim_row, args.keys, args.dim, head_of<T>(args.dk, of.batch, of.head), args.dk.row);
-    write_rows<A, T>(dv, value_row, args.keys, args.value_dim, head_of<T>(args.dv, of.batch, of.head), args.dv.row);
-    return true;
+    dk.finish();
+    dv.finish();
 }
 
 // Few heads: pack everything, then one pass over blocks of keys and one over blocks of queries.
@@ -202,7 +234,7 @@ template <class A, class T> bool differentiate_few(const Sequences &all) {
         for (int64_t head = of.head * of.group; head < (of.head + 1) * of.group; ++head)
             for (int64_t query0 = range.first; query0 < range.last; query0 += kBlockQueries)
                 differentiate<A, T>(args, packed.keys_of(of), packed.queries_of(args, of.batch, head), key0, query0,
-                                    work.data, {nullptr, dk, dv, dim_row, value_row});
+                                    work.data, {nullptr, dk, dv, 0, dim_row, value_row});
         const int64_t rows = smaller(kBackwardKeys, args.keys - key0);
         write_rows<A, T>(dk, dim_row, rows, args.dim, head_of<T>(args.dk, of.batch, of.head) + key0 * args.dk.row,
                          args.dk.row);
@@ -211,8 +243,7 @@ template <class A, class T> bool differentiate_few(const Sequences &all) {
     });
     packed.for_each_query_block([&](const KvHead &of, int64_t head, int64_t query0) {
         const AttentionArgs &args = *of.args;
-        const int64_t dim_row = round_up(args.dim, kTileColumns<A>),
-                      value_row = round_up(args.value_dim, kTileColumns<A>);
+        const int64_t dim_row = round_up(args.dim, kTileColumns<A>);
         Scratch<A> work(kBlocksSize + kBlockQueries * dim_row);
         if (!work)
             return failure.set();
@@ -222,7 +253,7 @@ template <class A, class T> bool differentiate_few(const Sequences &all) {
             const KeyRange range = query_blocks(args, key0);
             if (query0 >= range.first && query0 < range.last)
                 differentiate<A, T>(args, packed.keys_of(of), packed.queries_of(args, of.batch, head), key0, query0,
-                                    work.data, {dq, nullptr, nullptr, dim_row, value_row});
+                                    work.data, {dq, nullptr, nullptr, dim_row, 0, 0});
         }
         write_rows<A, T>(dq, dim_row, smaller(kBlockQueries, args.queries - query0), args.dim,
                          head_of<T>(args.dq, of.batch, head) + query0 * args.dq.row, args.dq.row);
@@ -234,12 +265,20 @@ template <class T> bool attention_backward(const AttentionArgs *sequences, int64
     typedef Acc<T> A;
     const Sequences all{sequences, count};
     const int64_t kv_heads = all.kv_heads(), threads = runtime::threads_here();
-    if (kv_heads % threads != 0 && kv_heads < 4 * threads)
+    const double work = work_of(all);
+    if (divides_blocks(work, kv_heads, threads))
         return differentiate_few<A, T>(all);
+    const int64_t at_once = heads_of_task(work, kv_heads, threads);
+    int64_t size = 0;
+    for (int64_t s = 0; s < count; ++s)
+        size = larger(size, differentiate_head_size<A, T>(sequences[s]));
     Failure failure;
-    parallel_tasks(kv_heads, [&](int64_t kv) {
-        if (!differentiate_head<A, T>(find_kv_head(all, kv)))
-            failure.set();
+    parallel_tasks(ceil_div(kv_heads, at_once), [&](int64_t task) {
+        Scratch<A> memory(size);
+        if (!memory)
+            return failure.set();
+        for (int64_t kv = task * at_once; kv < smaller(kv_heads, (task + 1) * at_once); ++kv)
+            differentiate_head<A, T>(find_kv_head(all, kv), memory.data);
     });
     return !failure.happened;
 }

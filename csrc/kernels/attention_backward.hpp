@@ -65,17 +65,18 @@ template <class A, class T> struct QuerySide {
     bool finite;
 
     static int64_t size(const AttentionArgs &args) {
-        const int64_t padded = round_up(args.queries, kTileRows);
-        return part<A>(padded * args.dim) + part<A>(padded * args.value_dim) + 2 * part<A>(args.queries) +
+        return part<A>(strips_size<A>(args.queries, args.dim)) + part<A>(strips_size<A>(args.queries, args.value_dim)) +
+               2 * part<A>(args.queries) +
                part<A>(lies_in_panels<A, T>(args.dim) ? 0 : panels_size<A>(args.queries, args.dim)) +
                part<A>(lies_in_panels<A, T>(args.value_dim) ? 0 : panels_size<A>(args.queries, args.value_dim));
     }
     void pack(const AttentionArgs &args, int64_t batch, int64_t head, Arena<A> arena) {
-        const int64_t padded = round_up(args.queries, kTileRows);
         q = head_of<T>(args.q, batch, head);
         dout = head_of<T>(args.dout, batch, head);
         scoring = Scoring<A, T>::of(args, batch, head);
-        A *qs = arena.take(padded * args.dim), *ds = arena.take(padded * args.value_dim);
+        scoring.narrow();
+        A *qs = arena.take(strips_size<A>(args.queries, args.dim)),
+          *ds = arena.take(strips_size<A>(args.queries, args.value_dim));
         pack_strips<A, T>(q, args.queries, args.dim, args.q.row, scoring.factor(), qs);
         pack_strips<A, T>(dout, args.queries, args.value_dim, args.dout.row, A(1), ds);
         q_strips = qs;

@@ -14,6 +14,7 @@ template <class A, class T> struct Scoring {
     const AttentionArgs *args;
     bool plain;
     const uint8_t *mask;
+    KeyRange seen; // what the mask leaves, if it is the same for all queries
     const void *bias;
     const uint8_t *global;
     const int32_t *global_count;
@@ -29,6 +30,7 @@ template <class A, class T> struct Scoring {
         s.mask = args.mask.data
                      ? static_cast<const uint8_t *>(args.mask.data) + args.mask.batch[batch] + head * args.mask.head
                      : nullptr;
+        s.seen = {0, args.keys};
         s.bias = nullptr;
         if (args.bias.data) {
             const int64_t offset = args.bias.batch[batch] + head * args.bias.head;
@@ -44,6 +46,23 @@ template <class A, class T> struct Scoring {
         return s;
     }
 
+    // A mask that is the same for all queries, as that of padding, narrows the range of keys. If there is no gap
+    // within, that is all it does.
+    void narrow() {
+        if (!mask || global || args->mask.query != 0)
+            return;
+        const int64_t stride = args->mask.key;
+        while (seen.last > seen.first && !mask[(seen.last - 1) * stride])
+            --seen.last;
+        while (seen.first < seen.last && !mask[seen.first * stride])
+            ++seen.first;
+        int64_t kept = 0;
+        for (int64_t j = seen.first; j < seen.last; ++j)
+            kept += mask[j * stride] != 0;
+        if (kept == seen.last - seen.first)
+            mask = nullptr;
+    }
+
     // What q.k is multiplied by, and what turns a difference of scores into an exponent of 2.
     A factor() const { return A(plain ? args->scale * kLog2e : args->scale); }
     A unit() const { return A(plain ? 1 : kLog2e); }
@@ -51,12 +70,21 @@ template <class A, class T> struct Scoring {
     bool any_global(int64_t begin, int64_t end) const { return global_count[end] > global_count[begin]; }
 };
 
+// As in attention.hpp, of what the mask leaves.
+template <class A, class T> NF_INLINE KeyRange keys_of(const Scoring<A, T> &s, int64_t query) {
+    const KeyRange range = keys_of(*s.args, query);
+    return {larger(range.first, s.seen.first), smaller(range.last, s.seen.last)};
+}
+template <class A, class T> NF_INLINE KeyRange keys_of_any(const Scoring<A, T> &s, int64_t begin, int64_t end) {
+    return {keys_of(s, begin).first, keys_of(s, end - 1).last};
+}
+
 // The keys of a query, globals among the others apart: [first, last).
 template <class A, class T> NF_INLINE KeyRange range_of(const Scoring<A, T> &s, int64_t query) {
     const AttentionArgs &args = *s.args;
     if (s.global && s.global[query])
         return {0, args.global_rows ? smaller(args.keys, args.causal_high + query + 1) : 0};
-    return keys_of(args, query);
+    return keys_of(s, query);
 }
 // May the query see a global key, wherever it is?
 template <class A, class T> NF_INLINE bool sees_global(const Scoring<A, T> &s, int64_t query, int64_t key) {
@@ -69,7 +97,7 @@ template <class A, class T>
 static KeyRange next_keys(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t begin, int64_t end) {
     constexpr int64_t NR = kTileColumns<A>;
     const AttentionArgs &args = *s.args;
-    const KeyRange range = keys_of_any(args, query, query + rows);
+    const KeyRange range = keys_of_any(s, query, query + rows);
     if (!s.global)
         return {larger(begin, range.first / NR * NR), smaller(end, range.last)};
     const int64_t limit = smaller(end, smaller(args.keys, args.causal_high + query + rows));
@@ -202,7 +230,7 @@ template <class A, class T>
 NF_INLINE bool all_kept(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t key0, int64_t width) {
     if (s.mask || (s.global && !s.args->global_rows && s.any_global(query, query + rows)))
         return false;
-    return keys_of(*s.args, query + rows - 1).first <= key0 && keys_of(*s.args, query).last >= key0 + width;
+    return keys_of(s, query + rows - 1).first <= key0 && keys_of(s, query).last >= key0 + width;
 }
 
 // factors[j] = 1 / (1 - p) where the probability of (query, key0 + j) is kept, else 0. Pairs are counted as elements

@@ -209,3 +209,20 @@ def test_large_scores_do_not_overflow():
     q, k = np.full((1, 3, 4), 1e15, np.float32), np.full((1, 5, 4), 1e15, np.float32)
     out, lse = nf.attention(q, k, np.ones((1, 5, 2), np.float32), return_lse=True)
     assert np.allclose(out, 1, rtol=1e-6) and np.isfinite(lse).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_padding_masks(rng, dtype, threads):
+    """One row for all queries: what is masked at its ends is left out, a gap within is masked, all of it is nothing."""
+    for n, m in ((9, 40), (60, 300), (5, 600)):
+        q, k, v, dout = inputs(rng, dtype, lead=(4,), heads=2, kv_heads=1, n=n, m=m)
+        mask = np.zeros((4, 1, 1, m), bool)
+        mask[0, ..., : m // 3], mask[1, ..., m // 2 :], mask[2, ..., 3 : m - 5] = True, True, True
+        mask[2, ..., m // 2] = False
+        judge(q, k, v, f"N={n}, M={m}", dout, mask=mask)
+        judge(q, k, v, f"N={n}, M={m}, causal", dout, mask=mask, causal=True)
+        out = nf.attention(q, k, v, mask=mask)
+        short = nf.attention(q[0], k[0, :, : m // 3], v[0, :, : m // 3])
+        assert same(out[0], short) and not out[3].any()
+        whole = nf.attention(q, k, v, mask=np.ascontiguousarray(np.broadcast_to(mask, (4, 2, n, m))))
+        np.testing.assert_allclose(whole.astype(float), out.astype(float), rtol=0.02, atol=0.02)
