@@ -1,13 +1,18 @@
 """Exact attention against torch.nn.functional.scaled_dot_product_attention, float32, forward and forward + backward.
 
-Causal counts half the work; forward + backward counts 3.5 times the forward (7 products against 2).
+Causal counts half the work; forward + backward counts 3.5 times the forward (7 products against 2). Then what torch is
+weak at: an additive bias, windows, padding masks of short sequences, packed lengths, decoding; torch gets the mask, or
+the padding, that says the same, made outside the timing. Windows, padding and decoding count useful work only.
 """
 
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numformer as nf
 import numpy as np
 import torch
+from numformer import _core
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks import common
@@ -30,6 +35,10 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
                 for backward in (False, True):
                     results.append(_measure(shape, causal, backward, arrays, count, top))
                     common.print_result(results[-1], PEERS)
+        for case in (_bias, _window, _short, _varlen, _decode):
+            for result in case(rng, count, top):
+                results.append(result)
+                common.print_result(result, PEERS)
     return common.write("attention", results, folder)
 
 
@@ -55,3 +64,144 @@ def _measure(
     name = f"{batch}, {heads}, {length}, {width}{' causal' if causal else ''} {'fwd+bwd' if backward else 'fwd'}"
     seconds = common.take_turns({"numformer": ours, "torch": torchs})
     return common.Result("attention", name, count, flops, seconds, top, 0.9 if backward else 1.0)
+
+
+def _both(
+    name: str,
+    arrays: list[np.ndarray],
+    ours: tuple[Callable[..., Any], Callable[..., Any]],
+    theirs: Callable[..., torch.Tensor],
+    flops: float,
+    count: int,
+    top: float,
+    aims: tuple[float, float],
+) -> list[common.Result]:
+    """Forward, and forward + backward. `ours`: (q, k, v) -> out, lse; (dout, q, k, v, out, lse) -> gradients."""
+    *qkv, dout = arrays
+    results = []
+    for backward in (False, True):
+        tensors = [torch.from_numpy(x).requires_grad_(backward) for x in qkv]
+
+        def mine(backward: bool = backward) -> list[np.ndarray]:
+            out, lse = ours[0](*qkv)
+            return [out, *(ours[1](dout, *qkv, out, lse) if backward else ())]
+
+        def other(backward: bool = backward, tensors: list[torch.Tensor] = tensors) -> list[torch.Tensor]:
+            out = theirs(*tensors)
+            return [out, *(torch.autograd.grad(out, tensors, torch.from_numpy(dout)) if backward else ())]
+
+        for a, b in zip(mine(), other(), strict=True):
+            np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-3, atol=1e-3)
+        seconds = common.take_turns({"numformer": mine, "torch": other})
+        label = f"{name} {'fwd+bwd' if backward else 'fwd'}"
+        work = flops * (3.5 if backward else 1.0)
+        results.append(common.Result("attention", label, count, work, seconds, top, aims[backward]))
+    return results
+
+
+def _pair(**options: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    return (
+        lambda q, k, v: nf.attention(q, k, v, return_lse=True, **options),
+        lambda dout, q, k, v, out, lse: nf.attention_backward(dout, q, k, v, out, lse, **options),
+    )
+
+
+def _arrays(rng: np.random.Generator, *shape: int) -> list[np.ndarray]:
+    return [rng.standard_normal(shape, np.float32) for _ in range(4)]
+
+
+def _bias(rng: np.random.Generator, count: int, top: float) -> list[common.Result]:
+    bias = rng.standard_normal((8, 1024, 1024), np.float32)
+    mask = torch.from_numpy(bias)
+
+    def theirs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    arrays = _arrays(rng, 1, 8, 1024, 64)
+    return _both(
+        "bias 1, 8, 1024, 64", arrays, _pair(bias=bias), theirs, 4.0 * 8 * 1024**2 * 64, count, top, (1.5, 1.5)
+    )
+
+
+def _window(rng: np.random.Generator, count: int, top: float) -> list[common.Result]:
+    n, (left, right) = 4096, (256, 255)
+    distance = torch.arange(n) - torch.arange(n)[:, None]
+    mask = (distance >= -left) & (distance <= right)
+
+    def theirs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    flops = 4.0 * 4 * float(mask.sum()) * 64
+    arrays = _arrays(rng, 1, 4, n, 64)
+    return _both(f"window 1, 4, {n}, 64", arrays, _pair(window=(left, right)), theirs, flops, count, top, (1.5, 1.5))
+
+
+def _short(rng: np.random.Generator, count: int, top: float) -> list[common.Result]:
+    results = []
+    for batch, heads, n, d in ((64, 8, 10, 64), (64, 8, 32, 64), (128, 4, 32, 32), (64, 8, 128, 64)):
+        arrays = _arrays(rng, batch, heads, n, d)
+        lengths = rng.integers(max(1, n // 2), n + 1, batch)
+        padding = (np.arange(n) < lengths[:, None])[:, None, None]
+        tensor = torch.from_numpy(padding)
+        flops = 4.0 * batch * heads * n * d
+        name = f"{batch}, {heads}, {n}, {d}"
+        results += _both(
+            f"short {name}", arrays, _pair(), scaled_dot_product_attention, flops * n, count, top, (1.5, 1.5)
+        )
+
+        def theirs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor = tensor) -> torch.Tensor:
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+        work = flops * float(lengths.mean())
+        results += _both(f"padded {name}", arrays, _pair(mask=padding), theirs, work, count, top, (1.5, 1.5))
+    return results
+
+
+def _varlen(rng: np.random.Generator, count: int, top: float) -> list[common.Result]:
+    """32 sequences of 10 to 1000, packed, beside padding to the longest and a mask."""
+    lengths = rng.integers(10, 1001, 32)
+    starts, longest = np.concatenate([[0], np.cumsum(lengths)]), int(lengths.max())
+    q, k, v = (rng.standard_normal((int(starts[-1]), 8, 64), np.float32) for _ in range(3))
+    padded = [np.zeros((32, 8, longest, 64), np.float32) for _ in range(3)]
+    for i, n in enumerate(lengths):
+        for x, to in zip((q, k, v), padded, strict=True):
+            to[i, :, :n] = x[starts[i] : starts[i + 1]].swapaxes(0, 1)
+    mask = torch.from_numpy((np.arange(longest) < lengths[:, None])[:, None, None])
+    tensors = [torch.from_numpy(x) for x in padded]
+    contenders = {
+        "numformer": lambda: nf.attention_varlen(q, k, v, starts, starts),
+        "torch": lambda: scaled_dot_product_attention(*tensors, attn_mask=mask),
+    }
+    ours, other = (call() for call in contenders.values())
+    np.testing.assert_allclose(
+        ours[: lengths[0]].swapaxes(0, 1), other[0, :, : lengths[0]].numpy(), rtol=1e-3, atol=1e-4
+    )
+    flops = 4.0 * 8 * 64 * float((lengths.astype(float) ** 2).sum())
+    seconds = common.take_turns(contenders)
+    return [common.Result("attention", "varlen 32 x 10..1000, 8, 64 fwd", count, flops, seconds, top, 1.5)]
+
+
+def _decode(rng: np.random.Generator, count: int, top: float) -> list[common.Result]:
+    """One query; the share of the bandwidth of reading as many bytes, measured beside, is in `extra`."""
+    results = []
+    for keys, kv_heads in ((4096, 12), (4096, 4), (32768, 12)):
+        q = rng.standard_normal((1, 12, 1, 64), np.float32)
+        both = rng.standard_normal((2, 1, kv_heads, keys, 64), np.float32)
+        k, v = both
+        tensors = [torch.from_numpy(x) for x in (q, k, v)]
+
+        def ours(q: np.ndarray = q, k: np.ndarray = k, v: np.ndarray = v) -> np.ndarray:
+            return nf.attention(q, k, v)
+
+        def theirs(tensors: list[torch.Tensor] = tensors) -> torch.Tensor:
+            return scaled_dot_product_attention(*tensors, enable_gqa=True)
+
+        np.testing.assert_allclose(ours(), theirs().numpy(), rtol=1e-3, atol=1e-4)
+        seconds = common.take_turns({"numformer": ours, "torch": theirs})
+        flat = both.reshape(-1)
+        read = max(_core.ceiling_bandwidth(flat) for _ in range(9))
+        rate = both.nbytes / seconds["numformer"] * 1e-9
+        extra = {"GB/s": rate, "read GB/s": read, "share of read": rate / read}
+        name = f"decode {keys} keys, 12 over {kv_heads}: {rate:.0f} of {read:.0f} GB/s"
+        results.append(common.Result("attention", name, count, 4.0 * 12 * keys * 64, seconds, top, 1.8, extra))
+    return results

@@ -55,6 +55,19 @@ def _attention_backward(rng: Rng, dtype: Any) -> Callable[[], Any]:
     return lambda: nf.attention_backward(dout, q, k, v, out, lse, causal=True)
 
 
+def _attention_scores(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    q, k, v, dout = (normal(rng, 2, h, n, 40, dtype=dtype) for h, n in ((6, 193), (2, 301), (2, 301), (6, 193)))
+    options = {"bias": normal(rng, 193, 301, dtype=dtype), "sinks": normal(rng, 6, dtype=dtype), "softcap": 5.0}
+    options |= {"alibi_slopes": normal(rng, 6, dtype=dtype), "dropout": 0.2, "seed": 3, "causal": True}
+
+    def run() -> Any:
+        out, lse = nf.attention(q, k, v, return_lse=True, **options)
+        *grads, more = nf.attention_backward(dout, q, k, v, out, lse, grads=("bias", "sinks"), **options)
+        return out, lse, *grads, more["bias"], more["sinks"]
+
+    return run
+
+
 def _attention_one_head(rng: Rng, dtype: Any) -> Callable[[], Any]:
     q, k, v, dout = (normal(rng, 1, 1, 700, 64, dtype=dtype) for _ in range(4))
     out, lse = nf.attention(q, k, v, return_lse=True)
@@ -132,6 +145,7 @@ CASES: dict[str, Case] = {
     "attention": _attention,
     "attention_decode": _attention_decode,
     "attention_backward": _attention_backward,
+    "attention_scores": _attention_scores,
     "attention_one_head": _attention_one_head,
     "softmax": _rows(lambda x, dy: (nf.softmax(x), nf.softmax(x, axis=0), nf.softmax_backward(dy, nf.softmax(x))), 2),
     "layer_norm": _layer_norm,

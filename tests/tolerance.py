@@ -20,7 +20,17 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numformer import reference
-from numformer.reference.attention import _heads, _scale, _sees, _ungroup
+from numformer.reference.attention import (
+    _by_head,
+    _diagonal,
+    _heads,
+    _kept,
+    _scale,
+    _scores,
+    _sees,
+    _unbroadcast,
+    _ungroup,
+)
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -280,16 +290,37 @@ def embedding_backward(dy: Array, ids: Array, rows: int, dtype: Any) -> Array:
 # ---- attention -----------------------------------------------------------------------------------
 
 
-def _attention_parts(q: Array, k: Array, options: dict[str, Any]) -> tuple[Array, Array, Array, float]:
-    """Where a query sees a key, the scores, and the scores of the absolute values."""
-    sees = _sees(q, k, options.get("causal", False), options.get("window"), options.get("mask"))
-    scale = _scale(options.get("scale"), q)
-    with np.errstate(invalid="ignore", over="ignore"):
-        s = scale * np.matmul(q, k.swapaxes(-1, -2))
-        size = abs(scale) * np.matmul(np.abs(q), np.abs(k).swapaxes(-1, -2))
-    return sees, np.where(sees, s, 0.0), np.where(sees, size, 0.0), scale
+class AttentionParts:
+    """Where a query sees a key, the scores, their errors, and the factors of dropout."""
+
+    def __init__(self, q: Array, k: Array, dtype: Any, options: dict[str, Any]) -> None:
+        bias, cap, slopes = (options.get(name) for name in ("bias", "softcap", "alibi_slopes"))
+        causal = options.get("causal", False)
+        more = options.get("global_tokens"), options.get("global_rows", True)
+        self.sees = _sees(q, k, causal, options.get("window"), options.get("mask"), bias, *more)
+        self.scale = abs(_scale(options.get("scale"), q))
+        w = u(working(dtype))
+        with np.errstate(invalid="ignore", over="ignore"):
+            s, self.cap_slope = _scores(q, k, self.sees, options.get("scale"), bias, cap, slopes, causal)
+            size = self.scale * np.matmul(np.abs(q), np.abs(k).swapaxes(-1, -2))
+            # Each term beside the product is rounded, and so is each sum; the softcap is a function of the library.
+            more = np.zeros(s.shape) if bias is None else np.abs(f64(bias)) + np.zeros(s.shape)
+            if cap is not None:
+                more = more + 2 * np.minimum(size, cap)
+            if slopes is not None:
+                n, m = s.shape[-2:]
+                more = more + np.abs(_by_head(slopes, q))[..., None] * np.abs(np.arange(m) - _diagonal(n, m, causal))
+        self.s = np.where(self.sees, s, 0.0)
+        e = (gamma(q.shape[-1], dtype) + TERMS * w) * size
+        # 1 - tanh^2 of an argument that is off by e / cap
+        self.e_cap = 0.0 if cap is None else np.where(self.sees, 2 * e / cap + (FUNCTION + TERMS) * w, 0.0)
+        self.e = np.where(self.sees, e + FUNCTION * w * more, 0.0)
+        self.kept = _kept(s.shape, options.get("dropout", 0.0), options.get("seed"))
+        sinks = options.get("sinks")
+        self.sink = None if sinks is None else np.broadcast_to(_by_head(sinks, q), s.shape[:-1])
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def attention(q: Array, k: Array, v: Array, dtype: Any, **options: Any) -> tuple[Array, Array]:
     """Of out (before rounding) and lse.
 
@@ -300,61 +331,121 @@ def attention(q: Array, k: Array, v: Array, dtype: Any, **options: Any) -> tuple
     if k.shape[-2] == 0 or q.size == 0:
         return np.zeros((*q.shape[:-1], v.shape[-1])), np.zeros(q.shape[:-1])
     k, v = _heads(k, q), _heads(v, q)
-    sees, s, size, _ = _attention_parts(q, k, options)
+    parts = AttentionParts(q, k, dtype, options)
+    s, sees = parts.s, parts.sees
     w = u(working(dtype))
     m = k.shape[-2]
-    top = np.where(sees, s, -np.inf).max(axis=-1, keepdims=True)
-    top = np.where(np.isfinite(top), top, 0.0)
-    e = (gamma(q.shape[-1], dtype) + TERMS * w) * size + (FUNCTION + 2 * (np.abs(s) + np.abs(top))) * w
+    top = np.where(sees, s, -np.inf).max(axis=-1)
+    if parts.sink is not None:
+        top = np.maximum(top, parts.sink)
+    top = np.where(np.isfinite(top), top, 0.0)[..., None]
+    e = parts.e + (FUNCTION + 2 * (np.abs(s) + np.abs(top))) * w
     p = np.where(sees, np.exp(s - top), 0.0)
-    p = p / np.maximum(p.sum(axis=-1, keepdims=True), np.finfo(float).tiny)
+    total = p.sum(axis=-1, keepdims=True)
+    of_sink = 0.0
+    if parts.sink is not None:
+        sink = parts.sink[..., None]
+        of_sink = np.where(np.isneginf(sink), 0.0, np.exp(sink - top) * (FUNCTION + 2 * (np.abs(sink) + np.abs(top))))
+        of_sink = np.nan_to_num(of_sink) * w
+        total = total + np.exp(sink - top)
+    total = np.maximum(total, np.finfo(float).tiny)
+    p, of_sink = p / total, of_sink / total
     sums = gamma(m, dtype) + (m / 32) * w
-    average = (p * e).sum(axis=-1, keepdims=True)
-    out = np.matmul(p * e + sees * flush(dtype), np.abs(v)) + (average + 2 * sums + FUNCTION * w) * np.matmul(
-        p, np.abs(v)
-    )
+    average = (p * e).sum(axis=-1, keepdims=True) + of_sink
+    out = np.matmul(parts.kept * (p * e + sees * flush(dtype)), np.abs(v)) + (
+        average + 2 * sums + FUNCTION * w
+    ) * np.matmul(parts.kept * p, np.abs(v))
     lse = average[..., 0] + sums + TERMS * w * (1 + np.abs(top[..., 0]))
     return out, lse
 
 
-def attention_backward(dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, dtype: Any, **options: Any):
-    """Of dq, dk, dv (before rounding), by the steps of the reference."""
+@np.errstate(invalid="ignore", over="ignore")
+def attention_backward(
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    dtype: Any,
+    *,
+    dlse: Any = None,
+    grads: Any = (),
+    **options: Any,
+):
+    """Of dq, dk, dv (before rounding), by the steps of the reference; with `grads` also the others, by name."""
     shapes = np.shape(k), np.shape(v)
     do, q, k, v, o, lse = (np.abs(f64(x)) if x is dout or x is out else f64(x) for x in (dout, q, k, v, out, lse))
     k, v = _heads(k, q), _heads(v, q)
-    sees, s, size, scale = _attention_parts(q, k, options)
-    scale = abs(scale)
+    parts = AttentionParts(q, k, dtype, options)
+    s, sees, scale, kept = parts.s, parts.sees, parts.scale, parts.kept
     w = u(working(dtype))
+    finite_lse = np.abs(np.where(np.isfinite(lse), lse, 0.0))
     with np.errstate(invalid="ignore"):
         p = np.where(sees, np.exp(s - lse[..., None]), 0.0)
-        r = (gamma(q.shape[-1], dtype) + TERMS * w) * size + (
-            FUNCTION + 2 * (np.abs(s) + np.abs(np.where(np.isfinite(lse), lse, 0.0))[..., None])
-        ) * w
-    size_dp = np.matmul(do, np.abs(v).swapaxes(-1, -2))
-    delta = (do * o).sum(axis=-1, keepdims=True)
-    ds = p * (size_dp + delta)
-    e_ds = ds * r + (gamma(v.shape[-1], dtype) + TERMS * w) * ds + sees * flush(dtype) * (size_dp + delta)
+        r = parts.e + (FUNCTION + 2 * (np.abs(s) + finite_lse[..., None])) * w
+    size_dp = kept * np.matmul(do, np.abs(v).swapaxes(-1, -2))
+    delta = (do * o).sum(axis=-1) + (0.0 if dlse is None else np.abs(f64(dlse)))
+    ds = p * (size_dp + delta[..., None])
+    e_ds = ds * r + (gamma(v.shape[-1], dtype) + TERMS * w) * ds
+    e_ds = e_ds + sees * flush(dtype) * (size_dp + delta[..., None])
+    e_through = np.abs(parts.cap_slope) * e_ds + parts.e_cap * ds
     m = k.shape[-2]
     group = q.shape[-2] * (q.shape[-3] // shapes[0][-3] if q.ndim > 2 and shapes[0][-3] else 1)
     t = lambda x: x.swapaxes(-1, -2)
-    dq = scale * np.matmul(e_ds + (gamma(m, dtype) + TERMS * w) * ds, np.abs(k))
-    dk = scale * np.matmul(t(e_ds + (gamma(group, dtype) + TERMS * w) * ds), np.abs(q))
-    dv = np.matmul(t(p * (r + gamma(group, dtype) + TERMS * w) + sees * flush(dtype)), do)
-    return dq, _ungroup(dk, shapes[0]), _ungroup(dv, shapes[1])
+    dq = scale * np.matmul(e_through + (gamma(m, dtype) + TERMS * w) * ds, np.abs(k))
+    dk = scale * np.matmul(t(e_through + (gamma(group, dtype) + TERMS * w) * ds), np.abs(q))
+    dv = np.matmul(t(kept * (p * (r + gamma(group, dtype) + TERMS * w) + sees * flush(dtype))), do)
+    bounds = dq, _ungroup(dk, shapes[0]), _ungroup(dv, shapes[1])
+    if not grads:
+        return bounds
+    more = {}
+    if "bias" in grads:
+        shape = np.shape(options["bias"])
+        terms = max(1, ds.size // max(1, int(np.prod(shape))))
+        more["bias"] = _unbroadcast(e_ds + gamma(terms, dtype) * ds, shape)
+    if "sinks" in grads:
+        with np.errstate(invalid="ignore"):
+            of_sink = np.where(np.isneginf(lse), 0.0, np.exp(parts.sink - lse)) * delta
+            e_sink = of_sink * (
+                gamma(v.shape[-1], dtype) + (FUNCTION + 2 * (np.abs(np.nan_to_num(parts.sink)) + finite_lse)) * w
+            )
+        e_sink = np.nan_to_num(e_sink)
+        more["sinks"] = e_sink.sum(axis=tuple(a for a in range(e_sink.ndim) if a != e_sink.ndim - 2)).reshape(-1)
+    return (*bounds, more)
 
 
 def attention_sensitivity(
-    dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, e_lse: float, e_out: Array, **options: Any
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    e_lse: float,
+    e_out: Array,
+    *,
+    dlse: Any = None,
+    grads: Any = (),
+    **options: Any,
 ):
     """What errors of the given lse and out make of dq, dk, dv: P is off by e_lse, relative, and delta by do @ e_out."""
     shapes = np.shape(k), np.shape(v)
     do, q, k, v, o, lse = np.abs(f64(dout)), f64(q), f64(k), f64(v), np.abs(f64(out)), f64(lse)
     k, v = _heads(k, q), _heads(v, q)
-    sees, s, _, scale = _attention_parts(q, k, options)
-    p = np.where(sees, np.exp(s - lse[..., None]), 0.0)
-    delta = (do * o).sum(axis=-1, keepdims=True)
-    e_ds = p * (e_lse * (np.matmul(do, np.abs(v).swapaxes(-1, -2)) + delta) + (do * e_out).sum(axis=-1, keepdims=True))
-    dq = abs(scale) * np.matmul(e_ds, np.abs(k))
-    dk = abs(scale) * np.matmul(e_ds.swapaxes(-1, -2), np.abs(q))
-    dv = e_lse * np.matmul(p.swapaxes(-1, -2), do)
-    return dq, _ungroup(dk, shapes[0]), _ungroup(dv, shapes[1])
+    parts = AttentionParts(q, k, np.float64, options)
+    p = np.where(parts.sees, np.exp(parts.s - lse[..., None]), 0.0)
+    delta = (do * o).sum(axis=-1) + (0.0 if dlse is None else np.abs(f64(dlse)))
+    e_delta = (do * e_out).sum(axis=-1)
+    size_dp = parts.kept * np.matmul(do, np.abs(v).swapaxes(-1, -2))
+    e_ds = p * (e_lse * (size_dp + delta[..., None]) + e_delta[..., None])
+    dq = parts.scale * np.matmul(e_ds, np.abs(k))
+    dk = parts.scale * np.matmul(e_ds.swapaxes(-1, -2), np.abs(q))
+    dv = e_lse * np.matmul((parts.kept * p).swapaxes(-1, -2), do)
+    bounds = [dq, _ungroup(dk, shapes[0]), _ungroup(dv, shapes[1])]
+    if "bias" in grads:
+        bounds.append(_unbroadcast(e_ds, np.shape(options["bias"])))
+    if "sinks" in grads:
+        rows = np.exp(parts.sink - lse) * (e_lse * delta + e_delta)
+        bounds.append(rows.sum(axis=tuple(a for a in range(rows.ndim) if a != rows.ndim - 2)).reshape(-1))
+    return bounds

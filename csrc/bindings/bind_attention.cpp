@@ -1,40 +1,121 @@
-#include "bindings/arrays.hpp"
+#include "bindings/scalars.hpp"
 #include "ops/attention.hpp"
 
-#include <tuple>
+#include <string>
+#include <utility>
 
 namespace nf::bindings {
 namespace {
 
-// q, k, v and the options that forward and backward share. Views point into the arrays, so this lives as long as the
-// call.
+// The options that forward and backward share, as they come from Python.
+struct Options {
+    py::object causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed, global_tokens,
+        global_rows, query_starts, key_starts;
+
+    explicit Options(const py::tuple &all)
+        : causal(all[0]), window(all[1]), mask(all[2]), bias(all[3]), scale(all[4]), softcap(all[5]),
+          alibi_slopes(all[6]), sinks(all[7]), dropout(all[8]), seed(all[9]), global_tokens(all[10]),
+          global_rows(all[11]), query_starts(all[12]), key_starts(all[13]) {}
+};
+
+// q, k, v and the options. Views point into the arrays, so this lives as long as the call.
 struct Call {
+    bool packed; // (total, heads, dim), which the operation sees as (heads, total, dim)
     Input q, k, v;
-    std::optional<Input> mask;
+    std::optional<Input> mask, bias, slopes, sinks;
+    py::array slope_values, sink_values; // in float64
     ops::Attention attention;
 
-    Call(const char *operation, py::handle q_object, py::handle k_object, py::handle v_object, py::handle causal,
-         py::handle window, py::handle mask_object, py::handle scale)
-        : q(input(operation, "q", q_object)), k(input(operation, "k", k_object)), v(input(operation, "v", v_object)),
+    Call(const char *operation, py::handle q_object, py::handle k_object, py::handle v_object, const Options &options)
+        : packed(!options.query_starts.is_none()), q(operand(operation, "q", q_object)),
+          k(operand(operation, "k", k_object)), v(operand(operation, "v", v_object)),
           attention((require_float(operation, "q", q.view), require_same_dtype(operation, "k", k.view, q.view.dtype),
                      require_same_dtype(operation, "v", v.view, q.view.dtype), operation),
                     q.view, k.view, v.view) {
-        set_pattern(operation, causal, window);
-        mask = optional_input(operation, "mask", mask_object, Layout::any);
+        set_pattern(operation, options.causal, options.window);
+        mask = optional_input(operation, "mask", options.mask, Layout::any);
         if (mask) {
             if (mask->view.dtype != DType::boolean)
                 fail_type(operation,
                           std::string("mask must have dtype bool (True = attend), got ") + name_of(mask->view.dtype));
             attention.set_mask(mask->view);
         }
-        if (!scale.is_none()) {
-            if (!PyNumber_Check(scale.ptr()))
-                fail_type(operation, "scale must be a number");
-            attention.set_scale(py::cast<double>(py::float_(py::reinterpret_borrow<py::object>(scale))));
+        bias = optional_input(operation, "bias", options.bias, Layout::any);
+        if (bias)
+            attention.set_bias(bias->view);
+        if (!options.scale.is_none())
+            attention.set_scale(number(operation, "scale", options.scale));
+        if (!options.softcap.is_none())
+            attention.set_softcap(number(operation, "softcap", options.softcap));
+        slopes = per_head(operation, "alibi_slopes", options.alibi_slopes, slope_values);
+        if (slopes)
+            attention.set_slopes(static_cast<const double *>(slope_values.data()));
+        sinks = per_head(operation, "sinks", options.sinks, sink_values);
+        if (sinks)
+            attention.set_sinks(static_cast<const double *>(sink_values.data()));
+        const double dropout = number(operation, "dropout", options.dropout);
+        if (dropout != 0) {
+            if (options.seed.is_none())
+                fail_value(operation, "seed must be given with dropout > 0, got None");
+            attention.set_dropout(dropout, seed_of(operation, options.seed));
         }
+        if (!options.global_tokens.is_none()) {
+            const Input tokens = input(operation, "global_tokens", options.global_tokens, Layout::any);
+            if (tokens.view.dtype != DType::boolean)
+                fail_type(operation,
+                          std::string("global_tokens must have dtype bool, got ") + name_of(tokens.view.dtype));
+            attention.set_global_tokens(tokens.view, boolean(operation, "global_rows", options.global_rows));
+        }
+        if (packed)
+            attention.set_sequences(input(operation, "cu_seqlens_q", options.query_starts, Layout::contiguous).view,
+                                    input(operation, "cu_seqlens_k", options.key_starts, Layout::contiguous).view);
+    }
+
+    // Of (heads, total, dim) the shape that the caller sees, and back.
+    Shape outside(Shape shape) const {
+        if (packed)
+            std::swap(shape[0], shape[1]);
+        return shape;
+    }
+    Input inside(Input array) const {
+        if (packed) {
+            std::swap(array.view.shape[0], array.view.shape[1]);
+            std::swap(array.view.strides[0], array.view.strides[1]);
+        }
+        return array;
     }
 
   private:
+    Input operand(const char *operation, const char *argument, py::handle object) const {
+        Input array = input(operation, argument, object);
+        if (packed && array.view.ndim() != 3)
+            fail_value(operation, std::string(argument) + " must have shape (total, heads, dim), got " +
+                                      to_string(array.view.shape));
+        return inside(std::move(array));
+    }
+
+    std::optional<Input> per_head(const char *operation, const char *argument, py::handle object, py::array &values) {
+        std::optional<Input> given = optional_input(operation, argument, object, Layout::any);
+        if (given) {
+            attention.check_per_head(argument, given->view);
+            values = py::array(py::object(given->array.attr("astype")("float64", py::arg("order") = "C")));
+        }
+        return given;
+    }
+
+    static ops::AttentionSeed seed_of(const char *operation, const py::object &seed) {
+        if (!py::isinstance<py::tuple>(seed))
+            return {integer(operation, "seed", seed), 0, 0, 0};
+        const py::tuple parts = py::reinterpret_borrow<py::tuple>(seed);
+        if (py::len(parts) != 4)
+            fail_value(operation, "seed must be an integer or (seed, layer, step, sample), got " +
+                                      py::cast<std::string>(py::repr(seed)));
+        return {integer(operation, "seed", py::object(parts[0])),
+                integer(operation, "seed's layer", py::object(parts[1])),
+                integer(operation, "seed's step", py::object(parts[2])),
+                integer(operation, "seed's sample", py::object(parts[3]))};
+    }
+
     void set_pattern(const char *operation, py::handle causal, py::handle window) {
         ops::Causal kind = ops::Causal::no;
         if (py::isinstance<py::bool_>(causal)) {
@@ -93,11 +174,13 @@ void refuse_overlap(const char *operation, const char *argument, const Input &wr
             fail_value(operation, std::string(argument) + " must not overlap an input");
 }
 
-py::object attention(py::handle q, py::handle k, py::handle v, py::handle causal, py::handle window, py::handle mask,
-                     py::handle scale, bool return_lse, py::handle out_object) {
-    constexpr const char *kName = "attention";
-    Call call(kName, q, k, v, causal, window, mask, scale);
-    const Input out = result(kName, "out", out_object, call.attention.out_shape(), call.q.view.dtype);
+py::object attention(py::handle q, py::handle k, py::handle v, const py::tuple &options, bool return_lse,
+                     py::handle out_object) {
+    const Options given(options);
+    const char *kName = given.query_starts.is_none() ? "attention" : "attention_varlen";
+    Call call(kName, q, k, v, given);
+    const Input out =
+        call.inside(result(kName, "out", out_object, call.outside(call.attention.out_shape()), call.q.view.dtype));
     if (!out_object.is_none())
         refuse_overlap(kName, "out", out, {&call.q, &call.k, &call.v});
     const Input lse = allocate(call.attention.lse_shape(), call.attention.lse_dtype());
@@ -110,11 +193,31 @@ py::object attention(py::handle q, py::handle k, py::handle v, py::handle causal
     return out.array;
 }
 
-py::tuple attention_backward(py::handle dout_object, py::handle q, py::handle k, py::handle v, py::handle out_object,
-                             py::handle lse_object, py::handle causal, py::handle window, py::handle mask,
-                             py::handle scale, py::handle grads) {
-    constexpr const char *kName = "attention_backward";
-    Call call(kName, q, k, v, causal, window, mask, scale);
+// Which gradients beside dq, dk and dv are wanted: names out of "bias" and "sinks".
+struct Wanted {
+    bool bias = false, sinks = false;
+};
+Wanted wanted_gradients(const char *operation, const py::object &names, const Call &call) {
+    Wanted wanted;
+    if (!py::isinstance<py::tuple>(names) && !py::isinstance<py::list>(names))
+        fail_type(operation, "grads must be a tuple of names out of 'bias' and 'sinks', got " + type_name(names));
+    for (py::handle item : names) {
+        const std::string name = text(operation, "grads", item);
+        if (name != "bias" && name != "sinks")
+            fail_value(operation, "grads must hold names out of 'bias' and 'sinks', got '" + name + "'");
+        if (name == "bias" ? !call.bias : !call.sinks)
+            fail_value(operation, "grads asks for the gradient of " + name + ", but " + name + " is None");
+        (name == "bias" ? wanted.bias : wanted.sinks) = true;
+    }
+    return wanted;
+}
+
+py::object attention_backward(py::handle dout_object, py::handle q, py::handle k, py::handle v, py::handle out_object,
+                              py::handle lse_object, const py::tuple &options, py::handle dlse_object,
+                              const py::object &grads, py::handle to) {
+    const Options all(options);
+    const char *kName = all.query_starts.is_none() ? "attention_backward" : "attention_varlen_backward";
+    Call call(kName, q, k, v, all);
     const DType dtype = call.q.view.dtype;
     auto like = [&](const char *argument, py::handle object, const Shape &shape, DType expected, Layout layout) {
         Input array = input(kName, argument, object, layout);
@@ -124,42 +227,64 @@ py::tuple attention_backward(py::handle dout_object, py::handle q, py::handle k,
                                   to_string(array.view.shape));
         return array;
     };
-    const Input dout = like("dout", dout_object, call.attention.out_shape(), dtype, Layout::last_axis);
-    const Input out = like("out", out_object, call.attention.out_shape(), dtype, Layout::last_axis);
-    const Input lse =
-        like("lse", lse_object, call.attention.lse_shape(), call.attention.lse_dtype(), Layout::contiguous);
+    const Shape lse_shape = call.attention.lse_shape();
+    const DType lse_dtype = call.attention.lse_dtype();
+    const Shape out_shape = call.outside(call.attention.out_shape());
+    const Input dout = call.inside(like("dout", dout_object, out_shape, dtype, Layout::last_axis));
+    const Input out = call.inside(like("out", out_object, out_shape, dtype, Layout::last_axis));
+    const Input lse = like("lse", lse_object, lse_shape, lse_dtype, Layout::contiguous);
+    std::optional<Input> dlse;
+    if (!dlse_object.is_none())
+        dlse = like("dlse", dlse_object, lse_shape, lse_dtype, Layout::contiguous);
+    const Wanted wanted = wanted_gradients(kName, grads, call);
     py::object given[3] = {py::none(), py::none(), py::none()};
-    if (!grads.is_none()) {
-        if (!py::isinstance<py::tuple>(grads) || py::len(grads) != 3)
-            fail_type(kName, "grads must be None or a tuple (dq, dk, dv)");
+    if (!to.is_none()) {
+        if (!py::isinstance<py::tuple>(to) || py::len(to) != 3)
+            fail_type(kName, "into must be None or a tuple (dq, dk, dv)");
         for (int i = 0; i < 3; ++i)
-            given[i] = py::reinterpret_borrow<py::tuple>(grads)[i];
+            given[i] = py::reinterpret_borrow<py::tuple>(to)[i];
     }
-    const Input dq = result(kName, "grads[0]", given[0], call.q.view.shape, dtype);
-    const Input dk = result(kName, "grads[1]", given[1], call.k.view.shape, dtype);
-    const Input dv = result(kName, "grads[2]", given[2], call.v.view.shape, dtype);
+    const Input dq = call.inside(result(kName, "into[0]", given[0], call.outside(call.q.view.shape), dtype));
+    const Input dk = call.inside(result(kName, "into[1]", given[1], call.outside(call.k.view.shape), dtype));
+    const Input dv = call.inside(result(kName, "into[2]", given[2], call.outside(call.v.view.shape), dtype));
     for (int i = 0; i < 3; ++i)
         if (!given[i].is_none())
-            refuse_overlap(kName, "grads",
+            refuse_overlap(kName, "into",
                            i == 0   ? dq
                            : i == 1 ? dk
                                     : dv,
                            {&call.q, &call.k, &call.v, &dout, &out, &lse});
+    ops::AttentionGradients more;
+    std::optional<Input> dbias, dsinks;
+    if (wanted.bias) {
+        dbias = allocate(call.bias->view.shape, call.bias->view.dtype);
+        more.dbias = dbias->view;
+    }
+    if (wanted.sinks) {
+        dsinks = allocate(call.sinks->view.shape, DType::f64);
+        more.dsinks = reinterpret_cast<double *>(dsinks->view.data);
+    }
     {
         py::gil_scoped_release release;
-        call.attention.backward(dout.view, out.view, lse.view, dq.view, dk.view, dv.view);
+        call.attention.backward(dout.view, out.view, lse.view, pointer_to(dlse), dq.view, dk.view, dv.view, more);
     }
-    return py::make_tuple(dq.array, dk.array, dv.array);
+    if (py::len(grads) == 0)
+        return py::make_tuple(dq.array, dk.array, dv.array);
+    py::dict named;
+    if (dbias)
+        named["bias"] = dbias->array;
+    if (dsinks)
+        named["sinks"] = dsinks->array.attr("astype")(dtype_of(call.sinks->view.dtype));
+    return py::make_tuple(dq.array, dk.array, dv.array, named);
 }
 
 } // namespace
 
 void bind_attention(py::module_ &m) {
-    m.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("causal"), py::arg("window"),
-          py::arg("mask"), py::arg("scale"), py::arg("return_lse"), py::arg("out"));
+    m.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("options"), py::arg("return_lse"),
+          py::arg("out"));
     m.def("attention_backward", &attention_backward, py::arg("dout"), py::arg("q"), py::arg("k"), py::arg("v"),
-          py::arg("out"), py::arg("lse"), py::arg("causal"), py::arg("window"), py::arg("mask"), py::arg("scale"),
-          py::arg("grads"));
+          py::arg("out"), py::arg("lse"), py::arg("options"), py::arg("dlse"), py::arg("grads"), py::arg("into"));
 }
 
 } // namespace nf::bindings

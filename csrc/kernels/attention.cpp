@@ -7,16 +7,12 @@
 //   3. O = O 2^(m - m') + P V
 // and at the end O / l, and lse = (m + log2 l) ln 2. A strip of P is 14 x 512 floats = 28 KiB, in L1; K and V of a
 // block, 512 x 64 floats = 128 KiB each, in L2 for all 8 strips. K is transposed once a head into panels of 32 keys; V
-// is read where it lies. Work behind the diagonal (or outside the window) is left out by the panel.
-#include "kernels/attention.hpp"
-
-#include <math.h>
+// is read where it lies. Work behind the diagonal (or outside the window) is left out by the panel. What else may
+// happen to scores and probabilities is in attention_scores.hpp, between 1 and 2, and between 2 and 3.
+#include "kernels/attention_decode.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
 namespace {
-
-constexpr int kBlockKeys = 512;
-constexpr int kRowStride = kBlockKeys + 16; // rows 2 KiB apart would share cache sets
 
 // The keys and values of one head, as tiles want them.
 template <class A, class T> struct Head {
@@ -44,51 +40,63 @@ template <class A, class T> Head<A, T> pack_head(const AttentionArgs &args, int6
     return head;
 }
 
-// Step 2 for one row: scores become probabilities (relative to the running maximum). Returns the factor for what was
-// summed before.
-template <class A> NF_INLINE A softmax_row(A *scores, int64_t width, A &maximum, A &sum) {
-    constexpr int W = kLanes<A>;
-    Vec<A> highest = broadcast(maximum);
-    for (int64_t j = 0; j < width; j += W)
-        highest = max(load(scores + j), highest); // a NaN does not become the maximum, it reaches the sum below
-    const A next = reduce_max<A>(highest);
-    const A shift = next == kMinusInfinity<A> ? A(0) : next; // nothing seen yet: 2^-inf is 0, whatever is subtracted
-    Vec<A> total = {};
-    const Vec<A> shifts = broadcast(shift);
-    for (int64_t j = 0; j < width; j += W) {
-        const Vec<A> p = exp2_nonpositive<A>(load(scores + j) - shifts);
-        total += p;
-        store(scores + j, p);
-    }
-    // Before the first score nothing was summed that would have to be scaled.
-    const bool unchanged = maximum == next || maximum == kMinusInfinity<A>;
-    const A factor = unchanged ? A(1) : exp2_nonpositive<A>(broadcast(maximum - shift))[0];
-    sum = sum * factor + reduce_add<A>(total);
-    maximum = next;
-    return factor;
-}
-
 // Step 3 where a partly masked strip meets a value that is not finite: 0 x NaN is NaN, so masked pairs are left out one
 // by one.
 template <class A, class T>
-void add_values_selecting(const AttentionArgs &args, const Mask &mask, const Head<A, T> &head, const A *p,
-                          int64_t query0, int64_t rows, int64_t key0, int64_t keys, A *o, int64_t o_row) {
+void add_values_selecting(const Scoring<A, T> &scoring, const Head<A, T> &head, const A *p, int64_t query0,
+                          int64_t rows, int64_t key0, int64_t keys, A *o, int64_t o_row) {
     for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < keys; ++j)
-            if (may_attend(args, mask, query0 + i, key0 + j))
-                for (int64_t d = 0; d < args.value_dim; ++d)
+            if (may_attend(scoring, query0 + i, key0 + j))
+                for (int64_t d = 0; d < scoring.args->value_dim; ++d)
                     o[i * o_row + d] += p[i * kRowStride + j] * A(load_one(head.v + (key0 + j) * head.v_row + d));
 }
 
 template <class A> struct Workspace {
     A *q, *p, *o;
     static int64_t size(const AttentionArgs &args) {
-        return kBlockQueries * args.dim + kTileRows * kRowStride +
+        return strips_size<A>(kBlockQueries, args.dim) + kTileRows * kRowStride +
                kBlockQueries * round_up(args.value_dim, kTileColumns<A>);
     }
     Workspace(const AttentionArgs &args, A *memory)
-        : q(memory), p(q + kBlockQueries * args.dim), o(p + kTileRows * kRowStride) {}
+        : q(memory), p(q + strips_size<A>(kBlockQueries, args.dim)), o(p + kTileRows * kRowStride) {}
 };
+
+// Steps 1 to 3 for a strip of queries [query, query + rows) and the keys [first, last) of one block. q: the packed
+// strip.
+template <class A, class T>
+NF_INLINE void attend_strip(const AttentionArgs &args, const Head<A, T> &head, const Scoring<A, T> &scoring,
+                            int64_t query, int64_t rows, int64_t first, int64_t last, const A *q,
+                            const Workspace<A> &work, A *o, int64_t o_row, A *maximum, A *sum) {
+    constexpr int64_t NR = kTileColumns<A>;
+    const int64_t width = last - first, full_width = round_up(width, kLanes<A>);
+    for (int64_t j = 0; j < width; j += NR)
+        tile_for<A, A, InPanels>(rows, width - j)(args.dim, q, head.keys + (first + j) * args.dim, NR, work.p + j,
+                                                  kRowStride, Store::write);
+    const bool kept = all_kept(scoring, query, rows, first, width);
+    for (int64_t i = 0; i < rows; ++i) {
+        A *row = work.p + i * kRowStride;
+        const int64_t row_query = query + i;
+        A factor;
+        if (scoring.plain) {
+            if (!kept || width != full_width)
+                mask_scores(scoring, row_query, first, width, full_width, row);
+            factor = softmax_row<A, false>(row, full_width, maximum[i], sum[i]);
+        } else {
+            factor = softmax_changed(scoring, row_query, first, width, row, maximum[i], sum[i]);
+        }
+        if (factor != 1) {
+            A *o_of_row = o + i * o_row;
+            for (int64_t d = 0; d < o_row; d += kLanes<A>)
+                store(o_of_row + d, load(o_of_row + d) * factor);
+        }
+    }
+    if (head.values_finite || (kept && !scoring.bias))
+        multiply_strip<A, InRows<kRowStride>>(width, rows, args.value_dim, work.p, head.values, first, o, o_row,
+                                              Store::add);
+    else
+        add_values_selecting<A, T>(scoring, head, work.p, query, rows, first, width, o, o_row);
+}
 
 // Queries [query0, query0 + queries) of one head: at most kBlockQueries.
 template <class A, class T>
@@ -97,114 +105,133 @@ void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t bat
     constexpr int64_t NR = kTileColumns<A>;
     const int64_t queries = smaller(kBlockQueries, args.queries - query0);
     const int64_t o_row = round_up(args.value_dim, NR);
-    const Mask mask = mask_of(args, batch, head_index);
+    Scoring<A, T> scoring = Scoring<A, T>::of(args, batch, head_index);
+    scoring.narrow();
     pack_strips<A, T>(head_of<T>(args.q, batch, head_index) + query0 * args.q.row, queries, args.dim, args.q.row,
-                      A(args.scale * 1.4426950408889634074), work.q);
+                      scoring.factor(), work.q);
     A maximum[kBlockQueries], sum[kBlockQueries];
+    const Start<A> start = start_of(scoring);
     for (int64_t i = 0; i < queries; ++i) {
-        maximum[i] = kMinusInfinity<A>;
-        sum[i] = 0;
+        maximum[i] = start.maximum;
+        sum[i] = start.sum;
     }
     memset(work.o, 0, size_t(queries * o_row) * sizeof(A));
 
-    const KeyRange block = keys_of_any(args, query0, query0 + queries);
+    KeyRange block = keys_of_any(scoring, query0, query0 + queries);
+    if (scoring.global)
+        block = {0, smaller(args.keys, args.causal_high + query0 + queries)};
     for (int64_t block0 = block.first / kBlockKeys * kBlockKeys; block0 < block.last; block0 += kBlockKeys) {
+        const int64_t block_end = smaller(block0 + kBlockKeys, args.keys);
         for (int64_t i0 = 0; i0 < queries; i0 += kTileRows) {
-            const int64_t rows = smaller(kTileRows, queries - i0);
-            const KeyRange strip = keys_of_any(args, query0 + i0, query0 + i0 + rows);
-            const int64_t first = larger(block0, strip.first / NR * NR);
-            const int64_t last = smaller(smaller(block0 + kBlockKeys, args.keys), strip.last);
-            if (first >= last)
-                continue;
-            const int64_t width = last - first, full_width = round_up(width, kLanes<A>);
-            for (int64_t j = 0; j < width; j += NR)
-                tile_for<A, A, InPanels>(rows, width - j)(args.dim, work.q + i0 * args.dim,
-                                                          head.keys + (first + j) * args.dim, NR, work.p + j,
-                                                          kRowStride, Store::write);
-            // Kept by every row: what the first and the last row of the strip may both attend to.
-            const bool kept = !mask.data && width == full_width &&
-                              keys_of(args, query0 + i0 + rows - 1).first <= first &&
-                              keys_of(args, query0 + i0).last >= last;
-            for (int64_t i = 0; i < rows; ++i) {
-                A *row = work.p + i * kRowStride;
-                if (!kept) {
-                    mask_row<A>(args, mask, query0 + i0 + i, first, width, row);
-                    for (int64_t j = width; j < full_width; ++j)
-                        row[j] = kMinusInfinity<A>;
-                }
-                const A factor = softmax_row<A>(row, full_width, maximum[i0 + i], sum[i0 + i]);
-                if (factor != 1) {
-                    A *o = work.o + (i0 + i) * o_row;
-                    for (int64_t d = 0; d < o_row; d += kLanes<A>)
-                        store(o + d, load(o + d) * factor);
-                }
-            }
-            if (head.values_finite || kept)
-                multiply_strip<A, InRows<kRowStride>>(width, rows, args.value_dim, work.p, head.values, first,
-                                                      work.o + i0 * o_row, o_row, Store::add);
-            else
-                add_values_selecting<A, T>(args, mask, head, work.p, query0 + i0, rows, first, width,
-                                           work.o + i0 * o_row, o_row);
+            const int64_t rows = smaller(kTileRows, queries - i0), query = query0 + i0;
+            KeyRange piece = next_keys(scoring, query, rows, block0, block_end);
+            for (; piece.first < piece.last; piece = next_keys(scoring, query, rows, piece.last, block_end))
+                attend_strip(args, head, scoring, query, rows, piece.first, piece.last, work.q + i0 * args.dim, work,
+                             work.o + i0 * o_row, o_row, maximum + i0, sum + i0);
         }
     }
 
     T *out = head_of<T>(args.out, batch, head_index) + query0 * args.out.row;
-    A *lse = static_cast<A *>(args.lse) + (batch * args.heads + head_index) * args.queries + query0;
-    for (int64_t i = 0; i < queries; ++i) {
-        const A inverse = sum[i] == 0 ? A(0) : A(1) / sum[i]; // nothing to attend to: zeros
-        for_each_vector<A>(args.value_dim, [&](int64_t d, int n) {
-            store_some(out + i * args.out.row + d, load_some(work.o + i * o_row + d, n) * inverse, n);
-        });
-        lse[i] = sum[i] == 0 ? kMinusInfinity<A> : A((maximum[i] + ::log2(double(sum[i]))) * 0.69314718055994530942);
-    }
+    A *lse = static_cast<A *>(args.lse) + (batch * args.heads + head_index) * args.lse_row + query0;
+    for (int64_t i = 0; i < queries; ++i)
+        finish_row(scoring, work.o + i * o_row, maximum[i], sum[i], out + i * args.out.row, lse + i);
 }
 
-template <class T> bool attention(const AttentionArgs &args) {
-    typedef Acc<T> A;
-    const int64_t heads = args.batches * args.heads;
-    if (heads == 0 || args.queries == 0)
-        return true;
-    const int64_t group = args.heads / args.kv_heads, kv_heads = args.batches * args.kv_heads;
-    const int64_t blocks = ceil_div(args.queries, kBlockQueries);
-    const int64_t packed = packed_size<A, T>(args);
-    const int64_t work_size = Workspace<A>::size(args);
-    const int threads = runtime::threads_here();
-    Failure failure;
+// Blocks [first, last) of queries, counted over the heads that share the keys.
+template <class A, class T>
+void attend_head(const KvHead &of, const Head<A, T> &head, int64_t first, int64_t last, const Workspace<A> &work) {
+    const int64_t blocks = ceil_div(of.args->queries, kBlockQueries);
+    for (int64_t task = first; task < last; ++task)
+        attend_block<A, T>(*of.args, head, of.batch, of.head * of.group + task / blocks, task % blocks * kBlockQueries,
+                           work);
+}
 
-    auto attend_head = [&](const Head<A, T> &head, int64_t kv, int64_t first, int64_t last) {
-        Scratch<A> memory(work_size);
-        if (!memory)
-            return failure.set();
-        const Workspace<A> work(args, memory.data);
-        for (int64_t task = first; task < last; ++task) // blocks of the heads that share these keys
-            attend_block<A, T>(args, head, kv / args.kv_heads, kv % args.kv_heads * group + task / blocks,
-                               task % blocks * kBlockQueries, work);
+// Few heads: pack all, then divide the blocks of queries. Later blocks first: with a causal mask they are the longest.
+template <class A, class T> bool attend_few(const Sequences &all, int64_t kv_heads) {
+    struct Part {
+        KvHead of;
+        Head<A, T> head;
+        int64_t memory, first_task;
+        bool few_queries;
     };
-
-    // Enough heads: each packs its keys and uses them while they are in cache.
-    if (kv_heads % threads == 0 || kv_heads >= 4 * threads) {
-        parallel_tasks(kv_heads, [&](int64_t kv) {
-            Scratch<A> memory(packed);
-            if (!memory)
-                return failure.set();
-            attend_head(pack_head<A, T>(args, kv / args.kv_heads, kv % args.kv_heads, memory.data), kv, 0,
-                        group * blocks);
-        });
-        return !failure.happened;
+    Scratch<Part> parts(kv_heads + 1);
+    if (!parts)
+        return false;
+    int64_t size = 0, tasks = 0;
+    for (int64_t kv = 0; kv < kv_heads; ++kv) {
+        Part &part = parts.data[kv];
+        part.of = find_kv_head(all, kv);
+        part.memory = size;
+        part.first_task = tasks;
+        part.few_queries = has_few_queries(*part.of.args);
+        size += part.few_queries ? 0 : packed_size<A, T>(*part.of.args);
+        tasks += part.few_queries ? 1 : part.of.group * ceil_div(part.of.args->queries, kBlockQueries);
     }
-    // Few heads: pack all, then divide the blocks of queries. Later blocks first: with a causal mask they are the
-    // longest.
-    Scratch<A> memory(packed * kv_heads);
-    Scratch<Head<A, T>> head(kv_heads);
-    if (!memory || !head)
+    parts.data[kv_heads].first_task = tasks;
+    Scratch<A> memory(size);
+    if (!memory)
         return false;
     parallel_tasks(kv_heads, [&](int64_t kv) {
-        head.data[kv] = pack_head<A, T>(args, kv / args.kv_heads, kv % args.kv_heads, memory.data + kv * packed);
+        Part &part = parts.data[kv];
+        if (!part.few_queries)
+            part.head = pack_head<A, T>(*part.of.args, part.of.batch, part.of.head, memory.data + part.memory);
     });
-    const int64_t tasks = group * blocks;
-    parallel_tasks(kv_heads * tasks, [&](int64_t index) {
-        const int64_t kv = index % kv_heads, task = tasks - 1 - index / kv_heads;
-        attend_head(head.data[kv], kv, task, task + 1);
+    Failure failure;
+    parallel_tasks(tasks, [&](int64_t index) {
+        const int64_t task = tasks - 1 - index;
+        int64_t kv = 0;
+        while (parts.data[kv + 1].first_task <= task) // at most a few
+            ++kv;
+        const Part &part = parts.data[kv];
+        if (part.few_queries) {
+            if (!decode_head<A, T>(part.of))
+                failure.set();
+            return;
+        }
+        Scratch<A> work(Workspace<A>::size(*part.of.args));
+        if (!work)
+            return failure.set();
+        attend_head<A, T>(part.of, part.head, task - part.first_task, task - part.first_task + 1,
+                          Workspace<A>(*part.of.args, work.data));
+    });
+    return !failure.happened;
+}
+
+template <class T> bool attention(const AttentionArgs *sequences, int64_t count) {
+    typedef Acc<T> A;
+    const Sequences all{sequences, count};
+    const int64_t kv_heads = all.kv_heads(), threads = runtime::threads_here();
+    int64_t decoding = 0;
+    for (int64_t s = 0; s < count; ++s)
+        decoding += has_few_queries(sequences[s]);
+    if (decoding == count)
+        return decode<A, T>(all);
+    const double work = work_of(all);
+    if (divides_blocks(work, kv_heads, threads))
+        return attend_few<A, T>(all, kv_heads);
+    // Enough heads: each packs its keys and uses them while they are in cache.
+    int64_t packed = 0, size = 0;
+    for (int64_t s = 0; s < count; ++s) {
+        packed = larger(packed, packed_size<A, T>(sequences[s]));
+        size = larger(size, Workspace<A>::size(sequences[s]));
+    }
+    const int64_t at_once = heads_of_task(work, kv_heads, threads);
+    Failure failure;
+    parallel_tasks(ceil_div(kv_heads, at_once), [&](int64_t task) {
+        Scratch<A> memory(packed + size);
+        if (!memory)
+            return failure.set();
+        for (int64_t kv = task * at_once; kv < smaller(kv_heads, (task + 1) * at_once); ++kv) {
+            const KvHead of = find_kv_head(all, kv);
+            if (has_few_queries(*of.args)) {
+                if (!decode_head<A, T>(of))
+                    failure.set();
+                continue;
+            }
+            const Head<A, T> head = pack_head<A, T>(*of.args, of.batch, of.head, memory.data);
+            attend_head<A, T>(of, head, 0, of.group * ceil_div(of.args->queries, kBlockQueries),
+                              Workspace<A>(*of.args, memory.data + packed));
+        }
     });
     return !failure.happened;
 }

@@ -1,6 +1,7 @@
 // What the forward and the backward of attention share: blocks, who may attend to whom, operands as tiles want them.
 #pragma once
 #include "kernels/tile.hpp"
+#include "runtime/attention_args.hpp"
 #include "simd/math.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
@@ -10,6 +11,55 @@ constexpr int64_t kBlockQueries = kStripsOfBlock * kTileRows; // 112: its Q, P a
 
 template <class T> NF_INLINE T *head_of(const AttentionOperand &x, int64_t batch, int64_t head) {
     return static_cast<T *>(x.data) + x.batch[batch] + head * x.head;
+}
+
+// The sequences of a call, and its (batch, key/value head) number `kv` among all of theirs.
+struct Sequences {
+    const AttentionArgs *data;
+    int64_t count;
+    int64_t kv_heads() const {
+        const AttentionArgs &last = data[count - 1];
+        return last.first_kv_head + last.batches * last.kv_heads;
+    }
+    int64_t heads() const { return data[count - 1].first_head + data[count - 1].batches * data[count - 1].heads; }
+};
+struct KvHead {
+    const AttentionArgs *args;
+    int64_t batch, head, group; // query heads [head * group, (head + 1) * group) share it
+};
+NF_INLINE KvHead find_kv_head(const Sequences &all, int64_t kv) {
+    int64_t low = 0, high = all.count; // the last sequence that begins at or before kv
+    while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        (all.data[middle].first_kv_head <= kv ? low : high) = middle;
+    }
+    const AttentionArgs &args = all.data[low];
+    kv -= args.first_kv_head;
+    return {&args, kv / args.kv_heads, kv % args.kv_heads, args.heads / args.kv_heads};
+}
+
+// Multiply-adds of a whole call, causal or not. Less than kSerialWork takes some 20 us on one thread, and waking others
+// does not pay; a task of kTaskWork hides what starting it costs.
+constexpr double kSerialWork = 1 << 20, kTaskWork = 1 << 18;
+NF_INLINE double work_of(const Sequences &all) {
+    double work = 0;
+    for (int64_t s = 0; s < all.count; ++s) {
+        const AttentionArgs &args = all.data[s];
+        work += double(args.batches * args.heads) * double(args.queries) * double(args.keys) *
+                double(args.dim + args.value_dim);
+    }
+    return work;
+}
+// How many key/value heads make a task, where each is done by one thread.
+NF_INLINE int64_t heads_of_task(double work, int64_t kv_heads, int64_t threads) {
+    if (work < kSerialWork)
+        return larger(1, kv_heads);
+    const int64_t enough = int64_t(kTaskWork * double(kv_heads) / work) + 1;
+    return larger(1, smaller(enough, kv_heads / (4 * threads)));
+}
+// Too few heads for the threads: then blocks are divided, too.
+NF_INLINE bool divides_blocks(double work, int64_t kv_heads, int64_t threads) {
+    return work >= kSerialWork && kv_heads % threads != 0 && kv_heads < 4 * threads;
 }
 
 // The keys that query i may attend to before the mask: [first, last).
@@ -28,44 +78,8 @@ NF_INLINE KeyRange queries_of_any(const AttentionArgs &args, int64_t begin, int6
     return {larger(0, begin - args.high), smaller(args.queries, end - args.low)};
 }
 
-struct Mask {
-    const uint8_t *data; // of one head, null if there is none
-    int64_t query, key;
-};
-NF_INLINE Mask mask_of(const AttentionArgs &args, int64_t batch, int64_t head) {
-    const uint8_t *data = args.mask ? args.mask + args.mask_batch[batch] + head * args.mask_head : nullptr;
-    return {data, args.mask_query, args.mask_key};
-}
-
-NF_INLINE bool may_attend(const AttentionArgs &args, const Mask &mask, int64_t query, int64_t key) {
-    const KeyRange range = keys_of(args, query);
-    return key >= range.first && key < range.last && (!mask.data || mask.data[query * mask.query + key * mask.key]);
-}
-
 template <class A> constexpr A kMinusInfinity = -A(__builtin_inf());
-
-// Scores of one row, columns [0, width) that stand for keys [key0, key0 + width): minus infinity where the row may not
-// look.
-template <class A>
-NF_INLINE void mask_row(const AttentionArgs &args, const Mask &mask, int64_t query, int64_t key0, int64_t width,
-                        A *scores) {
-    const KeyRange range = keys_of(args, query);
-    const int64_t first = smaller(width, larger(0, range.first - key0)),
-                  last = larger(first, smaller(width, range.last - key0));
-    for (int64_t j = 0; j < first; ++j)
-        scores[j] = kMinusInfinity<A>;
-    for (int64_t j = last; j < width; ++j)
-        scores[j] = kMinusInfinity<A>;
-    if (!mask.data)
-        return;
-    const uint8_t *row = mask.data + query * mask.query + key0 * mask.key;
-    if (mask.key == 1)
-        for (int64_t j = first; j < last; ++j)
-            scores[j] = row[j] ? scores[j] : kMinusInfinity<A>;
-    else
-        for (int64_t j = first; j < last; ++j)
-            scores[j] = row[j * mask.key] ? scores[j] : kMinusInfinity<A>;
-}
+constexpr double kLog2e = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 
 // True if rows x width elements are all finite: x * 0 is 0 for finite x, NaN for inf and NaN.
 template <class A, class T> static bool all_finite(const T *x, int64_t rows, int64_t width, int64_t row) {
@@ -103,11 +117,35 @@ static Panels<A> as_panels(const T *x, int64_t rows, int64_t columns, int64_t ro
     return {copy, NR, rows * NR};
 }
 
-// Rows [0, rows) of x as left operands: strips of kTileRows rows, depth outermost, times `factor`.
+// Rows [0, rows) of x as left operands: strips of kTileRows rows, depth outermost, times `factor`. Squares are
+// transposed in registers and stored whole: what a store writes beyond its column is written again by the next, but for
+// the last, hence the room behind.
+template <class A> NF_INLINE int64_t strips_size(int64_t rows, int64_t depth) {
+    return round_up(rows, kTileRows) * depth + kLanes<A>;
+}
 template <class A, class T>
 static void pack_strips(const T *x, int64_t rows, int64_t depth, int64_t row, A factor, A *strips) {
-    for (int64_t i = 0; i < rows; i += kTileRows)
-        pack_rows_in_panel<A, T>(depth, smaller(kTileRows, rows - i), x + i * row, row, 1, factor, strips + i * depth);
+    constexpr int W = kLanes<A>, kSquares = (kTileRows + W - 1) / W;
+    for (int64_t i0 = 0; i0 < rows; i0 += kTileRows) {
+        const int64_t count = smaller(kTileRows, rows - i0);
+        const T *from = x + i0 * row;
+        A *strip = strips + i0 * depth;
+        for_each_vector<A>(depth, [&](int64_t k, int n) {
+            Vec<A> square[kSquares][W];
+            for (int s = 0; s < kSquares; ++s) {
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i)
+                    square[s][i] = s * W + i < count ? load_some(from + (s * W + i) * row + k, n) * factor : Vec<A>{};
+                transpose_square<A>(square[s]);
+            }
+#pragma GCC unroll 16
+            for (int step = 0; step < W; ++step)
+                if (step < n)
+#pragma GCC unroll 4
+                    for (int s = 0; s < kSquares; ++s)
+                        store(strip + (k + step) * kTileRows + s * W, square[s][step]);
+        });
+    }
 }
 
 // The transpose of x (keys x depth) as right operand: panels of kTileColumns keys, depth x kTileColumns each.

@@ -1,10 +1,13 @@
 #include "ops/attention.hpp"
 
 #include "core/error.hpp"
+#include "ops/check.hpp"
 #include "runtime/profiler.hpp"
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <map>
 #include <new>
 
 namespace nf::ops {
@@ -65,6 +68,8 @@ Attention::Attention(const char *operation, const View &q, const View &k, const 
         batches_ *= q.shape[axis];
     }
     args_.batches = batches_;
+    args_.lse_row = args_.queries;
+    args_.plain = true;
     offsets_.reserve(16);
     args_.q = operand(q);
     args_.k = operand(k);
@@ -95,31 +100,185 @@ void Attention::set_pattern(Causal causal, const int64_t *left, const int64_t *r
         if (side && *side < 0)
             fail_value(operation_, std::string("window must have sides that are None or not negative, got ") + name +
                                        " = " + std::to_string(*side));
-    const int64_t diagonal = causal == Causal::top_left ? 0 : args_.keys - args_.queries;
-    args_.low = left ? diagonal - std::min(*left, kNoLimit) : -kNoLimit;
-    args_.high = right ? diagonal + std::min(*right, kNoLimit) : kNoLimit;
-    if (causal != Causal::no)
-        args_.high = std::min(args_.high, diagonal);
+    causal_ = causal;
+    left_ = left ? std::optional(std::min(*left, kNoLimit)) : std::nullopt;
+    right_ = right ? std::optional(std::min(*right, kNoLimit)) : std::nullopt;
+    apply_pattern(args_);
 }
 
-void Attention::set_mask(const View &mask) {
+void Attention::apply_pattern(AttentionArgs &args) const {
+    const int64_t diagonal = causal_ == Causal::top_left ? 0 : args.keys - args.queries;
+    args.diagonal = diagonal;
+    args.causal_high = causal_ == Causal::no ? kNoLimit : diagonal;
+    args.low = left_ ? diagonal - *left_ : -kNoLimit;
+    args.high = std::min(args.causal_high, right_ ? diagonal + *right_ : kNoLimit);
+}
+
+AttentionPairs Attention::pairs_of(const char *argument, const View &view) {
     Shape full = lse_shape();
     full.push_back(args_.keys);
-    const int axes = static_cast<int>(full.size()), missing = axes - mask.ndim();
+    const int axes = static_cast<int>(full.size()), missing = axes - view.ndim();
     Shape strides(full.size(), 0);
     bool fits = missing >= 0;
-    for (int axis = 0; fits && axis < mask.ndim(); ++axis) {
-        fits = mask.shape[axis] == 1 || mask.shape[axis] == full[axis + missing];
-        strides[axis + missing] = mask.shape[axis] == 1 ? 0 : mask.strides[axis];
+    for (int axis = 0; fits && axis < view.ndim(); ++axis) {
+        fits = view.shape[axis] == 1 || view.shape[axis] == full[axis + missing];
+        strides[axis + missing] = view.shape[axis] == 1 ? 0 : view.strides[axis];
     }
     if (!fits)
-        fail_value(operation_, "mask must broadcast to " + to_string(full) + ", got " + to_string(mask.shape));
+        fail_value(operation_,
+                   std::string(argument) + " must broadcast to " + to_string(full) + ", got " + to_string(view.shape));
     offsets_.push_back(leading_offsets(full, strides, leading_.size()));
-    args_.mask = reinterpret_cast<const uint8_t *>(mask.data);
-    args_.mask_batch = offsets_.back().data();
-    args_.mask_head = axes > 2 ? strides[axes - 3] : 0;
-    args_.mask_query = strides[axes - 2];
-    args_.mask_key = strides[axes - 1];
+    AttentionPairs pairs;
+    pairs.data = view.data;
+    pairs.batch = offsets_.back().data();
+    pairs.head = axes > 2 ? strides[axes - 3] : 0;
+    pairs.query = strides[axes - 2];
+    pairs.key = strides[axes - 1];
+    pairs.type = view.dtype;
+    return pairs;
+}
+
+void Attention::set_mask(const View &mask) { args_.mask = pairs_of("mask", mask); }
+
+void Attention::require_like_q(const char *argument, DType dtype) const {
+    const bool half = dtype_ == DType::f16 || dtype_ == DType::bf16;
+    if (dtype != dtype_ && !(half && dtype == DType::f32))
+        fail_type(operation_, std::string(argument) + " must have the dtype of q, " + name_of(dtype_) +
+                                  (half ? ", or float32" : "") + ", got " + name_of(dtype));
+}
+
+void Attention::set_bias(const View &bias) {
+    require_like_q("bias", bias.dtype);
+    args_.bias = pairs_of("bias", bias);
+    args_.plain = false;
+}
+
+void Attention::set_softcap(double softcap) {
+    if (!(std::isfinite(softcap) && softcap > 0))
+        fail_value(operation_, "softcap must be finite and greater than 0, got " + std::to_string(softcap));
+    args_.softcap = softcap;
+    args_.plain = false;
+}
+
+void Attention::check_per_head(const char *argument, const View &view) const {
+    require_like_q(argument, view.dtype);
+    require_shape(operation_, argument, view, {args_.heads});
+}
+
+void Attention::set_slopes(const double *slopes) {
+    for (int64_t head = 0; head < args_.heads; ++head)
+        require_finite(operation_, "alibi_slopes", slopes[head]);
+    args_.slopes = slopes;
+    args_.plain = false;
+}
+
+void Attention::set_sinks(const double *sinks) { args_.sinks = sinks; }
+
+void Attention::set_global_tokens(const View &tokens, bool rows) {
+    Shape full = leading_;
+    full.push_back(args_.queries);
+    if (args_.queries != args_.keys)
+        fail_value(operation_, "global_tokens must be None unless q and k have as many rows, got " +
+                                   std::to_string(args_.queries) + " and " + std::to_string(args_.keys));
+    require_shape(operation_, "global_tokens", tokens, full);
+    const std::vector<int64_t> offsets = leading_offsets(full, tokens.strides, leading_.size());
+    global_.clear();
+    global_count_.clear();
+    for (int64_t offset : offsets) {
+        const uint8_t *from = reinterpret_cast<const uint8_t *>(tokens.data) + offset;
+        global_count_.push_back(0);
+        for (int64_t i = 0; i < args_.queries; ++i) {
+            global_.push_back(from[i * tokens.strides.back()]);
+            global_count_.push_back(global_count_.back() + (global_.back() ? 1 : 0));
+        }
+    }
+    args_.global = global_.data();
+    args_.global_count = global_count_.data();
+    args_.global_rows = rows;
+}
+
+std::vector<int64_t> Attention::starts(const char *argument, const View &view, const char *packed,
+                                       int64_t total) const {
+    if (view.dtype != DType::i32 && view.dtype != DType::i64)
+        fail_type(operation_, std::string(argument) + " must have dtype int32 or int64, got " + name_of(view.dtype));
+    if (view.ndim() != 1 || view.size() == 0)
+        fail_value(operation_,
+                   std::string(argument) + " must have shape (sequences + 1,), got " + to_string(view.shape));
+    std::vector<int64_t> values(static_cast<size_t>(view.size()));
+    for (size_t i = 0; i < values.size(); ++i)
+        values[i] = view.dtype == DType::i64 ? reinterpret_cast<const int64_t *>(view.data)[i]
+                                             : reinterpret_cast<const int32_t *>(view.data)[i];
+    if (values.front() != 0)
+        fail_value(operation_, std::string(argument) + " must begin with 0, got " + std::to_string(values.front()));
+    for (size_t i = 1; i < values.size(); ++i)
+        if (values[i] < values[i - 1])
+            fail_value(operation_, std::string(argument) + " must not decrease, got " + std::to_string(values[i]) +
+                                       " after " + std::to_string(values[i - 1]));
+    if (values.back() != total)
+        fail_value(operation_, std::string(argument) + " must end with the rows of " + packed + ", " +
+                                   std::to_string(total) + ", got " + std::to_string(values.back()));
+    return values;
+}
+
+void Attention::set_sequences(const View &query_starts, const View &key_starts) {
+    query_starts_ = starts("cu_seqlens_q", query_starts, "q", args_.queries);
+    key_starts_ = starts("cu_seqlens_k", key_starts, "k", args_.keys);
+    if (query_starts_->size() != key_starts_->size())
+        fail_value(operation_, "cu_seqlens_k must have as many elements as cu_seqlens_q, " +
+                                   std::to_string(query_starts_->size()) + ", got " +
+                                   std::to_string(key_starts_->size()));
+    if (args_.dropout.limit && query_starts_->size() - 1 > size_t(0x100000000) - args_.dropout.sample)
+        fail_value(operation_, "seed's sample + sequences must be in [0, 2**32)");
+}
+
+std::vector<AttentionArgs> Attention::sequences() const {
+    if (!query_starts_)
+        return {args_};
+    std::vector<AttentionArgs> all;
+    const int64_t item = kItemSize[static_cast<int>(dtype_)], lse_item = dtype_ == DType::f64 ? 8 : 4;
+    auto skip = [](auto *pointer, int64_t bytes) {
+        return pointer ? static_cast<decltype(pointer)>(const_cast<char *>(static_cast<const char *>(pointer)) + bytes)
+                       : pointer;
+    };
+    for (size_t s = 0; s + 1 < query_starts_->size(); ++s) {
+        AttentionArgs args = args_;
+        const int64_t query = (*query_starts_)[s], key = (*key_starts_)[s], index = static_cast<int64_t>(s);
+        args.queries = (*query_starts_)[s + 1] - query;
+        args.keys = (*key_starts_)[s + 1] - key;
+        args.first_head = index * args.heads;
+        args.first_kv_head = index * args.kv_heads;
+        for (AttentionOperand *x : {&args.q, &args.out, &args.dout, &args.dq})
+            x->data = skip(x->data, query * x->row * item);
+        for (AttentionOperand *x : {&args.k, &args.v, &args.dk, &args.dv})
+            x->data = skip(x->data, key * x->row * item);
+        args.lse = skip(args.lse, query * lse_item);
+        args.dlse = skip(args.dlse, query * lse_item);
+        args.dsinks = args.dsinks ? args.dsinks + index * args.heads : nullptr;
+        args.dropout.sample += static_cast<uint32_t>(s);
+        apply_pattern(args);
+        all.push_back(args);
+    }
+    return all;
+}
+
+void Attention::set_dropout(double p, const AttentionSeed &seed) {
+    require_range(operation_, "dropout", p, 0, 1);
+    if (p == 0)
+        return;
+    for (const auto &[name, value] : {std::pair<const char *, int64_t>{"seed", seed.seed},
+                                      {"seed's layer", seed.layer},
+                                      {"seed's step", seed.step},
+                                      {"seed's sample", seed.sample},
+                                      {"seed's sample + samples", seed.sample + std::max<int64_t>(batches_, 1) - 1}})
+        if (value < 0 || value > 0xffffffff)
+            fail_value(operation_, std::string(name) + " must be in [0, 2**32), got " + std::to_string(value));
+    args_.dropout = {static_cast<uint32_t>(seed.seed),
+                     static_cast<uint32_t>(seed.layer),
+                     static_cast<uint32_t>(seed.step),
+                     static_cast<uint32_t>(seed.sample),
+                     static_cast<uint32_t>(std::ceil(p * 0x1p24)),
+                     p < 1 ? 1 / (1 - p) : 0};
+    args_.plain = false;
 }
 
 Shape Attention::out_shape() const {
@@ -129,45 +288,96 @@ Shape Attention::out_shape() const {
 }
 Shape Attention::lse_shape() const { return Shape(q_shape_.begin(), q_shape_.end() - 1); }
 
-double Attention::pairs() const {
+double Attention::pairs(const std::vector<AttentionArgs> &sequences) const {
     double pairs = 0;
-    for (int64_t i = 0; i < args_.queries; ++i)
-        pairs += static_cast<double>(
-            std::max<int64_t>(0, std::min(args_.keys, args_.high + i + 1) - std::max<int64_t>(0, args_.low + i)));
+    for (const AttentionArgs &args : sequences)
+        for (int64_t i = 0; i < args.queries; ++i)
+            pairs += static_cast<double>(
+                std::max<int64_t>(0, std::min(args.keys, args.high + i + 1) - std::max<int64_t>(0, args.low + i)));
     return pairs * static_cast<double>(args_.batches * args_.heads);
+}
+
+double Attention::bytes() const {
+    return static_cast<double>(kItemSize[static_cast<int>(dtype_)] * args_.batches *
+                               (args_.heads * args_.queries + args_.kv_heads * args_.keys) *
+                               (args_.dim + args_.value_dim));
 }
 
 void Attention::forward(const View &out, const View &lse) {
     args_.out = operand(out);
     args_.lse = lse.data;
+    const std::vector<AttentionArgs> all = sequences();
+    if (all.empty())
+        return;
     const bool on = profiler::enabled.load(std::memory_order_relaxed);
     profiler::Scope scope(operation_,
                           {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
-                          on ? 2 * pairs() * static_cast<double>(args_.dim + args_.value_dim) : 0,
-                          static_cast<double>(kItemSize[static_cast<int>(dtype_)] * args_.batches *
-                                              (args_.heads * args_.queries + args_.kv_heads * args_.keys) *
-                                              (args_.dim + args_.value_dim)));
-    if (!runtime::kernels().attention[static_cast<int>(dtype_)](args_))
-        throw std::bad_alloc();
+                          on ? 2 * pairs(all) * static_cast<double>(args_.dim + args_.value_dim) : 0, bytes());
+    require_memory(
+        runtime::kernels().attention[static_cast<int>(dtype_)](all.data(), static_cast<int64_t>(all.size())));
 }
 
-void Attention::backward(const View &dout, const View &out, const View &lse, const View &dq, const View &dk,
-                         const View &dv) {
+// A slice of the bias belongs to all (batch, head) that read it. dbias is contiguous, so slices lie one after another.
+void Attention::lay_out_bias_gradient(const View &dbias) {
+    const AttentionPairs to = pairs_of("bias", dbias);
+    const int axes = dbias.ndim();
+    args_.dbias.data = dbias.data;
+    args_.dbias.queries = axes > 1 ? dbias.shape[axes - 2] : 1;
+    args_.dbias.keys = axes > 0 ? dbias.shape[axes - 1] : 1;
+    std::map<int64_t, std::vector<int64_t>> members; // by where the slice begins
+    for (int64_t batch = 0; batch < batches_; ++batch)
+        for (int64_t head = 0; head < args_.heads; ++head)
+            members[to.batch[batch] + head * to.head].push_back(batch * args_.heads + head);
+    args_.dbias.slices = static_cast<int64_t>(members.size());
+    slice_first_.assign(1, 0);
+    slice_members_.clear();
+    for (const auto &[offset, list] : members) {
+        slice_members_.insert(slice_members_.end(), list.begin(), list.end());
+        slice_first_.push_back(static_cast<int64_t>(slice_members_.size()));
+    }
+    args_.dbias.first = slice_first_.data();
+    args_.dbias.members = slice_members_.data();
+}
+
+void Attention::backward(const View &dout, const View &out, const View &lse, const View *dlse, const View &dq,
+                         const View &dk, const View &dv, const AttentionGradients &more) {
     args_.out = operand(out);
     args_.dout = operand(dout);
     args_.dq = operand(dq);
     args_.dk = operand(dk);
     args_.dv = operand(dv);
     args_.lse = lse.data;
+    args_.dlse = dlse ? dlse->data : nullptr;
+    const int64_t count = query_starts_ ? static_cast<int64_t>(query_starts_->size()) - 1 : 1;
+    if (more.dsinks) {
+        dsinks_.assign(static_cast<size_t>(count * batches_ * args_.heads), 0.0);
+        args_.dsinks = dsinks_.data();
+    }
     const bool on = profiler::enabled.load(std::memory_order_relaxed);
-    profiler::Scope scope(operation_,
-                          {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
-                          on ? 2 * pairs() * static_cast<double>(3 * args_.dim + 2 * args_.value_dim) : 0,
-                          static_cast<double>(2 * kItemSize[static_cast<int>(dtype_)] * args_.batches *
-                                              (args_.heads * args_.queries + args_.kv_heads * args_.keys) *
-                                              (args_.dim + args_.value_dim)));
-    if (!runtime::kernels().attention_backward[static_cast<int>(dtype_)](args_))
-        throw std::bad_alloc();
+    const std::vector<AttentionArgs> all = sequences();
+    if (!all.empty()) {
+        profiler::Scope scope(
+            operation_, {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
+            on ? 2 * pairs(all) * static_cast<double>(3 * args_.dim + 2 * args_.value_dim) : 0, 2 * bytes());
+        require_memory(runtime::kernels().attention_backward[static_cast<int>(dtype_)](all.data(), count));
+    }
+    if (more.dsinks)
+        for (int64_t head = 0; head < args_.heads; ++head) {
+            double sum = 0;
+            for (int64_t batch = 0; batch < count * batches_; ++batch)
+                sum += dsinks_[static_cast<size_t>(batch * args_.heads + head)];
+            more.dsinks[head] = sum;
+        }
+    args_.dsinks = nullptr;
+    if (more.dbias && more.dbias->size() > 0) {
+        std::memset(more.dbias->data, 0, static_cast<size_t>(more.dbias->size() * more.dbias->item_size()));
+        lay_out_bias_gradient(*more.dbias);
+        profiler::Scope scope("attention_bias_backward",
+                              {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
+                              on ? 2 * pairs(all) * static_cast<double>(args_.dim + args_.value_dim) : 0,
+                              static_cast<double>(more.dbias->size() * more.dbias->item_size()));
+        require_memory(runtime::kernels().attention_bias_backward[static_cast<int>(dtype_)](args_));
+    }
 }
 
 } // namespace nf::ops

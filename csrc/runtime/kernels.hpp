@@ -32,25 +32,7 @@ struct MatmulArgs {
         preactivation_batch[kMaxAxes];
 };
 
-// One operand of attention: rows of unit stride; `batch[i]` is the offset of the i-th index of the leading axes.
-struct AttentionOperand {
-    void *data;
-    const int64_t *batch;
-    int64_t head, row;
-};
-
-// Query i may attend to key j if low + i <= j <= high + i and the mask, if there is one, is not 0.
-struct AttentionArgs {
-    int64_t batches, heads, kv_heads, queries, keys, dim, value_dim;
-    AttentionOperand q, k, v, out;
-    AttentionOperand dout, dq, dk, dv; // backward only
-    void *lse;                         // (batches, heads, queries), float or double; contiguous
-    const uint8_t *mask;               // null, or one byte a pair
-    const int64_t *mask_batch;
-    int64_t mask_head, mask_query, mask_key;
-    int64_t low, high;
-    double scale;
-};
+struct AttentionArgs; // runtime/attention_args.hpp
 
 // Everything below reads and writes contiguous arrays.
 
@@ -151,8 +133,9 @@ struct NormOfListArgs {
 struct Kernels {
     const char *level;
     bool (*matmul[kFloatTypes])(const MatmulArgs &args);
-    bool (*attention[kFloatTypes])(const AttentionArgs &args);
-    bool (*attention_backward[kFloatTypes])(const AttentionArgs &args);
+    bool (*attention[kFloatTypes])(const AttentionArgs *sequences, int64_t count);
+    bool (*attention_backward[kFloatTypes])(const AttentionArgs *sequences, int64_t count);
+    bool (*attention_bias_backward[kFloatTypes])(const AttentionArgs &args);
     // The machine's ceilings: floating-point operations done in `rounds`; a sum over memory, read as 16 streams.
     double (*multiply_adds_f32)(int64_t rounds);
     double (*multiply_adds_f64)(int64_t rounds);

@@ -197,6 +197,32 @@ NF_INLINE VecOf<double>::bits multiply_lower_halves(VecOf<double>::bits a, VecOf
 // ---- reductions: halves are combined until one lane is left, a fixed order
 // ----------------------------------------------
 
+#if !defined(__AVX512F__)
+typedef float FourFloats __attribute__((vector_size(16)));
+typedef double TwoDoubles __attribute__((vector_size(16)));
+// In registers: through memory the first load would wait for the store.
+template <class T, class F> NF_INLINE T reduce_halves(Vec<T> v, F f) {
+    if constexpr (sizeof(T) == 4) {
+#if defined(__AVX2__)
+        FourFloats a =
+            f((FourFloats)_mm256_castps256_ps128((__m256)v), (FourFloats)_mm256_extractf128_ps((__m256)v, 1));
+#else
+        FourFloats a = v;
+#endif
+        a = f(a, (FourFloats){a[2], a[3], a[2], a[3]});
+        return f(a[0], a[1]);
+    } else {
+#if defined(__AVX2__)
+        TwoDoubles a =
+            f((TwoDoubles)_mm256_castpd256_pd128((__m256d)v), (TwoDoubles)_mm256_extractf128_pd((__m256d)v, 1));
+#else
+        TwoDoubles a = v;
+#endif
+        return f(a[0], a[1]);
+    }
+}
+#endif
+
 // reduce_add<float>(v): the type is named, a Vec is the compiler's own and cannot be deduced.
 template <class T> NF_INLINE T reduce_add(Vec<T> v) {
 #if defined(__AVX512F__)
@@ -205,12 +231,7 @@ template <class T> NF_INLINE T reduce_add(Vec<T> v) {
     else
         return _mm512_reduce_add_pd((__m512d)v);
 #else
-    alignas(kVectorBytes) T lane[kLanes<T>];
-    memcpy(lane, &v, sizeof v);
-    for (int half = kLanes<T> / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i)
-            lane[i] += lane[i + half];
-    return lane[0];
+    return reduce_halves<T>(v, [](auto a, auto b) { return a + b; });
 #endif
 }
 template <class T> NF_INLINE T reduce_max(Vec<T> v) {
@@ -220,12 +241,7 @@ template <class T> NF_INLINE T reduce_max(Vec<T> v) {
     else
         return _mm512_reduce_max_pd((__m512d)v);
 #else
-    alignas(kVectorBytes) T lane[kLanes<T>];
-    memcpy(lane, &v, sizeof v);
-    for (int half = kLanes<T> / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i)
-            lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-    return lane[0];
+    return reduce_halves<T>(v, [](auto a, auto b) { return a > b ? a : b; });
 #endif
 }
 

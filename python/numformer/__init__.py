@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from numformer import _core, ops
 from numformer._core import __version__
+from numformer.cache import KVCache
 from numformer.ops import *  # noqa: F403 - the functions that ops lists in __all__
 from numformer.profiling import profile
 
@@ -22,6 +23,7 @@ _LAZY = ("data", "models", "nn", "optim", "reference", "train")
 __all__ = [
     *ops.__all__,
     *_LAZY,
+    "KVCache",
     "__version__",
     "empty_pool",
     "get_num_threads",

@@ -17,7 +17,14 @@ CPP = {
     "core": set(),
 }
 # kernels see of the runtime how to share work, the sizes of caches and the table they fill.
-ONLY = {("kernels", "runtime"): {"runtime/kernels.hpp", "runtime/parallel.hpp", "runtime/caches.hpp"}}
+ONLY = {
+    ("kernels", "runtime"): {
+        "runtime/attention_args.hpp",
+        "runtime/caches.hpp",
+        "runtime/kernels.hpp",
+        "runtime/parallel.hpp",
+    }
+}
 PYTHON = {
     "reference": set(),
     "ops": {"_core"},

@@ -5,33 +5,9 @@ import numpy as np
 import pytest
 import tolerance
 from arrays import DTYPES, heavy, layouts, name, normal, same
+from attention_judge import inputs, judge
 from numformer import reference
-from tolerance import check, rounded, working
-
-
-def judge(q, k, v, what, dout=None, **options):
-    """Compare output, lse and, with dout, the three gradients."""
-    dtype = q.dtype
-    out, lse = nf.attention(q, k, v, return_lse=True, **options)
-    want_out, want_lse = reference.attention(q, k, v, return_lse=True, **options)
-    bound_out, bound_lse = tolerance.attention(q, k, v, dtype, **options)
-    assert out.dtype == dtype and lse.dtype == working(dtype)
-    check(lse, want_lse, rounded(bound_lse, np.nan_to_num(want_lse), lse.dtype), f"lse, {what}")
-    check(out, want_out, rounded(bound_out, want_out, dtype), f"out, {what}")
-    if dout is None:
-        return
-    grads = nf.attention_backward(dout, q, k, v, out, lse, **options)
-    wants = reference.attention_backward(dout, q, k, v, out, lse, **options)
-    bounds = tolerance.attention_backward(dout, q, k, v, out, lse, dtype, **options)
-    for which, got, want, bound in zip(("dq", "dk", "dv"), grads, wants, bounds, strict=True):
-        assert got.dtype == dtype
-        check(got, want, rounded(bound, want, dtype), f"{which}, {what}")
-
-
-def inputs(rng, dtype, lead=(2,), heads=2, kv_heads=2, n=9, m=9, d=16, dv=None, make=normal):
-    dv = d if dv is None else dv
-    shapes = (*lead, heads, n, d), (*lead, kv_heads, m, d), (*lead, kv_heads, m, dv), (*lead, heads, n, dv)
-    return [make(rng, *shape, dtype=dtype) for shape in shapes]
+from tolerance import check, rounded
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -199,7 +175,7 @@ def test_writes_where_told(rng, dtype):
     assert same(there.swapaxes(1, 2), out)
     packed = np.full((2, 23, 8, 16), 7, dtype)
     views = packed[:, :, :4].swapaxes(1, 2), packed[:, :, 4:6].swapaxes(1, 2), packed[:, :, 6:].swapaxes(1, 2)
-    nf.attention_backward(dout, q, k, v, out, lse, grads=views)
+    nf.attention_backward(dout, q, k, v, out, lse, into=views)
     assert same(views, grads)
 
 
@@ -233,3 +209,20 @@ def test_large_scores_do_not_overflow():
     q, k = np.full((1, 3, 4), 1e15, np.float32), np.full((1, 5, 4), 1e15, np.float32)
     out, lse = nf.attention(q, k, np.ones((1, 5, 2), np.float32), return_lse=True)
     assert np.allclose(out, 1, rtol=1e-6) and np.isfinite(lse).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_padding_masks(rng, dtype, threads):
+    """One row for all queries: what is masked at its ends is left out, a gap within is masked, all of it is nothing."""
+    for n, m in ((9, 40), (60, 300), (5, 600)):
+        q, k, v, dout = inputs(rng, dtype, lead=(4,), heads=2, kv_heads=1, n=n, m=m)
+        mask = np.zeros((4, 1, 1, m), bool)
+        mask[0, ..., : m // 3], mask[1, ..., m // 2 :], mask[2, ..., 3 : m - 5] = True, True, True
+        mask[2, ..., m // 2] = False
+        judge(q, k, v, f"N={n}, M={m}", dout, mask=mask)
+        judge(q, k, v, f"N={n}, M={m}, causal", dout, mask=mask, causal=True)
+        out = nf.attention(q, k, v, mask=mask)
+        short = nf.attention(q[0], k[0, :, : m // 3], v[0, :, : m // 3])
+        assert same(out[0], short) and not out[3].any()
+        whole = nf.attention(q, k, v, mask=np.ascontiguousarray(np.broadcast_to(mask, (4, 2, n, m))))
+        np.testing.assert_allclose(whole.astype(float), out.astype(float), rtol=0.02, atol=0.02)

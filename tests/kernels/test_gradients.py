@@ -94,6 +94,29 @@ def test_attention(rng, options):
         )
 
 
+@pytest.mark.parametrize("bias_shape", [(13, 21), (2, 1, 13, 21), (4, 1, 21), (1,)])
+def test_attention_scores(rng, bias_shape):
+    """All that changes scores, with the gradients of bias and sinks, of out and of lse."""
+    q, k, v = (normal(rng, 2, h, n, 6, dtype=F64) for h, n in ((4, 13), (2, 21), (2, 21)))
+    bias, sinks = normal(rng, *bias_shape, dtype=F64), normal(rng, 4, dtype=F64)
+    options = {"softcap": 2.0, "alibi_slopes": np.array([0.5, 0.25, 0.1, 0.0]), "dropout": 0.3, "seed": (3, 1, 4, 1)}
+    options |= {"causal": True, "window": (9, None)}
+
+    def f(q, k, v, bias, sinks):
+        out, lse = nf.attention(q, k, v, bias=bias, sinks=sinks, return_lse=True, **options)
+        return np.concatenate([out, lse[..., None]], axis=-1)
+
+    def backward(dy):
+        given = {"bias": bias, "sinks": sinks, **options}
+        out, lse = nf.attention(q, k, v, return_lse=True, **given)
+        *grads, more = nf.attention_backward(
+            dy[..., :-1], q, k, v, out, lse, dlse=dy[..., -1], grads=("bias", "sinks"), **given
+        )
+        return (*grads, more["bias"], more["sinks"])
+
+    gradient_check(rng, f, backward, [q, k, v, bias, sinks])
+
+
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 def test_softmax(rng, axis):
     x = normal(rng, 3, 5, 19, dtype=F64)

@@ -68,7 +68,7 @@ def torch_mask(n, m, causal):
 
 
 @FLOATS
-@pytest.mark.parametrize("which", ["plain", "top_left", "bottom_right", "mask", "scale"])
+@pytest.mark.parametrize("which", ["plain", "top_left", "bottom_right", "mask", "scale", "changed"])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "n", "m", "d"), [(4, 4, 33, 33, 16), (6, 2, 20, 130, 64), (2, 1, 1, 90, 80)]
 )
@@ -84,20 +84,37 @@ def test_attention(rng, dtype, which, heads, kv_heads, n, m, d):
         options, theirs = {"mask": mask}, {"attn_mask": torch.tensor(mask)}
     elif which == "scale":
         options = theirs = {"scale": 0.3}
+    arrays, extra = [q, k, v], ()
+    if which == "changed":
+        extra = "bias", "sinks"
+        arrays += [normal(rng, heads, 1, m, dtype=dtype), normal(rng, heads, dtype=dtype)]
+        slopes = normal(rng, heads, dtype=dtype)
+        options = {"bias": arrays[3], "sinks": arrays[4], "softcap": 3.0, "alibi_slopes": slopes, "window": (30, 9)}
     out, lse = nf.attention(q, k, v, return_lse=True, **options)
-    grads = nf.attention_backward(dout, q, k, v, out, lse, **options)
+    grads = nf.attention_backward(dout, q, k, v, out, lse, grads=extra, **options)
     bound, bound_lse = tolerance.attention(q, k, v, dtype, **options)
-    bounds = [bound, *tolerance.attention_backward(dout, q, k, v, out, lse, dtype, **options)]
+    back = tolerance.attention_backward(dout, q, k, v, out, lse, dtype, grads=extra, **options)
+    if extra:
+        grads, back = ((*x[:3], *(x[3][name] for name in extra)) for x in (grads, back))
     # Ours starts from its own out and lse: an error of lse is one of all probabilities, one of out goes into delta.
     e_lse = rounded(bound_lse, lse, dtype).max()
     e_out = rounded(bound, out, dtype)
-    more = tolerance.attention_sensitivity(dout, q, k, v, out, lse, e_lse, e_out, **options)
-    bounds[1:] = [e + s for e, s in zip(bounds[1:], more, strict=True)]
+    more = tolerance.attention_sensitivity(dout, q, k, v, out, lse, e_lse, e_out, grads=extra, **options)
+    bounds = [bound, *(e + s for e, s in zip(back, more, strict=True))]
 
     def attend(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **theirs)
 
-    judge((out, *grads), attend, (q, k, v), dout, bounds, which)
+    def attend_changed(q, k, v, bias, sinks):
+        k, v = (x.repeat_interleave(heads // kv_heads, dim=-3) for x in (k, v))
+        s = 3.0 * torch.tanh(q @ k.mT / d**0.5 / 3.0) + bias
+        distance = torch.arange(m) - torch.arange(n)[:, None] - (m - n)
+        s = s - torch.tensor(slopes, dtype=q.dtype)[:, None, None] * distance.abs()
+        s = s.masked_fill((distance < -30) | (distance > 9), -torch.inf)
+        s = torch.cat([s, sinks[:, None, None].expand(*s.shape[:-1], 1)], dim=-1)
+        return torch.softmax(s, -1)[..., :-1] @ v
+
+    judge((out, *grads), attend_changed if extra else attend, arrays, dout, bounds, which)
 
 
 @FLOATS

@@ -133,7 +133,7 @@ class MultiHeadAttention(Module):
         dheads = dheads.reshape(*dheads.shape[:2], self.heads, self.size).transpose(0, 2, 1, 3)
         q, k, v = self._split(qkv)
         dqkv = np.empty(qkv.shape, qkv.dtype)
-        ops.attention_backward(dheads, q, k, v, heads, lse, causal=self.causal, mask=mask, grads=self._split(dqkv))
+        ops.attention_backward(dheads, q, k, v, heads, lse, causal=self.causal, mask=mask, into=self._split(dqkv))
         del qkv, q, k, v, heads, dheads, lse
         return project(dqkv, residual=residual)
 

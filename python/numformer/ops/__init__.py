@@ -2,6 +2,7 @@
 
 from numformer.ops.activations import gelu, gelu_backward, relu, relu_backward, silu, silu_backward
 from numformer.ops.attention import attention, attention_backward
+from numformer.ops.attention_varlen import attention_varlen, attention_varlen_backward
 from numformer.ops.dropout import dropout, dropout_backward
 from numformer.ops.elementwise import add, sum_rows
 from numformer.ops.embedding import embedding, embedding_backward
@@ -25,6 +26,8 @@ __all__ = [
     "add",
     "attention",
     "attention_backward",
+    "attention_varlen",
+    "attention_varlen_backward",
     "cross_entropy",
     "cross_entropy_backward",
     "dropout",

@@ -17,11 +17,22 @@ def attention(
     causal: bool | str = False,
     window: tuple[int | None, int | None] | None = None,
     mask: Array | None = None,
+    bias: Array | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
+    global_tokens: Array | None = None,
+    global_rows: bool = True,
+    dropout: float = 0.0,
+    seed: int | tuple[int, int, int, int] | None = None,
     return_lse: bool = False,
     out: Array | None = None,
 ) -> Any:
-    """Exact attention, ``softmax(scale * q @ k.T + masks) @ v``, without an N x M matrix in memory.
+    """Exact attention, ``softmax(scores + masks) @ v``, without an N x M matrix in memory.
+
+    The score of query i and key j is ``softcap * tanh(scale * q[i] @ k[j] / softcap) + bias[i, j] - slope * abs(j -
+    diagonal(i))``, each term where it is asked for.
 
     Parameters
     ----------
@@ -51,8 +62,36 @@ def attention(
               . . . x x
     mask : boolean array, optional
         True = attend. Broadcasts to (..., H, N, M) without being expanded.
+    bias : array, optional
+        Added to the scores. Broadcasts to (..., H, N, M) without being expanded; the dtype of `q`, or float32 with a
+        16-bit `q`. -inf counts as masked, +inf or NaN where a query may look gives a NaN row.
     scale : float, optional
-        Of the scores; 1 / sqrt(D) by default.
+        Of the products; 1 / sqrt(D) by default.
+    softcap : float, optional
+        Scores are kept within (-softcap, softcap) by a tanh; before bias and ALiBi.
+    alibi_slopes : (H,) array, optional
+        Finite. ``slope * abs(j - diagonal(i))`` is subtracted from the scores; dtype as `bias`.
+    sinks : (H,) array, optional
+        One more score a head in the softmax's denominator, with no value; dtype as `bias`. `lse` includes it: that of
+        a query that sees no key is the sink. -inf is no sink.
+    global_tokens : (..., N) boolean array, optional
+        Self-attention only (N = M). These tokens attend to all and are attended by all, whatever the window; causal,
+        `mask` and `bias` still hold. For N = 5, ``window=(0, 0)`` and token 1::
+
+              x x . . .
+              x x x x x
+              . x x . .
+              . x . x .
+              . x . . x
+    global_rows : bool
+        False: the rows of global tokens see nothing (a model computes them with other projections, as Longformer
+        does), and others still see them as keys.
+    dropout : float
+        Probability, in [0, 1], with which each probability of a pair is set to 0; the others are divided by
+        1 - dropout. `lse` is that of the scores before dropout.
+    seed : int or (seed, layer, step, sample), optional
+        Of dropout, required with it. What is dropped is a function of these numbers, the index of the leading axes
+        (plus `sample`) and the place in (H, N, M) only: what `dropout` drops of (batch, H, N, M) probabilities.
     return_lse : bool
         Return the log-sum-exp of each row as well: the backward needs it.
     out : (..., H, N, Dv) array, optional
@@ -68,16 +107,20 @@ def attention(
     TypeError
         For what is not an array, an unknown dtype, or dtypes that differ.
     ValueError
-        For shapes that do not fit, an unknown `causal`, a negative window, a scale that is not finite.
+        For shapes that do not fit, an unknown `causal`, a negative window, numbers out of range, dropout without seed.
 
     Notes
     -----
     NaN or inf in a key or value that is masked out reaches nothing; NaN in a query reaches its row. Scores and sums
     are float32 (float64
     for float64). Algorithm: Dao, "FlashAttention-2: faster attention with better parallelism and work partitioning",
-    2023.
+    2023. ALiBi: Press, Smith, Lewis, "Train Short, Test Long", 2022. Softcap: Gemma Team, "Gemma 2", 2024. Sinks:
+    Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2024, there with a key. Global tokens:
+    Beltagy, Peters, Cohan, "Longformer", 2020.
     """
-    return _core.attention(q, k, v, causal, window, mask, scale, return_lse, out)
+    options = (causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed)
+    more = (global_tokens, global_rows, None, None)
+    return _core.attention(q, k, v, (*options, *more), return_lse, out)
 
 
 def attention_backward(
@@ -91,9 +134,19 @@ def attention_backward(
     causal: bool | str = False,
     window: tuple[int | None, int | None] | None = None,
     mask: Array | None = None,
+    bias: Array | None = None,
     scale: float | None = None,
-    grads: tuple[Array | None, Array | None, Array | None] | None = None,
-) -> tuple[Array, Array, Array]:
+    softcap: float | None = None,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
+    global_tokens: Array | None = None,
+    global_rows: bool = True,
+    dropout: float = 0.0,
+    seed: int | tuple[int, int, int, int] | None = None,
+    dlse: Array | None = None,
+    grads: tuple[str, ...] = (),
+    into: tuple[Array | None, Array | None, Array | None] | None = None,
+) -> Any:
     """Gradients of `attention` by q, k and v, with the probabilities computed again from `lse`.
 
     Parameters
@@ -104,15 +157,22 @@ def attention_backward(
         As given to `attention`.
     out, lse
         As returned by ``attention(..., return_lse=True)``.
-    causal, window, mask, scale
+    causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, global_tokens, global_rows, dropout, seed
         As given to `attention`.
-    grads : (dq, dk, dv), optional
+    dlse : (..., H, N) array, optional
+        Gradient of `lse`, of its dtype, where that was used too.
+    grads : tuple of {"bias", "sinks"}
+        The gradients that are wanted beside those of q, k and v.
+    into : (dq, dk, dv), optional
         Arrays to write into, None for a new one; unit stride on the last axis, no overlap with an input.
 
     Returns
     -------
     dq, dk, dv : arrays
         In the shapes and dtype of q, k and v. Rows with nothing to attend to have zero gradients.
+    more : dict
+        Only with `grads`: their arrays by name, in the shape and dtype of `bias` and `sinks`. A bias's gradient is
+        summed over what it was broadcast over, in its own shape.
 
     Raises
     ------
@@ -124,4 +184,6 @@ def attention_backward(
     Sums have a fixed order: results are bit-identical for any number of threads. Algorithm: Dao, "FlashAttention-2",
     2023.
     """
-    return _core.attention_backward(dout, q, k, v, out, lse, causal, window, mask, scale, grads)
+    options = (causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed)
+    more = (global_tokens, global_rows, None, None)
+    return _core.attention_backward(dout, q, k, v, out, lse, (*options, *more), dlse, grads, into)

@@ -8,6 +8,7 @@ Nothing here is fast, blocked or clever: the code is the formula. It imports not
 
 from numformer.reference.activations import gelu, gelu_backward, relu, relu_backward, silu, silu_backward
 from numformer.reference.attention import attention, attention_backward
+from numformer.reference.attention_varlen import attention_varlen, attention_varlen_backward
 from numformer.reference.dropout import dropout, dropout_backward, philox4x32
 from numformer.reference.elementwise import add, sum_rows
 from numformer.reference.embedding import embedding, embedding_backward
@@ -31,6 +32,8 @@ __all__ = [
     "add",
     "attention",
     "attention_backward",
+    "attention_varlen",
+    "attention_varlen_backward",
     "cross_entropy",
     "cross_entropy_backward",
     "dropout",

@@ -1,10 +1,12 @@
 """Scaled dot-product attention, the whole matrix at once."""
 
 import math
+from typing import Any
 
 import numpy as np
 
 from numformer.reference._arrays import F64, Array, deliver, f64
+from numformer.reference.dropout import _keep
 
 
 def attention(
@@ -15,19 +17,34 @@ def attention(
     causal: bool | str = False,
     window: tuple[int | None, int | None] | None = None,
     mask: Array | None = None,
+    bias: Array | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
+    global_tokens: Array | None = None,
+    global_rows: bool = True,
+    dropout: float = 0.0,
+    seed: int | tuple[int, int, int, int] | None = None,
     return_lse: bool = False,
     out: Array | None = None,
 ) -> Array | tuple[Array, F64]:
-    r"""softmax(scale * q @ k.T) @ v, over the keys that each query may see.
+    r"""softmax(scores) @ v, over the keys that each query may see.
+
+    score(i, j) = softcap * tanh(scale * q[i] @ k[j] / softcap) + bias[i, j] - slope * abs(j - d(i)), each where given.
 
     q is (..., H, N, D), k (..., Hkv, M, D), v (..., Hkv, M, Dv); two axes mean one head. Query head h reads
     key/value head h // (H / Hkv) (grouped queries). `scale` defaults to 1 / sqrt(D).
 
     Query i stands on the diagonal key d(i) = i + M - N (``causal="top_left"``: d(i) = i) and sees key j if all hold:
-    j <= d(i), if `causal`; -left <= j - d(i) <= right, if `window`; mask[..., i, j], if `mask` is given.
-    A query that sees nothing gives zeros and lse -inf. What it does not see it does not read: a NaN there reaches
-    nothing.
+    j <= d(i), if `causal`; -left <= j - d(i) <= right, if `window`; mask[..., i, j], if `mask` is given; bias[..., i,
+    j] is not -inf, if `bias` is given. A query that sees nothing gives zeros and lse -inf. What it does not see it does
+    not read: a NaN there reaches nothing.
+
+    Global tokens see all and are seen by all, whatever the window; without `global_rows` they see nothing.
+
+    A sink is one more score of each row of its head, with no value: it is in the denominator and in lse. Dropout sets
+    probabilities to 0 after the softmax: those that `dropout` sets to 0 in an array (batch, H, N, M).
 
     Returns
     -------
@@ -41,11 +58,11 @@ def attention(
     """
     q64 = f64(q)
     k64, v64 = _heads(f64(k), q64), _heads(f64(v), q64)
-    sees = _sees(q64, k64, causal, window, mask)
-    s = _scores(q64, k64, sees, scale)
-    lse = _log_sum_exp(s, sees)
-    o = _product(_probabilities(s, lse, sees), v64, sees)
-    o = deliver(o, out)
+    sees = _sees(q64, k64, causal, window, mask, bias, global_tokens, global_rows)
+    s, _ = _scores(q64, k64, sees, scale, bias, softcap, alibi_slopes, causal)
+    lse = _log_sum_exp(s, sees, sinks)
+    p = _probabilities(s, lse, sees) * _kept(s.shape, dropout, seed)
+    o = deliver(_product(p, v64, sees), out)
     return (o, lse) if return_lse else o
 
 
@@ -60,13 +77,26 @@ def attention_backward(
     causal: bool | str = False,
     window: tuple[int | None, int | None] | None = None,
     mask: Array | None = None,
+    bias: Array | None = None,
     scale: float | None = None,
-    grads: tuple[Array, Array, Array] | None = None,
-) -> tuple[Array, Array, Array]:
+    softcap: float | None = None,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
+    global_tokens: Array | None = None,
+    global_rows: bool = True,
+    dropout: float = 0.0,
+    seed: int | tuple[int, int, int, int] | None = None,
+    dlse: Array | None = None,
+    grads: tuple[str, ...] = (),
+    into: tuple[Array | None, Array | None, Array | None] | None = None,
+) -> Any:
     r"""Gradients of `attention` by q, k and v, from its inputs, its output and its lse.
 
-    With P = exp(S - lse): dV = P.T @ dO; dP = dO @ V.T; delta = rowsum(dO * O), which is rowsum(P * dP);
-    dS = P * (dP - delta); dQ = scale * dS @ K; dK = scale * dS.T @ Q; the heads of a group add up.
+    With P = exp(S - lse) and dropout's factors F (0 or 1 / (1 - p)): dV = (F * P).T @ dO; dP = F * (dO @ V.T);
+    delta = rowsum(dO * O), which is rowsum(P * dP); dS = P * (dP - delta + dlse), which is the gradient of the bias,
+    summed over the axes that it was broadcast over. Through the softcap dS is multiplied by 1 - tanh^2; then
+    dQ = scale * dS @ K; dK = scale * dS.T @ Q; the heads of a group add up. The gradient of a sink is that of a score
+    whose value is 0: the sum of exp(sink - lse) * (dlse - delta).
 
     References
     ----------
@@ -75,20 +105,32 @@ def attention_backward(
     """
     do, q64, o64, lse64 = f64(dout), f64(q), f64(out), f64(lse)
     k64, v64 = _heads(f64(k), q64), _heads(f64(v), q64)
-    sees = _sees(q64, k64, causal, window, mask)
+    sees = _sees(q64, k64, causal, window, mask, bias, global_tokens, global_rows)
     seen = sees.swapaxes(-1, -2)
     scale = _scale(scale, q64)
-    p = _probabilities(_scores(q64, k64, sees, scale), lse64, sees)
+    s, cap_slope = _scores(q64, k64, sees, scale, bias, softcap, alibi_slopes, causal)
+    p, kept = _probabilities(s, lse64, sees), _kept(s.shape, dropout, seed)
     with np.errstate(invalid="ignore"):
-        delta = (do * o64).sum(axis=-1, keepdims=True)
-        dp = np.matmul(do, v64.swapaxes(-1, -2))
-        ds = np.where(sees, p * (dp - delta), 0.0)
-    dq = scale * _product(ds, k64, sees)
-    dk = _ungroup(scale * _product(ds.swapaxes(-1, -2), q64, seen), np.shape(k))
-    dv = _ungroup(_product(p.swapaxes(-1, -2), do, seen), np.shape(v))
-    if grads is None:
+        delta = (do * o64).sum(axis=-1) - (0.0 if dlse is None else f64(dlse))
+        dp = kept * np.matmul(do, v64.swapaxes(-1, -2))
+        ds = np.where(sees, p * (dp - delta[..., None]), 0.0)
+        through = np.where(sees, ds * cap_slope, 0.0)
+    dq = scale * _product(through, k64, sees)
+    dk = _ungroup(scale * _product(through.swapaxes(-1, -2), q64, seen), np.shape(k))
+    dv = _ungroup(_product((kept * p).swapaxes(-1, -2), do, seen), np.shape(v))
+    if into is not None:
+        dq, dk, dv = (deliver(x, to) for x, to in zip((dq, dk, dv), into, strict=True))
+    if not grads:
         return dq, dk, dv
-    return deliver(dq, grads[0]), deliver(dk, grads[1]), deliver(dv, grads[2])
+    more: dict[str, F64] = {}
+    if "bias" in grads and bias is not None:
+        more["bias"] = _unbroadcast(ds, np.shape(bias))
+    if "sinks" in grads:
+        with np.errstate(invalid="ignore"):
+            of_sink = np.exp(_by_head(sinks, q64) - lse64)
+            rows = np.where(np.isneginf(lse64), 0.0, -of_sink * delta)
+        more["sinks"] = rows.sum(axis=tuple(axis for axis in range(rows.ndim) if axis != rows.ndim - 2)).reshape(-1)
+    return dq, dk, dv, more
 
 
 def _heads(x: F64, q: F64) -> F64:
@@ -109,24 +151,37 @@ def _ungroup(dx: F64, shape: tuple[int, ...]) -> F64:
 
 
 def _sees(
-    q: F64, k: F64, causal: bool | str, window: tuple[int | None, int | None] | None, mask: Array | None
+    q: F64,
+    k: F64,
+    causal: bool | str,
+    window: tuple[int | None, int | None] | None,
+    mask: Array | None,
+    bias: Array | None = None,
+    global_tokens: Array | None = None,
+    global_rows: bool = True,
 ) -> Array:
     """True where query i sees key j; (..., H, N, M), expanded."""
     n, m = q.shape[-2], k.shape[-2]
     if not (isinstance(causal, bool) or causal in ("bottom_right", "top_left")):
         raise ValueError(f"attention: causal must be False, True, 'bottom_right' or 'top_left', got {causal!r}")
-    diagonal = np.arange(n)[:, None] + (0 if causal == "top_left" else m - n)
     j = np.arange(m)[None, :]
+    diagonal = _diagonal(n, m, causal)
     sees = np.ones((n, m), bool)
-    if causal:
-        sees &= j <= diagonal
     left, right = (None, None) if window is None else window
     if left is not None:
         sees &= j - diagonal >= -left
     if right is not None:
         sees &= j - diagonal <= right
+    if global_tokens is not None:
+        g = np.asarray(global_tokens)
+        g = g[..., None, :] if q.ndim > 2 else g  # the same for all heads
+        sees = (sees | g[..., None, :] | g[..., :, None]) & (True if global_rows else ~g[..., :, None])
+    if causal:
+        sees = sees & (j <= diagonal)
     if mask is not None:
         sees = sees & np.asarray(mask)
+    if bias is not None:
+        sees = sees & ~np.isneginf(f64(bias))
     return np.broadcast_to(sees, (*q.shape[:-1], m))
 
 
@@ -134,17 +189,73 @@ def _scale(scale: float | None, q: F64) -> float:
     return 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
 
 
-def _scores(q: F64, k: F64, sees: Array, scale: float | None) -> F64:
+def _diagonal(n: int, m: int, causal: bool | str) -> Array:
+    """d(i) as a column."""
+    return np.arange(n)[:, None] + (0 if causal == "top_left" else m - n)
+
+
+def _by_head(values: Any, q: F64) -> F64:
+    """One number a head, (H,), to go with (..., H, N); two axes mean one head."""
+    return f64(values)[:, None] if q.ndim > 2 else f64(values)
+
+
+def _scores(
+    q: F64,
+    k: F64,
+    sees: Array,
+    scale: float | None,
+    bias: Array | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Array | None = None,
+    causal: bool | str = False,
+) -> tuple[F64, F64 | float]:
+    """The scores, -inf where a query does not look, and the slope of the softcap."""
+    cap_slope: F64 | float = 1.0
     with np.errstate(invalid="ignore"):
-        return np.where(sees, _scale(scale, q) * np.matmul(q, k.swapaxes(-1, -2)), -np.inf)
+        s = _scale(scale, q) * np.matmul(q, k.swapaxes(-1, -2))
+        if softcap is not None:
+            t = np.tanh(s / softcap)
+            s, cap_slope = softcap * t, 1.0 - t * t
+        if bias is not None:
+            s = s + f64(bias)
+        if alibi_slopes is not None:
+            n, m = s.shape[-2:]
+            s = s - _by_head(alibi_slopes, q)[..., None] * np.abs(np.arange(m) - _diagonal(n, m, causal))
+        return np.where(sees, s, -np.inf), cap_slope
 
 
-def _log_sum_exp(s: F64, sees: Array) -> F64:
-    top = np.max(s, axis=-1, keepdims=True, initial=-np.inf)
-    top = np.where(sees.any(axis=-1, keepdims=True), top, 0.0)
+def _log_sum_exp(s: F64, sees: Array, sinks: Array | None = None) -> F64:
+    top = np.max(s, axis=-1, initial=-np.inf)
+    any_seen = sees.any(axis=-1)
+    if sinks is not None:
+        sink = np.broadcast_to(_by_head(sinks, np.empty(s.shape)), top.shape)
+        top, any_seen = np.maximum(top, sink), any_seen | ~np.isneginf(sink)
+    top = np.where(any_seen, top, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        lse = top + np.log(np.exp(s - top).sum(axis=-1, keepdims=True))
-    return lse[..., 0]
+        total = np.exp(s - top[..., None]).sum(axis=-1)
+        if sinks is not None:
+            total = total + np.exp(sink - top)
+        return np.asarray(top + np.log(total))
+
+
+def _kept(shape: tuple[int, ...], dropout: float, seed: int | tuple[int, int, int, int] | None) -> F64 | float:
+    """Dropout's factors: 0 or 1 / (1 - dropout)."""
+    if not 0.0 <= dropout <= 1.0:
+        raise ValueError(f"attention: dropout must be in [0, 1], got {dropout}")
+    if dropout == 0.0:
+        return 1.0
+    if seed is None:
+        raise ValueError("attention: seed must be given with dropout > 0, got None")
+    number, layer, step, sample = seed if isinstance(seed, tuple) else (seed, 0, 0, 0)
+    samples = int(np.prod(shape[:-3]))  # of two axes the product is 1
+    kept = _keep((samples, *(shape[-3:] if len(shape) > 2 else (1, *shape))), dropout, number, layer, step, sample)
+    return np.where(kept.reshape(shape), 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0, 0.0)
+
+
+def _unbroadcast(x: F64, shape: tuple[int, ...]) -> F64:
+    """The sum over the axes that `shape` was broadcast over."""
+    x = x.sum(axis=tuple(range(x.ndim - len(shape))))
+    return x.sum(axis=tuple(axis for axis, size in enumerate(shape) if size == 1), keepdims=True)
 
 
 def _probabilities(s: F64, lse: F64, sees: Array) -> F64:

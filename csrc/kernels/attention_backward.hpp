@@ -1,0 +1,297 @@
+// What the backward of attention and the gradient of its bias share: operands packed once a head, and strips of P and
+// dS = P (dP - delta), computed from them again.
+#pragma once
+#include "kernels/attention_scores.hpp"
+
+#include <math.h>
+
+namespace nf::NUMFORMER_LEVEL {
+
+constexpr int kBackwardKeys = 256;                  // keys in a block
+constexpr int kGradientStride = kBackwardKeys + 16; // rows 1 KiB apart would share cache sets
+
+// Hands out parts of one allocation.
+template <class A> struct Arena {
+    A *next;
+    A *take(int64_t count) {
+        A *part = next;
+        next += round_up(count, kLanes<A>);
+        return part;
+    }
+};
+template <class A> NF_INLINE int64_t part(int64_t count) { return round_up(count, kLanes<A>); }
+
+template <class A, class T> struct KeySide {
+    const T *k, *v;
+    const A *keys_transposed, *values_transposed;
+    Panels<A> keys;
+    bool finite;
+
+    static int64_t size(const AttentionArgs &args) {
+        const int64_t padded = round_up(args.keys, kTileColumns<A>);
+        return part<A>(padded * args.dim) + part<A>(padded * args.value_dim) +
+               part<A>(lies_in_panels<A, T>(args.dim) ? 0 : panels_size<A>(args.keys, args.dim));
+    }
+    void pack(const AttentionArgs &args, int64_t batch, int64_t kv_head, Arena<A> arena) {
+        const int64_t padded = round_up(args.keys, kTileColumns<A>);
+        k = head_of<T>(args.k, batch, kv_head);
+        v = head_of<T>(args.v, batch, kv_head);
+        A *kt = arena.take(padded * args.dim), *vt = arena.take(padded * args.value_dim);
+        pack_keys<A, T>(k, args.keys, args.dim, args.k.row, kt);
+        pack_keys<A, T>(v, args.keys, args.value_dim, args.v.row, vt);
+        keys_transposed = kt;
+        values_transposed = vt;
+        keys = as_panels<A, T>(k, args.keys, args.dim, args.k.row, arena.next);
+        finite = all_finite<A>(k, args.keys, args.dim, args.k.row) &&
+                 all_finite<A>(v, args.keys, args.value_dim, args.v.row);
+    }
+};
+
+// The sink is a score whose probability is e^(sink - lse), and whose value is 0: dP - delta is -delta.
+template <class A> static double sink_gradient(double sink, const A *lse, const A *delta, int64_t queries) {
+    double sum = 0;
+    for (int64_t i = 0; i < queries; ++i)
+        if (lse[i] != kMinusInfinity<A>)
+            sum -= ::exp(sink - double(lse[i])) * double(delta[i]);
+    return sum;
+}
+
+template <class A, class T> struct QuerySide {
+    const T *q, *dout;
+    const A *q_strips, *dout_strips;
+    Panels<A> queries, douts;
+    A *delta, *shift; // dout . out - dlse, and the log-sum-exp in the units of the scores
+    Scoring<A, T> scoring;
+    bool finite;
+
+    static int64_t size(const AttentionArgs &args) {
+        return part<A>(strips_size<A>(args.queries, args.dim)) + part<A>(strips_size<A>(args.queries, args.value_dim)) +
+               2 * part<A>(args.queries) +
+               part<A>(lies_in_panels<A, T>(args.dim) ? 0 : panels_size<A>(args.queries, args.dim)) +
+               part<A>(lies_in_panels<A, T>(args.value_dim) ? 0 : panels_size<A>(args.queries, args.value_dim));
+    }
+    void pack(const AttentionArgs &args, int64_t batch, int64_t head, Arena<A> arena) {
+        q = head_of<T>(args.q, batch, head);
+        dout = head_of<T>(args.dout, batch, head);
+        scoring = Scoring<A, T>::of(args, batch, head);
+        scoring.narrow();
+        A *qs = arena.take(strips_size<A>(args.queries, args.dim)),
+          *ds = arena.take(strips_size<A>(args.queries, args.value_dim));
+        pack_strips<A, T>(q, args.queries, args.dim, args.q.row, scoring.factor(), qs);
+        pack_strips<A, T>(dout, args.queries, args.value_dim, args.dout.row, A(1), ds);
+        q_strips = qs;
+        dout_strips = ds;
+        delta = arena.take(args.queries);
+        shift = arena.take(args.queries);
+        A *copy = arena.take(lies_in_panels<A, T>(args.dim) ? 0 : panels_size<A>(args.queries, args.dim));
+        queries = as_panels<A, T>(q, args.queries, args.dim, args.q.row, copy);
+        douts = as_panels<A, T>(dout, args.queries, args.value_dim, args.dout.row, arena.next);
+
+        const T *out = head_of<T>(args.out, batch, head);
+        const int64_t lse_row = (batch * args.heads + head) * args.lse_row;
+        const A *lse = static_cast<const A *>(args.lse) + lse_row;
+        const A *dlse = args.dlse ? static_cast<const A *>(args.dlse) + lse_row : nullptr;
+        const double unit = scoring.plain ? kLog2e : 1;
+        A not_finite = 0;
+        for (int64_t i = 0; i < args.queries; ++i) {
+            Vec<A> sum = {};
+            for_each_vector<A>(args.value_dim, [&](int64_t d, int n) {
+                sum = fma(load_some(dout + i * args.dout.row + d, n), load_some(out + i * args.out.row + d, n), sum);
+            });
+            delta[i] = reduce_add<A>(sum) - (dlse ? dlse[i] : A(0));
+            shift[i] = A(double(lse[i]) * unit);
+            not_finite += delta[i] * 0 + (lse[i] == kMinusInfinity<A> ? A(0) : lse[i] * 0);
+        }
+        if (args.dsinks)
+            args.dsinks[batch * args.heads + head] = sink_gradient(args.sinks[head], lse, delta, args.queries);
+        finite = not_finite == 0 && all_finite<A>(q, args.queries, args.dim, args.q.row) &&
+                 all_finite<A>(dout, args.queries, args.value_dim, args.dout.row);
+    }
+};
+
+// All heads of a call packed at once, and its blocks as tasks: whichever thread is free takes the next.
+template <class A, class T> struct PackedHeads {
+    Sequences all;
+    int64_t kv_heads, heads;
+    Scratch<KeySide<A, T>> keys;
+    Scratch<QuerySide<A, T>> queries;
+    Scratch<int64_t> key_memory, query_memory; // where each part begins
+    Scratch<A> memory;
+
+    explicit PackedHeads(const Sequences &sequences)
+        : all(sequences), kv_heads(all.kv_heads()), heads(all.heads()), keys(kv_heads), queries(heads),
+          key_memory(kv_heads), query_memory(heads), memory(lay_out()) {}
+
+    bool pack() {
+        if (!keys || !queries || !key_memory || !query_memory || !memory)
+            return false;
+        parallel_tasks(kv_heads + heads, [&](int64_t index) {
+            if (index < kv_heads) {
+                const KvHead of = find_kv_head(all, index);
+                keys.data[index].pack(*of.args, of.batch, of.head, Arena<A>{memory.data + key_memory.data[index]});
+            } else {
+                index -= kv_heads;
+                int64_t s = 0;
+                while (s + 1 < all.count && all.data[s + 1].first_head <= index)
+                    ++s;
+                const AttentionArgs &args = all.data[s];
+                queries.data[index].pack(args, (index - args.first_head) / args.heads,
+                                         (index - args.first_head) % args.heads,
+                                         Arena<A>{memory.data + query_memory.data[index]});
+            }
+        });
+        return true;
+    }
+    const KeySide<A, T> &keys_of(const KvHead &of) const {
+        return keys.data[of.args->first_kv_head + of.batch * of.args->kv_heads + of.head];
+    }
+    const QuerySide<A, T> &queries_of(const AttentionArgs &args, int64_t batch, int64_t head) const {
+        return queries.data[args.first_head + batch * args.heads + head];
+    }
+
+    // f(kv_head, first key)
+    template <class F> void for_each_key_block(F f) const {
+        int64_t most = 0;
+        for (int64_t s = 0; s < all.count; ++s)
+            most = larger(most, ceil_div(all.data[s].keys, kBackwardKeys));
+        parallel_tasks(kv_heads * most, [&](int64_t task) {
+            const KvHead of = find_kv_head(all, task % kv_heads);
+            if (task / kv_heads * kBackwardKeys < of.args->keys)
+                f(of, task / kv_heads * kBackwardKeys);
+        });
+    }
+    // f(kv_head, head, first query)
+    template <class F> void for_each_query_block(F f) const {
+        int64_t most = 0;
+        for (int64_t s = 0; s < all.count; ++s)
+            most = larger(most, ceil_div(all.data[s].queries, kBlockQueries));
+        parallel_tasks(kv_heads * most, [&](int64_t task) {
+            const KvHead of = find_kv_head(all, task % kv_heads);
+            if (task / kv_heads * kBlockQueries < of.args->queries)
+                for (int64_t head = of.head * of.group; head < (of.head + 1) * of.group; ++head)
+                    f(of, head, task / kv_heads * kBlockQueries);
+        });
+    }
+
+  private:
+    int64_t lay_out() {
+        int64_t size = 0;
+        if (!key_memory || !query_memory)
+            return 0;
+        for (int64_t kv = 0; kv < kv_heads; ++kv) {
+            key_memory.data[kv] = size;
+            size += KeySide<A, T>::size(*find_kv_head(all, kv).args);
+        }
+        for (int64_t s = 0, head = 0; s < all.count; ++s)
+            for (int64_t i = 0; i < all.data[s].batches * all.data[s].heads; ++i) {
+                query_memory.data[head++] = size;
+                size += QuerySide<A, T>::size(all.data[s]);
+            }
+        return size;
+    }
+};
+
+// Scores of one query become P, dP becomes dS, times scale. Plain scores.
+template <class A> NF_INLINE void differentiate_row(int64_t width, A shift, A delta, A scale, A *scores, A *gradient) {
+    const Vec<A> shifts = broadcast(shift), mean = broadcast(delta);
+    for (int64_t j = 0; j < width; j += kLanes<A>) {
+        const Vec<A> p = exp2_nonpositive<A>(load(scores + j) - shifts);
+        store(scores + j, p);
+        store(gradient + j, p * (load(gradient + j) - mean) * scale);
+    }
+}
+
+// The same for scores that are not plain. With dropout's factors f, P becomes f P and dS = P (f dP - delta).
+// `through_cap`: dS by what comes before the softcap, the product of query and key.
+template <class A, class T>
+static void differentiate_changed_row(const Scoring<A, T> &scoring, int64_t query, int64_t key0, int64_t width,
+                                      bool through_cap, A shift, A delta, A scale, A *scores, A *gradient) {
+    const int64_t full_width = round_up(width, kLanes<A>);
+    alignas(kVectorBytes) A cap_slope[kBackwardKeys], factors[kBackwardKeys];
+    through_cap = through_cap && scoring.args->softcap != 0;
+    change_scores<A, T>(scoring, query, key0, width, scores, through_cap ? cap_slope : nullptr);
+    mask_scores(scoring, query, key0, width, full_width, scores);
+    const bool drop = scoring.args->dropout.limit != 0;
+    if (drop)
+        dropout_factors<A, T, kBackwardKeys>(scoring, query, key0, width, factors);
+    for (int64_t j = 0; j < full_width; j += kLanes<A>) {
+        const Vec<A> p = exp2_nonpositive<A>((load(scores + j) - shift) * A(kLog2e));
+        Vec<A> dp = load(gradient + j), dropped = p;
+        if (drop) {
+            dp *= load(factors + j);
+            dropped *= load(factors + j);
+        }
+        Vec<A> ds = p * (dp - delta) * scale;
+        if (through_cap)
+            ds *= load(cap_slope + j);
+        store(scores + j, dropped);
+        store(gradient + j, ds);
+    }
+}
+
+// P and dS of the strip of queries [query, query + rows) and the keys [key0, key0 + width), written in whole vectors.
+// `through_cap`: see above; dS is multiplied by `scale`.
+template <class A, class T>
+NF_INLINE void differentiate_strip(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
+                                   int64_t query, int64_t rows, int64_t key0, int64_t width, bool through_cap, A scale,
+                                   A *scores, A *gradient) {
+    constexpr int64_t NR = kTileColumns<A>;
+    const Scoring<A, T> &scoring = queries.scoring;
+    const int64_t full_width = round_up(width, kLanes<A>);
+    for (int64_t j = 0; j < width; j += NR) {
+        tile_for<A, A, InPanels>(rows, width - j)(args.dim, queries.q_strips + query * args.dim,
+                                                  keys.keys_transposed + (key0 + j) * args.dim, NR, scores + j,
+                                                  kGradientStride, Store::write);
+        tile_for<A, A, InPanels>(rows, width - j)(args.value_dim, queries.dout_strips + query * args.value_dim,
+                                                  keys.values_transposed + (key0 + j) * args.value_dim, NR,
+                                                  gradient + j, kGradientStride, Store::write);
+    }
+    const bool kept = width == full_width && all_kept(scoring, query, rows, key0, width);
+    for (int64_t i = 0; i < rows; ++i) {
+        A *row = scores + i * kGradientStride, *row_gradient = gradient + i * kGradientStride;
+        const A shift = queries.shift[query + i], delta = queries.delta[query + i];
+        if (shift == kMinusInfinity<A>) { // nothing to attend to
+            memset(row, 0, size_t(full_width) * sizeof(A));
+            memset(row_gradient, 0, size_t(full_width) * sizeof(A));
+        } else if (scoring.plain) {
+            if (!kept)
+                mask_scores(scoring, query + i, key0, width, full_width, row);
+            differentiate_row<A>(full_width, shift, delta, scale, row, row_gradient);
+        } else {
+            differentiate_changed_row(scoring, query + i, key0, width, through_cap, shift, delta, scale, row,
+                                      row_gradient);
+        }
+    }
+}
+
+// P and dS of one pair, for inputs that are not finite: 0 x NaN is NaN, so masked pairs are left out one by one. False
+// if the query does not see the key.
+template <class A> struct PairGradient {
+    A p, ds;
+};
+template <class A, class T>
+static bool differentiate_pair(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
+                               int64_t i, int64_t j, bool through_cap, A scale, PairGradient<A> &result) {
+    const Scoring<A, T> &scoring = queries.scoring;
+    if (queries.shift[i] == kMinusInfinity<A> || !may_attend(scoring, i, j))
+        return false;
+    const T *q = queries.q + i * args.q.row, *k = keys.k + j * args.k.row, *v = keys.v + j * args.v.row;
+    const T *dout = queries.dout + i * args.dout.row;
+    A dot = 0, dp = 0;
+    for (int64_t d = 0; d < args.dim; ++d)
+        dot += A(load_one(q + d)) * A(load_one(k + d));
+    for (int64_t d = 0; d < args.value_dim; ++d)
+        dp += A(load_one(dout + d)) * A(load_one(v + d));
+    alignas(kVectorBytes) A score[kLanes<A>] = {dot * scoring.factor()}, cap_slope[kLanes<A>] = {A(1)};
+    A factors[kLanes<A>] = {A(1)};
+    if (!scoring.plain)
+        change_scores<A, T>(scoring, i, j, 1, score, through_cap && args.softcap != 0 ? cap_slope : nullptr);
+    if (args.dropout.limit)
+        dropout_factors<A, T, 1>(scoring, i, j, 1, factors);
+    const A p = exp2(broadcast((score[0] - queries.shift[i]) * scoring.unit()))[0];
+    result.p = p * factors[0];
+    result.ds = p * (dp * factors[0] - queries.delta[i]) * scale * cap_slope[0];
+    return true;
+}
+
+} // namespace nf::NUMFORMER_LEVEL

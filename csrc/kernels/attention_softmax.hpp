@@ -1,0 +1,79 @@
+// The online softmax of the forward, a row of a block of keys at a time (Milakov and Gimelshein, 2018), shared by tiles
+// and by decoding.
+#pragma once
+#include "kernels/attention_scores.hpp"
+
+#include <math.h>
+
+namespace nf::NUMFORMER_LEVEL {
+
+constexpr int kBlockKeys = 512;
+constexpr int kRowStride = kBlockKeys + 16; // rows 2 KiB apart would share cache sets
+
+// Scores of a row become probabilities (relative to the running maximum). Returns the factor for what was
+// summed before. Scores are in units of log 2, or natural.
+template <class A, bool kNatural> NF_INLINE A softmax_row(A *scores, int64_t width, A &maximum, A &sum) {
+    constexpr int W = kLanes<A>;
+    constexpr A unit = A(kNatural ? kLog2e : 1);
+    Vec<A> highest = broadcast(maximum);
+    for (int64_t j = 0; j < width; j += W)
+        highest = max(load(scores + j), highest); // a NaN does not become the maximum, it reaches the sum below
+    const A next = reduce_max<A>(highest);
+    const A shift = next == kMinusInfinity<A> ? A(0) : next; // nothing seen yet: 2^-inf is 0, whatever is subtracted
+    Vec<A> total = {};
+    const Vec<A> shifts = broadcast(shift);
+    for (int64_t j = 0; j < width; j += W) {
+        const Vec<A> exponent = load(scores + j) - shifts;
+        const Vec<A> p = exp2_nonpositive<A>(kNatural ? exponent * unit : exponent);
+        total += p;
+        store(scores + j, p);
+    }
+    // Before the first score nothing was summed that would have to be scaled.
+    const bool unchanged = maximum == next || maximum == kMinusInfinity<A>;
+    const A factor = unchanged ? A(1) : exp2_nonpositive<A>(broadcast((maximum - shift) * unit))[0];
+    sum = sum * factor + reduce_add<A>(total);
+    maximum = next;
+    return factor;
+}
+
+// The same for scores that are not plain, all that happens to them included.
+template <class A, class T>
+static A softmax_changed(const Scoring<A, T> &scoring, int64_t query, int64_t key0, int64_t width, A *row, A &maximum,
+                         A &sum) {
+    const int64_t full_width = round_up(width, kLanes<A>);
+    change_scores<A, T>(scoring, query, key0, width, row, nullptr);
+    mask_scores(scoring, query, key0, width, full_width, row);
+    const A factor = softmax_row<A, true>(row, full_width, maximum, sum);
+    if (scoring.args->dropout.limit) {
+        alignas(kVectorBytes) A keep[kBlockKeys];
+        dropout_factors<A, T, kBlockKeys>(scoring, query, key0, width, keep);
+        for (int64_t j = 0; j < full_width; j += kLanes<A>)
+            store(row + j, load(row + j) * load(keep + j));
+    }
+    return factor;
+}
+
+// What a row's running maximum and sum begin with: a sink is one more score, without a value.
+template <class A> struct Start {
+    A maximum, sum;
+};
+template <class A, class T> NF_INLINE Start<A> start_of(const Scoring<A, T> &scoring) {
+    const double sink = scoring.args->sinks ? scoring.args->sinks[scoring.head] : kMinusInfinity<double>;
+    if (sink == kMinusInfinity<double>)
+        return {kMinusInfinity<A>, A(0)};
+    if (sink - sink != 0) // NaN or inf
+        return {kMinusInfinity<A>, A(__builtin_nan(""))};
+    return {A(scoring.plain ? sink * kLog2e : sink), A(1)};
+}
+
+// The end of a row: its output from the sum of values, and lse.
+template <class A, class T>
+NF_INLINE void finish_row(const Scoring<A, T> &scoring, const A *o, A maximum, A sum, T *out, A *lse) {
+    const A inverse = sum == 0 ? A(0) : A(1) / sum; // nothing to attend to: zeros
+    for_each_vector<A>(scoring.args->value_dim,
+                       [&](int64_t d, int n) { store_some(out + d, load_some(o + d, n) * inverse, n); });
+    const double log_sum = ::log2(double(sum)) * kLn2;
+    *lse = sum == 0 ? kMinusInfinity<A> : A(maximum * (scoring.plain ? kLn2 : 1.0) + log_sum);
+}
+
+} // namespace nf::NUMFORMER_LEVEL

@@ -1,0 +1,134 @@
+"""Keys and values of what was read already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class KVCache:
+    """Keys and values of one attention layer, for generation token by token.
+
+    Positions are appended in place. Room is made ahead and doubles when it is full, so that n tokens cost O(n) copying.
+    With a window, what lies further back is given up, and memory stays bounded.
+
+    Parameters
+    ----------
+    capacity : int
+        Positions to make room for at first.
+    window : int, optional
+        How many positions before the new ones are kept: all that ``attention(..., window=(window, None))`` needs.
+
+    Attributes
+    ----------
+    length : int
+        Positions that were appended, given up or not: the index of the next one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `capacity` or `window` is not an integer, or is negative.
+
+    Examples
+    --------
+    >>> cache = nf.KVCache()
+    >>> for q, k, v in steps:  # (batch, heads, n, size) each; n = 1 but for the first
+    ...     out = nf.attention(q, *cache.append(k, v), causal=True)
+    """
+
+    def __init__(self, capacity: int = 64, *, window: int | None = None) -> None:
+        for name, value in (("capacity", capacity), ("window", 0 if window is None else window)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"KVCache: {name} must be an int, got {type(value).__name__}")
+            if value < 0:
+                raise ValueError(f"KVCache: {name} must not be negative, got {value}")
+        self.length = 0
+        self.window = window
+        self._capacity = max(1, capacity)
+        self._first = self._end = 0  # of what is held, in the arrays
+        self._keys: Array | None = None
+        self._values: Array | None = None
+        self._spare: Array | None = None
+
+    def append(self, k: Array, v: Array) -> tuple[Array, Array]:
+        """Add positions and return views of all that are held, the new ones last.
+
+        Parameters
+        ----------
+        k, v : (..., n, size) arrays
+            Of the dtypes and sizes, apart from n, of the first call.
+
+        Returns
+        -------
+        keys, values : (..., positions, size) arrays
+            Valid until the next call.
+
+        Raises
+        ------
+        ValueError
+            If shapes or dtypes differ from what is held, or k and v are not as many.
+        """
+        if k.ndim < 2 or k.shape[:-1] != v.shape[:-1]:
+            raise ValueError(
+                f"KVCache: k and v must have shapes (..., n, size) that agree but for size, got {k.shape} and {v.shape}"
+            )
+        for held, new in ((self._keys, k), (self._values, v)):
+            self._check(held, new)
+        n = k.shape[-2]
+        kept = self._end - self._first
+        if self.window is not None:
+            kept = min(kept, self.window)
+        start = self._end - kept
+        keys, values = (self._room(held, new, start, kept) for held, new in ((self._keys, k), (self._values, v)))
+        self._first = start if keys is self._keys and self._end + n <= keys.shape[-2] else 0
+        end = self._first + kept
+        self._keys, self._values, self._end = keys, values, end + n
+        keys[..., end : end + n, :] = k
+        values[..., end : end + n, :] = v
+        self.length += n
+        return keys[..., self._first : self._end, :], values[..., self._first : self._end, :]
+
+    def select(self, rows: Array) -> None:
+        """Keep the sequences of these indices, in this order; one may come several times (the beams of a search)."""
+        if self._keys is not None and self._values is not None:
+            self._keys = self._selected(self._keys, rows)
+            self._values = self._selected(self._values, rows)
+
+    def _selected(self, held: Array, rows: Array) -> Array:
+        """Copy whole sequences into the array that the last call left, where it fits: a fresh one has cold pages."""
+        spare, shape = self._spare, (len(rows), *held.shape[1:])
+        if spare is None or spare.shape != shape or spare.dtype != held.dtype:
+            spare = np.empty(shape, held.dtype)
+        np.take(held, rows, axis=0, out=spare, mode="clip")  # the other modes copy once more
+        self._spare = held
+        return spare
+
+    @staticmethod
+    def _check(held: Array | None, new: Array) -> None:
+        if held is None:
+            return
+        ours, theirs = ((x.shape[:-2], x.shape[-1], x.dtype) for x in (held, new))
+        if ours != theirs:
+            raise ValueError(
+                f"KVCache: it holds {held.dtype} of batch and heads {held.shape[:-2]} and size {held.shape[-1]}, "
+                f"got {new.dtype} of {new.shape[:-2]} and {new.shape[-1]}; use one cache for each batch of sequences"
+            )
+
+    def _room(self, held: Array | None, new: Array, start: int, kept: int) -> Array:
+        """Return an array with room for the new positions, where what is kept may have moved to its front."""
+        n = new.shape[-2]
+        if held is None:
+            return np.empty((*new.shape[:-2], max(n, self._capacity), new.shape[-1]), new.dtype)
+        capacity = held.shape[-2]
+        if self._end + n <= capacity:
+            return held
+        if 2 * (kept + n) <= capacity:  # then it is moved at most once in as many positions as are kept
+            held[..., :kept, :] = held[..., start : start + kept, :]
+            return held
+        grown = np.empty((*new.shape[:-2], max(2 * (kept + n), capacity), new.shape[-1]), new.dtype)
+        grown[..., :kept, :] = held[..., start : start + kept, :]
+        return grown

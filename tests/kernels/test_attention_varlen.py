@@ -1,0 +1,111 @@
+"""Packed sequences: each as if it were alone, bit for bit."""
+
+import numformer as nf
+import numpy as np
+import pytest
+from arrays import DTYPES, name, normal, same
+from tolerance import working
+
+LENGTHS = [((5, 0, 1, 40, 113), (5, 3, 0, 17, 300)), ((30,), (30,)), ((0, 0), (4, 0)), ((), ()), ((520, 2), (600, 3))]
+
+
+def starts(lengths, dtype=np.int64):
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (1, 1)])
+def test_each_sequence_is_as_alone(rng, dtype, lengths, heads, kv_heads, threads):
+    rows, keys = (starts(x, np.int32) for x in lengths)
+    q, k = normal(rng, rows[-1], heads, 16, dtype=dtype), normal(rng, keys[-1], kv_heads, 16, dtype=dtype)
+    v, dout = normal(rng, keys[-1], kv_heads, 20, dtype=dtype), normal(rng, rows[-1], heads, 20, dtype=dtype)
+    dlse = normal(rng, heads, rows[-1], dtype=working(dtype))
+    sinks = normal(rng, heads, dtype=dtype)
+    for options in ({}, {"causal": True}, {"window": (9, 4), "softcap": 4.0, "dropout": 0.2, "sinks": sinks}):
+        seed = (4, 3, 2, 1) if "dropout" in options else None
+        grads = ("sinks",) if "sinks" in options else ()
+        out, lse = nf.attention_varlen(q, k, v, rows, keys, seed=seed, return_lse=True, **options)
+        assert out.shape == dout.shape and lse.shape == (heads, rows[-1])
+        got = nf.attention_varlen_backward(
+            dout, q, k, v, out, lse, rows, keys, seed=seed, dlse=dlse, grads=grads, **options
+        )
+        sum_of_sinks = np.zeros(heads)
+        for s in range(len(rows) - 1):
+            i, j = slice(rows[s], rows[s + 1]), slice(keys[s], keys[s + 1])
+            one = [x.swapaxes(0, 1) for x in (q[i], k[j], v[j])]
+            seed_s = seed and (4, 3, 2, 1 + s)
+            alone = nf.attention(*one, seed=seed_s, return_lse=True, **options)
+            assert same(alone[0].swapaxes(0, 1), out[i]) and same(alone[1], lse[:, i])
+            dalone = nf.attention_backward(
+                dout[i].swapaxes(0, 1), *one, *alone, seed=seed_s, dlse=dlse[:, i], grads=grads, **options
+            )
+            for g, part, a in zip(got[:3], (i, j, j), dalone[:3], strict=True):
+                assert same(g[part], a.swapaxes(0, 1))
+            if grads:
+                sum_of_sinks += dalone[3]["sinks"].astype(float)
+        if grads:
+            np.testing.assert_allclose(got[3]["sinks"].astype(float), sum_of_sinks, rtol=0.02, atol=0.02)
+        for count in (1, 5):
+            threads(count)
+            assert same(nf.attention_varlen(q, k, v, rows, keys, seed=seed, **options), out)
+            again = nf.attention_varlen_backward(
+                dout, q, k, v, out, lse, rows, keys, seed=seed, dlse=dlse, grads=grads, **options
+            )
+            assert same(again[:3], got[:3])
+
+
+def test_twin(rng):
+    """The twin is a loop over sequences, as is the test above; so once beside it suffices."""
+    rows, keys = starts((7, 0, 33)), starts((9, 2, 20))
+    q, k, v = normal(rng, 40, 4, 8, dtype=float), normal(rng, 31, 2, 8, dtype=float), normal(rng, 31, 2, 5, dtype=float)
+    dout, sinks = normal(rng, 40, 4, 5, dtype=float), normal(rng, 4, dtype=float)
+    options = {"causal": True, "sinks": sinks, "dropout": 0.3, "seed": 8, "alibi_slopes": np.array([0.5, 0.1, 0, 1])}
+    ours = nf.attention_varlen(q, k, v, rows, keys, return_lse=True, **options)
+    twin = nf.reference.attention_varlen(q, k, v, rows, keys, return_lse=True, **options)
+    for a, b in zip(ours, twin, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+    more = {"grads": ("sinks",), "dlse": ours[1] * 0 + 0.5, **options}
+    back = nf.attention_varlen_backward(dout, q, k, v, *ours, rows, keys, **more)
+    want = nf.reference.attention_varlen_backward(dout, q, k, v, *ours, rows, keys, **more)
+    for a, b in zip((*back[:3], back[3]["sinks"]), (*want[:3], want[3]["sinks"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_layouts_and_into(rng):
+    rows = starts((3, 9, 4))
+    qkv = normal(rng, 16, 3, 2, 8)  # (position, which, head, dim), as one product makes them
+    q, k, v = (qkv[:, i] for i in range(3))
+    out, lse = nf.attention_varlen(q, k, v, rows, rows, return_lse=True)
+    assert same(nf.attention_varlen(q.copy(), k.copy(), v.copy(), rows, rows), out)
+    there = np.zeros((16, 2, 9), np.float32)[..., :8]
+    assert nf.attention_varlen(q, k, v, rows, rows, out=there).base is there.base and same(there.copy(), out)
+    grads = nf.attention_varlen_backward(out, q, k, v, out, lse, rows, rows)
+    dqkv = np.zeros_like(qkv)
+    nf.attention_varlen_backward(out, q, k, v, out, lse, rows, rows, into=tuple(dqkv[:, i] for i in range(3)))
+    assert same(tuple(dqkv[:, i].copy() for i in range(3)), grads)
+
+
+X, STARTS = np.ones((10, 2, 4), np.float32), np.array([0, 4, 10])
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"cu_seqlens_q": np.array([0, 4, 9])}, ValueError, "cu_seqlens_q must end with the rows of q, 10, got 9"),
+        ({"cu_seqlens_k": np.array([0, 4, 11])}, ValueError, "cu_seqlens_k must end with the rows of k, 10, got 11"),
+        ({"cu_seqlens_q": np.array([1, 4, 10])}, ValueError, "cu_seqlens_q must begin with 0, got 1"),
+        ({"cu_seqlens_q": np.array([0, 11, 10])}, ValueError, "cu_seqlens_q must not decrease, got 10 after 11"),
+        ({"cu_seqlens_q": np.array([0, 10])}, ValueError, "as many elements as cu_seqlens_q, 2, got 3"),
+        ({"cu_seqlens_q": np.array([[0, 10]])}, ValueError, r"shape \(sequences \+ 1,\), got \(1, 2\)"),
+        ({"cu_seqlens_q": STARTS.astype(np.float32)}, TypeError, "cu_seqlens_q must have dtype int32 or int64"),
+        ({"cu_seqlens_k": [0, 4, 10]}, TypeError, "cu_seqlens_k must be a numpy.ndarray"),
+        ({"q": X[0]}, ValueError, r"q must have shape \(total, heads, dim\), got \(2, 4\)"),
+        ({"out": X[:5].copy()}, ValueError, r"out must have shape \(10, 2, 4\), got \(5, 2, 4\)"),
+        ({"dropout": 0.5}, ValueError, "seed must be given"),
+    ],
+)
+def test_bad_calls(change, kind, words):
+    given = {"q": X, "k": X, "v": X, "cu_seqlens_q": STARTS, "cu_seqlens_k": STARTS, **change}
+    with pytest.raises(kind, match=f"attention_varlen: .*{words}"):
+        nf.attention_varlen(**given)
