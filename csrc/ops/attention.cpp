@@ -1,6 +1,7 @@
 #include "ops/attention.hpp"
 
 #include "core/error.hpp"
+#include "ops/work.hpp"
 #include "runtime/profiler.hpp"
 
 #include <algorithm>
@@ -129,24 +130,12 @@ Shape Attention::out_shape() const {
 }
 Shape Attention::lse_shape() const { return Shape(q_shape_.begin(), q_shape_.end() - 1); }
 
-double Attention::pairs() const {
-    double pairs = 0;
-    for (int64_t i = 0; i < args_.queries; ++i)
-        pairs += static_cast<double>(
-            std::max<int64_t>(0, std::min(args_.keys, args_.high + i + 1) - std::max<int64_t>(0, args_.low + i)));
-    return pairs * static_cast<double>(args_.batches * args_.heads);
-}
-
 void Attention::forward(const View &out, const View &lse) {
     args_.out = operand(out);
     args_.lse = lse.data;
-    const bool on = profiler::enabled.load(std::memory_order_relaxed);
-    profiler::Scope scope(operation_,
+    profiler::Scope scope(operation_, dtype_,
                           {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
-                          on ? 2 * pairs() * static_cast<double>(args_.dim + args_.value_dim) : 0,
-                          static_cast<double>(kItemSize[static_cast<int>(dtype_)] * args_.batches *
-                                              (args_.heads * args_.queries + args_.kv_heads * args_.keys) *
-                                              (args_.dim + args_.value_dim)));
+                          [&] { return work::attention(args_, dtype_); });
     if (!runtime::kernels().attention[static_cast<int>(dtype_)](args_))
         throw std::bad_alloc();
 }
@@ -159,13 +148,9 @@ void Attention::backward(const View &dout, const View &out, const View &lse, con
     args_.dk = operand(dk);
     args_.dv = operand(dv);
     args_.lse = lse.data;
-    const bool on = profiler::enabled.load(std::memory_order_relaxed);
-    profiler::Scope scope(operation_,
+    profiler::Scope scope(operation_, dtype_,
                           {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
-                          on ? 2 * pairs() * static_cast<double>(3 * args_.dim + 2 * args_.value_dim) : 0,
-                          static_cast<double>(2 * kItemSize[static_cast<int>(dtype_)] * args_.batches *
-                                              (args_.heads * args_.queries + args_.kv_heads * args_.keys) *
-                                              (args_.dim + args_.value_dim)));
+                          [&] { return work::attention_backward(args_, dtype_); });
     if (!runtime::kernels().attention_backward[static_cast<int>(dtype_)](args_))
         throw std::bad_alloc();
 }

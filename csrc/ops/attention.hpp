@@ -29,7 +29,6 @@ class Attention {
 
   private:
     AttentionOperand operand(const View &view);
-    double pairs() const; // of queries and keys that may meet, masks apart
 
     const char *operation_;
     DType dtype_;
