@@ -65,6 +65,15 @@ struct Snapshot {
 
 extern std::atomic<bool> enabled;
 
+// The only price of a profile that is off. A build without it (NUMFORMER_NO_PROFILER) is what that price is counted by.
+inline bool is_on() {
+#if defined(NUMFORMER_NO_PROFILER)
+    return false;
+#else
+    return __builtin_expect(enabled.load(std::memory_order_relaxed), 0);
+#endif
+}
+
 int64_t now();
 // start() forgets what was recorded; rings keep the newest `capacity` records, ranges and samples. False where a
 // profile is on already.
@@ -82,7 +91,7 @@ void leave(int64_t token);
 // Time of each thread of a parallel region, for the record of the call that it belongs to.
 class Team {
   public:
-    Team() : on_(enabled.load(std::memory_order_relaxed)), begin_(on_ ? now() : 0) {}
+    Team() : on_(is_on()), begin_(on_ ? now() : 0) {}
     int64_t time() const { return on_ ? now() : 0; }
     // Called by each thread with the time() at which it began.
     void add(int64_t begin) {
@@ -108,13 +117,12 @@ class Scope {
   public:
     // `work` is called only when a profile is on.
     template <class F>
-    Scope(const char *name, DType dtype, std::initializer_list<int64_t> shape, F work)
-        : on_(enabled.load(std::memory_order_relaxed)) {
-        if (__builtin_expect(on_, 0))
+    Scope(const char *name, DType dtype, std::initializer_list<int64_t> shape, F work) : on_(is_on()) {
+        if (on_)
             begin(name, dtype, shape, work());
     }
     ~Scope() {
-        if (__builtin_expect(on_, 0))
+        if (on_)
             end();
     }
     Scope(const Scope &) = delete;

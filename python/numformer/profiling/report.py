@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from numformer import __version__, files
+from numformer import _core, files
 from numformer.profiling.ceilings import Ceilings
 from numformer.profiling.recording import Recording
 from numformer.profiling.summary import Row, layers, rows, table
@@ -23,7 +23,7 @@ def content(recording: Recording, title: str, ceilings: Ceilings | None) -> dict
     """Return what the page draws, as plain data."""
     return {
         "title": title,
-        "version": __version__,
+        "version": _core.__version__,
         "isa": recording.isa,
         "threads": recording.threads,
         "steps": recording.steps,

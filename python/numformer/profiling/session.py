@@ -13,6 +13,7 @@ from numformer.profiling import ranges
 
 if TYPE_CHECKING:
     from numformer.profiling.ceilings import Ceilings
+    from numformer.profiling.counters import Counters
     from numformer.profiling.recording import Recording
 
 
@@ -35,6 +36,9 @@ class profile:
     skip, warmup, record : int, optional
         A schedule in steps, counted by :meth:`step`: nothing is recorded for `skip` steps, then `warmup` steps are and
         are forgotten, then `record` steps are kept and recording stops; None keeps on until the end.
+    counters : bool
+        Whether to count cycles, instructions and cache misses of the whole process too, where the system permits it;
+        tables say what was counted, or why it was not.
 
     Raises
     ------
@@ -59,11 +63,21 @@ class profile:
 
     range = ranges.range
 
-    def __init__(self, capacity: int = 250_000, *, skip: int = 0, warmup: int = 0, record: int | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int = 250_000,
+        *,
+        skip: int = 0,
+        warmup: int = 0,
+        record: int | None = None,
+        counters: bool = False,
+    ) -> None:
         self._capacity = _count("capacity", capacity, 1)
         self._skip, self._warmup = _count("skip", skip, 0), _count("warmup", warmup, 0)
         self._record = None if record is None else _count("record", record, 1)
         self._recording: Recording | None = None
+        self._wants_counters = counters
+        self.counters: Counters | None = None
         self._entered = self._on = False
         self.steps = 0
 
@@ -87,13 +101,25 @@ class profile:
             raise RuntimeError("profile: another profile is on; end it first, one can be on at a time")
         self._on = True
         ranges.begin()
+        self._count_from_now()
 
     def _stop(self) -> None:
         if self._on:
             self._on = False
             _core.profile_stop()
             ranges.end()
+            if self.counters is not None:
+                self.counters.stop()
             self._recording = self._take()
+
+    def _count_from_now(self) -> None:
+        if self._wants_counters:
+            from numformer.profiling.counters import Counters
+
+            if self.counters is not None:
+                self.counters.stop()
+            self.counters = Counters()
+            self.counters.start()
 
     def _take(self) -> Recording:
         from numformer.profiling.recording import Recording
@@ -116,6 +142,7 @@ class profile:
             self._start()
         elif self._on and self.steps == first:
             _core.profile_clear()
+            self._count_from_now()
         if self._on and self._record is not None and self.steps == first + self._record:
             self._stop()
 
@@ -170,11 +197,12 @@ class profile:
         """
         from numformer.profiling.summary import table
 
-        return table(self.recording, by, ceilings or self._ceilings())
+        text = table(self.recording, by, ceilings or self._ceilings())
+        return text if self.counters is None else "\n".join([text, *self.counters.lines()])
 
     def save(self, path: str | Path) -> None:
         """Write a trace in Chrome's format, which https://ui.perfetto.dev and chrome://tracing open."""
-        from numformer.profiling.trace import save
+        from numformer.profiling.chrome_trace import save
 
         save(self.recording, Path(path))
 
