@@ -7,8 +7,12 @@
 
 #include <pybind11/stl.h>
 
-#include <atomic>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
 #include <memory>
+#include <vector>
 
 namespace nf::bindings {
 namespace {
@@ -23,16 +27,29 @@ py::dict pool_statistics() {
     return d;
 }
 
-py::tuple profile_records() {
-    int64_t dropped = 0;
-    py::list rows;
-    for (const profiler::Record &r : profiler::take(&dropped)) {
-        py::tuple shape(profiler::kMaxShape);
-        for (int i = 0; i < profiler::kMaxShape; ++i)
-            shape[i] = r.shape[i];
-        rows.append(py::make_tuple(r.name, shape, r.flops, r.bytes, r.start_ns, r.end_ns, r.thread));
-    }
-    return py::make_tuple(rows, dropped);
+template <class T> py::array_t<T> array_of(const std::vector<T> &items) {
+    return py::array_t<T>(static_cast<py::ssize_t>(items.size()), items.data());
+}
+
+py::dict profile_snapshot() {
+    const profiler::Snapshot all = profiler::take();
+    py::dict d;
+    d["records"] = array_of(all.records);
+    d["ranges"] = array_of(all.ranges);
+    d["samples"] = array_of(all.samples);
+    d["sums"] = array_of(all.sums);
+    d["names"] = py::cast(all.names);
+    py::list paths;
+    for (const profiler::Path &path : all.paths)
+        paths.append(py::make_tuple(path.parent, path.label, path.calls, path.total_ns));
+    d["paths"] = paths;
+    d["dropped_records"] = all.dropped_records;
+    d["dropped_ranges"] = all.dropped_ranges;
+    d["dropped_samples"] = all.dropped_samples;
+    d["start_ns"] = all.start_ns;
+    d["stop_ns"] = all.stop_ns;
+    d["thread"] = all.thread;
+    return d;
 }
 
 // GFLOP/s of multiply-adds in registers on all threads together: `rounds` on each.
@@ -60,25 +77,63 @@ double ceiling_gflops(bool wide, int64_t rounds) {
     return total / static_cast<double>(profiler::now() - start);
 }
 
-// GB/s of reading `x`, each thread its share.
-double ceiling_bandwidth(const py::array_t<float, py::array::c_style> &x) {
+// GB/s of reading `bytes` a thread, `rounds` times: memory that each thread allocated and wrote itself.
+double ceiling_bandwidth(int64_t bytes, int64_t rounds) {
     struct Work {
-        const float *data;
-        float sum[1024];
-        std::atomic<int> next;
+        int64_t count, rounds;
+        std::vector<void *> blocks;
+        std::vector<float> sums;
     };
-    const int64_t count = x.size();
-    auto work = std::make_unique<Work>();
-    work->data = x.data();
-    work->next = 0;
     py::gil_scoped_release release;
+    const int threads = runtime::threads_here();
+    Work work{bytes / 4, rounds, {}, {}};
+    work.blocks.resize(static_cast<size_t>(threads));
+    work.sums.resize(static_cast<size_t>(threads));
+    runtime::parallel_ranges(threads, 1, &work, [](void *context, int64_t begin, int64_t end) {
+        Work &w = *static_cast<Work *>(context);
+        for (int64_t i = begin; i < end; ++i)
+            if (void *block = pool::allocate(static_cast<size_t>(w.count) * 4)) {
+                std::memset(block, 0, static_cast<size_t>(w.count) * 4);
+                w.blocks[static_cast<size_t>(i)] = block;
+            }
+    });
+    const bool complete = std::find(work.blocks.begin(), work.blocks.end(), nullptr) == work.blocks.end();
     const int64_t start = profiler::now();
-    runtime::parallel_ranges(count, count / runtime::threads_here(), work.get(),
-                             [](void *context, int64_t begin, int64_t end) {
-                                 Work &w = *static_cast<Work *>(context);
-                                 w.sum[w.next++ % 1024] = runtime::kernels().read_streams(w.data + begin, end - begin);
-                             });
-    return static_cast<double>(count) * 4 / static_cast<double>(profiler::now() - start);
+    if (complete)
+        runtime::parallel_ranges(threads, 1, &work, [](void *context, int64_t begin, int64_t end) {
+            Work &w = *static_cast<Work *>(context);
+            for (int64_t i = begin; i < end; ++i)
+                for (int64_t round = 0; round < w.rounds; ++round)
+                    w.sums[static_cast<size_t>(i)] += runtime::kernels().read_streams(
+                        static_cast<const float *>(w.blocks[static_cast<size_t>(i)]), w.count);
+        });
+    const int64_t taken = profiler::now() - start;
+    for (void *block : work.blocks)
+        pool::release(block);
+    if (!complete)
+        throw std::bad_alloc();
+    return static_cast<double>(work.count) * 4 * static_cast<double>(rounds * threads) / static_cast<double>(taken);
+}
+
+// Nanoseconds of a parallel region in which nothing is done.
+double fork_join_ns(int64_t rounds) {
+    py::gil_scoped_release release;
+    const int threads = runtime::threads_here();
+    const int64_t start = profiler::now();
+    for (int64_t round = 0; round < rounds; ++round)
+        runtime::parallel_ranges(threads, 1, nullptr, [](void *, int64_t, int64_t) {});
+    return static_cast<double>(profiler::now() - start) / static_cast<double>(rounds);
+}
+
+// Bytes of the caches as the system tells, 0 where it does not.
+py::dict cache_sizes() {
+    py::dict d;
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+    d["L1"] = std::max(0L, sysconf(_SC_LEVEL1_DCACHE_SIZE));
+    d["L2"] = std::max(0L, sysconf(_SC_LEVEL2_CACHE_SIZE));
+    d["L3"] = std::max(0L, sysconf(_SC_LEVEL3_CACHE_SIZE));
+#endif
+    return d;
 }
 
 } // namespace
@@ -104,10 +159,21 @@ void bind_runtime(py::module_ &m) {
     });
     m.def("empty_pool", &pool::empty);
     m.def("ceiling_gflops", &ceiling_gflops, py::arg("wide"), py::arg("rounds"));
-    m.def("ceiling_bandwidth", &ceiling_bandwidth, py::arg("x"));
+    m.def("ceiling_bandwidth", &ceiling_bandwidth, py::arg("bytes"), py::arg("rounds"));
+    m.def("fork_join_ns", &fork_join_ns, py::arg("rounds"));
+    m.def("cache_sizes", &cache_sizes);
+    PYBIND11_NUMPY_DTYPE(profiler::Record, name, shape, dtype, flops, bytes, start_ns, end_ns, thread, path, threads,
+                         forks, parallel_ns, busy_ns, slowest_ns, pool_bytes);
+    PYBIND11_NUMPY_DTYPE(profiler::Range, path, thread, start_ns, end_ns);
+    PYBIND11_NUMPY_DTYPE(profiler::Sample, time_ns, resident_bytes, pool_bytes, cached_bytes);
+    PYBIND11_NUMPY_DTYPE(profiler::Sum, name, shape, dtype, path, flops, bytes, calls, total_ns, least_ns, most_ns,
+                         parallel_ns, busy_ns, slowest_ns, forks, capacity_ns, threads);
     m.def("profile_start", &profiler::start);
+    m.def("profile_clear", &profiler::clear);
     m.def("profile_stop", &profiler::stop);
-    m.def("profile_records", &profile_records);
+    m.def("profile_enter", &profiler::enter);
+    m.def("profile_leave", &profiler::leave);
+    m.def("profile_snapshot", &profile_snapshot);
 }
 
 } // namespace nf::bindings

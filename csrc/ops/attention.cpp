@@ -2,6 +2,7 @@
 
 #include "core/error.hpp"
 #include "ops/check.hpp"
+#include "ops/work.hpp"
 #include "runtime/profiler.hpp"
 
 #include <algorithm>
@@ -288,31 +289,15 @@ Shape Attention::out_shape() const {
 }
 Shape Attention::lse_shape() const { return Shape(q_shape_.begin(), q_shape_.end() - 1); }
 
-double Attention::pairs(const std::vector<AttentionArgs> &sequences) const {
-    double pairs = 0;
-    for (const AttentionArgs &args : sequences)
-        for (int64_t i = 0; i < args.queries; ++i)
-            pairs += static_cast<double>(
-                std::max<int64_t>(0, std::min(args.keys, args.high + i + 1) - std::max<int64_t>(0, args.low + i)));
-    return pairs * static_cast<double>(args_.batches * args_.heads);
-}
-
-double Attention::bytes() const {
-    return static_cast<double>(kItemSize[static_cast<int>(dtype_)] * args_.batches *
-                               (args_.heads * args_.queries + args_.kv_heads * args_.keys) *
-                               (args_.dim + args_.value_dim));
-}
-
 void Attention::forward(const View &out, const View &lse) {
     args_.out = operand(out);
     args_.lse = lse.data;
     const std::vector<AttentionArgs> all = sequences();
     if (all.empty())
         return;
-    const bool on = profiler::enabled.load(std::memory_order_relaxed);
-    profiler::Scope scope(operation_,
+    profiler::Scope scope(operation_, dtype_,
                           {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
-                          on ? 2 * pairs(all) * static_cast<double>(args_.dim + args_.value_dim) : 0, bytes());
+                          [&] { return work::sum(all, dtype_, work::attention); });
     require_memory(
         runtime::kernels().attention[static_cast<int>(dtype_)](all.data(), static_cast<int64_t>(all.size())));
 }
@@ -353,12 +338,11 @@ void Attention::backward(const View &dout, const View &out, const View &lse, con
         dsinks_.assign(static_cast<size_t>(count * batches_ * args_.heads), 0.0);
         args_.dsinks = dsinks_.data();
     }
-    const bool on = profiler::enabled.load(std::memory_order_relaxed);
     const std::vector<AttentionArgs> all = sequences();
     if (!all.empty()) {
-        profiler::Scope scope(
-            operation_, {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
-            on ? 2 * pairs(all) * static_cast<double>(3 * args_.dim + 2 * args_.value_dim) : 0, 2 * bytes());
+        profiler::Scope scope(operation_, dtype_,
+                              {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
+                              [&] { return work::sum(all, dtype_, work::attention_backward); });
         require_memory(runtime::kernels().attention_backward[static_cast<int>(dtype_)](all.data(), count));
     }
     if (more.dsinks)
@@ -372,10 +356,9 @@ void Attention::backward(const View &dout, const View &out, const View &lse, con
     if (more.dbias && more.dbias->size() > 0) {
         std::memset(more.dbias->data, 0, static_cast<size_t>(more.dbias->size() * more.dbias->item_size()));
         lay_out_bias_gradient(*more.dbias);
-        profiler::Scope scope("attention_bias_backward",
+        profiler::Scope scope("attention_bias_backward", dtype_,
                               {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
-                              on ? 2 * pairs(all) * static_cast<double>(args_.dim + args_.value_dim) : 0,
-                              static_cast<double>(more.dbias->size() * more.dbias->item_size()));
+                              [&] { return work::attention_bias_backward(args_, dtype_, *more.dbias); });
         require_memory(runtime::kernels().attention_bias_backward[static_cast<int>(dtype_)](args_));
     }
 }

@@ -62,8 +62,6 @@ class Attention {
     std::vector<int64_t> starts(const char *argument, const View &view, const char *packed, int64_t total) const;
     // One for each sequence, with pointers to its rows.
     std::vector<AttentionArgs> sequences() const;
-    double pairs(const std::vector<AttentionArgs> &sequences) const; // of queries and keys that may meet, masks apart
-    double bytes() const;
 
     const char *operation_;
     DType dtype_;

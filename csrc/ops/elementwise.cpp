@@ -1,15 +1,13 @@
 #include "ops/elementwise.hpp"
 
 #include "core/error.hpp"
+#include "ops/work.hpp"
 #include "runtime/profiler.hpp"
 
 #include <cmath>
 
 namespace nf::ops {
 namespace {
-
-double real(int64_t n) { return static_cast<double>(n); }
-double bytes_of(const View &view) { return real(view.size() * view.item_size()); }
 
 void require_word(const char *operation, const char *argument, int64_t value) {
     if (value < 0 || value >= (int64_t(1) << 32))
@@ -20,26 +18,27 @@ void require_word(const char *operation, const char *argument, int64_t value) {
 
 void run_activation(const char *operation, Activation activation, const View &x, const View &out) {
     ActivationArgs args{x.data, nullptr, out.data, x.size(), activation};
-    profiler::Scope scope(operation, {args.count}, real(args.count), 2 * bytes_of(x));
+    profiler::Scope scope(operation, x.dtype, {args.count}, [&] { return work::activation(activation, x); });
     require_memory(runtime::kernels().activation[int(x.dtype)](args));
 }
 
 void run_activation_backward(const char *operation, Activation activation, const View &dy, const View &x,
                              const View &dx) {
     ActivationArgs args{x.data, dy.data, dx.data, x.size(), activation};
-    profiler::Scope scope(operation, {args.count}, real(args.count), 3 * bytes_of(x));
+    profiler::Scope scope(operation, x.dtype, {args.count}, [&] { return work::activation_backward(activation, x); });
     require_memory(runtime::kernels().activation_backward[int(x.dtype)](args));
 }
 
 void run_add(const View &a, const View &b, const View &out) {
     AddArgs args{a.data, b.data, out.data, a.size()};
-    profiler::Scope scope("add", {args.count}, real(args.count), 3 * bytes_of(a));
+    profiler::Scope scope("add", a.dtype, {args.count}, [&] { return work::add(a); });
     require_memory(runtime::kernels().add[int(a.dtype)](args));
 }
 
 void run_sum_rows(const View &x, bool accumulate, const View &out) {
     SumRowsArgs args{x.data, out.data, out.dtype, row_count(x), column_count(x), accumulate};
-    profiler::Scope scope("sum_rows", {args.rows, args.columns}, real(x.size()), bytes_of(x));
+    profiler::Scope scope("sum_rows", x.dtype, {args.rows, args.columns},
+                          [&] { return work::sum_rows(x, out, accumulate); });
     require_memory(runtime::kernels().sum_rows[int(x.dtype)](args));
 }
 
@@ -72,7 +71,8 @@ void run_embedding(const View &weight, const View &ids, const View &out) {
     args.count = ids.size();
     args.columns = weight.shape[1];
     args.item_size = weight.item_size();
-    profiler::Scope scope("embedding", {args.count, args.columns}, 0, 2 * bytes_of(out));
+    profiler::Scope scope("embedding", weight.dtype, {args.count, args.columns},
+                          [&] { return work::embedding(args, out); });
     require_memory(runtime::kernels().embedding(args));
 }
 
@@ -87,8 +87,8 @@ void run_embedding_backward(const View &dy, const View &ids, bool accumulate, co
     args.columns = out.shape[1];
     args.item_size = dy.item_size();
     args.accumulate = accumulate;
-    profiler::Scope scope("embedding_backward", {args.count, args.vocabulary, args.columns}, real(dy.size()),
-                          3 * bytes_of(dy) + bytes_of(out));
+    profiler::Scope scope("embedding_backward", dy.dtype, {args.count, args.vocabulary, args.columns},
+                          [&] { return work::embedding_backward(args, dy, out); });
     require_memory(runtime::kernels().embedding_backward[int(dy.dtype)](args));
 }
 
@@ -122,7 +122,8 @@ void Dropout::run(const View &x, const View *residual, const View &out) const {
     args.sample = static_cast<uint32_t>(sample);
     args.limit = static_cast<uint32_t>(std::ceil(p * 0x1p24));
     args.factor = p < 1 ? 1 / (1 - p) : 0;
-    profiler::Scope scope(operation, {args.samples, args.elements}, real(x.size()), (residual ? 3 : 2) * bytes_of(x));
+    profiler::Scope scope(operation, x.dtype, {args.samples, args.elements},
+                          [&] { return work::dropout(x, residual); });
     require_memory(runtime::kernels().dropout[int(x.dtype)](args));
 }
 

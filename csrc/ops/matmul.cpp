@@ -1,6 +1,7 @@
 #include "ops/matmul.hpp"
 
 #include "core/error.hpp"
+#include "ops/work.hpp"
 #include "runtime/profiler.hpp"
 
 #include <algorithm>
@@ -140,13 +141,11 @@ void Matmul::run(const View &out) {
     args_.out = out.data;
     args_.out_type = out.dtype;
     set_matrix_strides(out, args_.out_row, args_.out_batch);
-    double batch = 1;
+    int64_t batch = 1;
     for (int axis = 0; axis < args_.batch_axes; ++axis)
-        batch *= static_cast<double>(args_.batch_shape[axis]);
-    const double m = static_cast<double>(args_.m), n = static_cast<double>(args_.n), k = static_cast<double>(args_.k);
-    const double item = static_cast<double>(kItemSize[static_cast<int>(dtype_)]);
-    profiler::Scope scope(kName, {static_cast<int64_t>(batch), args_.m, args_.k, args_.n}, 2 * batch * m * n * k,
-                          batch * item * (m * k + k * n + m * n));
+        batch *= args_.batch_shape[axis];
+    profiler::Scope scope(kName, dtype_, {batch, args_.m, args_.k, args_.n},
+                          [&] { return work::matmul(args_, dtype_); });
     if (!runtime::kernels().matmul[static_cast<int>(dtype_)](args_))
         throw std::bad_alloc();
 }

@@ -1,6 +1,7 @@
 #include "ops/optimizer.hpp"
 
 #include "core/error.hpp"
+#include "ops/work.hpp"
 #include "runtime/profiler.hpp"
 
 #include <cmath>
@@ -93,8 +94,8 @@ void Sgd::run(const Lists &lists) const {
     args.grad_scale = grad_scale;
     args.nesterov = nesterov;
     const DType dtype = lists.values[0].dtype;
-    profiler::Scope scope("sgd_update", {static_cast<int64_t>(pointers.elements)}, 6 * pointers.elements,
-                          (args.first ? 5 : 3) * pointers.elements * static_cast<double>(kItemSize[int(dtype)]));
+    profiler::Scope scope("sgd_update", dtype, {static_cast<int64_t>(pointers.elements)},
+                          [&] { return work::sgd(pointers.elements, dtype, args.first, nesterov); });
     require_memory(runtime::kernels().sgd_update[int(dtype)](args));
 }
 
@@ -130,8 +131,8 @@ void Adam::run(const Lists &lists) const {
     args.c[8] = decoupled ? 0 : weight_decay;
     args.grad_scale = grad_scale;
     const DType dtype = lists.values[0].dtype;
-    profiler::Scope scope(name(), {static_cast<int64_t>(pointers.elements)}, 16 * pointers.elements,
-                          7 * pointers.elements * static_cast<double>(kItemSize[int(dtype)]));
+    profiler::Scope scope(name(), dtype, {static_cast<int64_t>(pointers.elements)},
+                          [&] { return work::adam(pointers.elements, dtype); });
     require_memory(runtime::kernels().adam_update[int(dtype)](args));
 }
 
@@ -155,8 +156,8 @@ void Adagrad::run(const Lists &lists) const {
     args.c[2] = weight_decay;
     args.grad_scale = grad_scale;
     const DType dtype = lists.values[0].dtype;
-    profiler::Scope scope("adagrad_update", {static_cast<int64_t>(pointers.elements)}, 10 * pointers.elements,
-                          5 * pointers.elements * static_cast<double>(kItemSize[int(dtype)]));
+    profiler::Scope scope("adagrad_update", dtype, {static_cast<int64_t>(pointers.elements)},
+                          [&] { return work::adagrad(pointers.elements, dtype); });
     require_memory(runtime::kernels().adagrad_update[int(dtype)](args));
 }
 
@@ -191,9 +192,8 @@ void RmsProp::run(const Lists &lists) const {
     args.c[5] = momentum;
     args.grad_scale = grad_scale;
     const DType dtype = lists.values[0].dtype;
-    const double streams = 5 + (args.second ? 2 : 0) + (args.third ? 2 : 0);
-    profiler::Scope scope("rmsprop_update", {static_cast<int64_t>(pointers.elements)}, 16 * pointers.elements,
-                          streams * pointers.elements * static_cast<double>(kItemSize[int(dtype)]));
+    profiler::Scope scope("rmsprop_update", dtype, {static_cast<int64_t>(pointers.elements)},
+                          [&] { return work::rmsprop(pointers.elements, dtype, args.second, args.third); });
     require_memory(runtime::kernels().rmsprop_update[int(dtype)](args));
 }
 
@@ -203,7 +203,8 @@ double run_global_norm(const std::vector<View> &arrays) {
         elements += static_cast<double>(view.size());
         bytes += static_cast<double>(view.size() * view.item_size());
     }
-    profiler::Scope scope("global_norm", {static_cast<int64_t>(elements)}, 2 * elements, bytes);
+    profiler::Scope scope("global_norm", arrays.empty() ? DType::f32 : arrays[0].dtype,
+                          {static_cast<int64_t>(elements)}, [&] { return profiler::Work{2 * elements, bytes}; });
     for (int dtype = 0; dtype < kFloatTypes; ++dtype) {
         std::vector<int64_t> sizes;
         std::vector<const void *> data;

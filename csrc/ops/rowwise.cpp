@@ -1,13 +1,12 @@
 #include "ops/rowwise.hpp"
 
 #include "core/error.hpp"
+#include "ops/work.hpp"
 #include "runtime/profiler.hpp"
 
 namespace nf::ops {
 namespace {
 
-double real(int64_t n) { return static_cast<double>(n); }
-double bytes_of(const View &view) { return real(view.size() * view.item_size()); }
 void *data_of(const View *view) { return view ? view->data : nullptr; }
 
 SoftmaxArgs softmax_args(const View &x, int axis, const View &out) {
@@ -49,7 +48,7 @@ void run_softmax(const View &x, int axis, const View &out) {
     if (x.size() == 0)
         return;
     const SoftmaxArgs args = softmax_args(x, axis, out);
-    profiler::Scope scope("softmax", {args.outer, args.count, args.inner}, 5 * real(x.size()), 2 * bytes_of(x));
+    profiler::Scope scope("softmax", x.dtype, {args.outer, args.count, args.inner}, [&] { return work::softmax(x); });
     require_memory(runtime::kernels().softmax[int(x.dtype)](args));
 }
 
@@ -58,8 +57,8 @@ void run_softmax_backward(const View &dy, const View &y, int axis, const View &d
         return;
     SoftmaxArgs args = softmax_args(y, axis, dx);
     args.dy = dy.data;
-    profiler::Scope scope("softmax_backward", {args.outer, args.count, args.inner}, 4 * real(y.size()),
-                          3 * bytes_of(y));
+    profiler::Scope scope("softmax_backward", y.dtype, {args.outer, args.count, args.inner},
+                          [&] { return work::softmax_backward(y); });
     require_memory(runtime::kernels().softmax_backward[int(y.dtype)](args));
 }
 
@@ -95,7 +94,7 @@ void Norm::run(const View &out) const {
     args.columns = column_count(*x);
     args.eps = eps;
     args.centred = centred;
-    profiler::Scope scope(operation, {args.rows, args.columns}, 8 * real(x->size()), 2 * bytes_of(*x));
+    profiler::Scope scope(operation, x->dtype, {args.rows, args.columns}, [&] { return work::norm(args, *x); });
     require_memory(runtime::kernels().norm[int(x->dtype)](args));
 }
 
@@ -113,8 +112,8 @@ void Norm::run_backward(const View &dx) const {
     args.rows = row_count(*x);
     args.columns = column_count(*x);
     args.centred = centred;
-    profiler::Scope scope(operation, {args.rows, args.columns}, 16 * real(x->size()),
-                          (residual ? 4 : 3) * bytes_of(*x));
+    profiler::Scope scope(operation, x->dtype, {args.rows, args.columns},
+                          [&] { return work::norm_backward(args, *x); });
     require_memory(runtime::kernels().norm_backward[int(x->dtype)](args));
 }
 
@@ -139,7 +138,8 @@ void CrossEntropy::run(const View &row_losses, const View &lse) const {
     CrossEntropyArgs args = cross_entropy_args(*this);
     args.loss = row_losses.data;
     args.lse = lse.data;
-    profiler::Scope scope(operation, {args.rows, args.columns}, 4 * real(logits.size()), bytes_of(logits));
+    profiler::Scope scope(operation, logits.dtype, {args.rows, args.columns},
+                          [&] { return work::cross_entropy(args, logits); });
     require_memory(runtime::kernels().cross_entropy[int(logits.dtype)](args));
 }
 
@@ -148,7 +148,7 @@ double CrossEntropy::reduce(const View &row_losses) const {
     for (int64_t i = 0; i < row_losses.size(); ++i)
         sum += row_losses.dtype == DType::f64 ? reinterpret_cast<const double *>(row_losses.data)[i]
                                               : double(reinterpret_cast<const float *>(row_losses.data)[i]);
-    return reduction == Reduction::mean && used > 0 ? sum / real(used) : sum;
+    return reduction == Reduction::mean && used > 0 ? sum / work::real(used) : sum;
 }
 
 void CrossEntropy::run_backward(const View &dloss, const View &lse, const View &out) const {
@@ -156,9 +156,10 @@ void CrossEntropy::run_backward(const View &dloss, const View &lse, const View &
     args.lse = lse.data;
     args.dloss = dloss.data;
     args.dloss_stride = dloss.ndim() == 0 ? 0 : 1;
-    args.weight = reduction == Reduction::mean && used > 0 ? 1 / real(used) : 1;
+    args.weight = reduction == Reduction::mean && used > 0 ? 1 / work::real(used) : 1;
     args.out = out.data;
-    profiler::Scope scope(operation, {args.rows, args.columns}, 4 * real(logits.size()), 2 * bytes_of(logits));
+    profiler::Scope scope(operation, logits.dtype, {args.rows, args.columns},
+                          [&] { return work::cross_entropy_backward(args, logits, used); });
     require_memory(runtime::kernels().cross_entropy_backward[int(logits.dtype)](args));
 }
 

@@ -1,5 +1,7 @@
 #include "runtime/parallel.hpp"
 
+#include "runtime/profiler.hpp"
+
 #include <omp.h>
 #include <pthread.h>
 #include <sched.h>
@@ -91,13 +93,17 @@ void parallel_ranges(int64_t count, int64_t grain, void *context,
         body(context, 0, count);
         return;
     }
+    profiler::Team times;
 #pragma omp parallel num_threads(static_cast<int>(pieces))
     {
+        const int64_t start = times.time();
         const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
         const int64_t begin = count * me / team, end = count * (me + 1) / team;
         if (begin < end)
             body(context, begin, end);
+        times.add(start);
     }
+    times.end(pieces);
 }
 
 void parallel_tasks(int64_t count, void *context, void (*body)(void *context, int64_t task)) {
@@ -107,9 +113,16 @@ void parallel_tasks(int64_t count, void *context, void (*body)(void *context, in
             body(context, task);
         return;
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(threads))
-    for (int64_t task = 0; task < count; ++task)
-        body(context, task);
+    profiler::Team times;
+#pragma omp parallel num_threads(static_cast<int>(threads))
+    {
+        const int64_t start = times.time();
+#pragma omp for schedule(dynamic, 1) nowait
+        for (int64_t task = 0; task < count; ++task)
+            body(context, task);
+        times.add(start);
+    }
+    times.end(threads);
 }
 
 } // namespace nf::runtime

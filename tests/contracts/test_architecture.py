@@ -28,13 +28,13 @@ ONLY = {
 PYTHON = {
     "reference": set(),
     "ops": {"_core"},
-    "profiling": {"_core"},
+    "profiling": {"_core", "files"},
     "files": set(),
-    "nn": {"ops"},
-    "optim": {"ops", "nn"},
+    "nn": {"ops", "profiling"},
+    "optim": {"ops", "nn", "profiling"},
     "data": set(),
     "models": {"nn", "ops", "files"},
-    "train": {"optim", "data", "nn", "ops", "files"},
+    "train": {"optim", "data", "nn", "ops", "profiling", "files"},
     "cli": {"models", "train", "optim", "data", "nn", "ops", "profiling", "files", "numformer"},
 }
 

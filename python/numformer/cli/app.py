@@ -325,6 +325,43 @@ def generate(
     )
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False}
+)
+def profile(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="SCRIPT|COMMAND", help="A Python file, or train, generate, ...")],
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("profile.html"),
+    trace: Annotated[Path | None, typer.Option(help="Trace for Perfetto or chrome://tracing to write.")] = None,
+    capacity: Annotated[int, typer.Option(help="Calls that are kept one by one; the sums have all.")] = 250_000,
+) -> None:
+    """Run a Python script, or another command of numformer, and show where its time went.
+
+    Options of profile come before SCRIPT or COMMAND, all that follows is its own.
+    """
+    from numformer.cli.profiling import run
+
+    _run(run, target=target, arguments=list(context.args), out=out, trace=trace, capacity=capacity, app=app)
+
+
+@app.command()
+def bench(
+    subjects: Annotated[
+        list[str] | None, typer.Argument(help="matmul, attention, softmax, layer_norm, gelu; all by default.")
+    ] = None,
+    ceilings: Annotated[
+        bool, typer.Option("--ceilings", help="Measure what this machine can do, and keep it for profiles.")
+    ] = False,
+    picture: Annotated[Path | None, typer.Option(help="Picture to write; needs matplotlib.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small shapes and short samples.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Compare kernels with NumPy, and with PyTorch where it is installed, on this machine."""
+    from numformer.cli.benchmarking import run
+
+    _run(run, subjects=subjects or [], ceilings=ceilings, picture=picture, quick=quick, threads=threads)
+
+
 @app.command()
 def info() -> None:
     """Say what this installation runs on."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from numformer import profiling
+from numformer.nn import naming
+
 
 class Backward:
     """A backward pass that runs once and then holds nothing.
@@ -31,6 +34,9 @@ class Backward:
             raise RuntimeError("backward: it has run already; call the layer again for another one")
         self._function = self._saved = None
         return function(saved, *gradients, **options)
+
+
+profiling.trace(Backward, ("__call__",), naming.backward_label)
 
 
 def take(saved: list[Any]) -> tuple[Any, ...]:

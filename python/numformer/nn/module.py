@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from numformer import profiling
+from numformer.nn import naming
 from numformer.nn.parameter import Parameter
 
 
@@ -22,16 +24,25 @@ class Module:
     renames: ClassVar[Mapping[str, str]] = {}
     splits: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
-    def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """Walk over this module and all below it, with their paths."""
-        yield prefix, self
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        profiling.trace(cls, naming.METHODS, naming.label, cleanup=naming.forget)
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """Walk over the modules right below this one, with their names."""
         for name, attribute in vars(self).items():
             if isinstance(attribute, Module):
-                yield from attribute.modules(f"{prefix}{name}.")
+                yield name, attribute
             elif isinstance(attribute, list):
                 for index, item in enumerate(attribute):
                     if isinstance(item, Module):
-                        yield from item.modules(f"{prefix}{name}.{index}.")
+                        yield f"{name}.{index}", item
+
+    def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Walk over this module and all below it, with their paths."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.modules(f"{prefix}{name}.")
 
     def named_parameters(self) -> dict[str, Parameter]:
         """Return the parameters by name; a shared one appears once, under its first name."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numformer import ops
+from numformer import ops, profiling
 from numformer.nn import Parameter
 
 Array = NDArray[Any]
@@ -190,3 +190,6 @@ class Optimizer:
         for name, array in own.items():
             array[...] = state[name]
         self.steps = int(own["steps"][0])
+
+
+profiling.trace(Optimizer, ("step",), lambda optimizer, method: f"{type(optimizer).__name__}.step")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from numformer import files, ops
+from numformer import files, ops, profiling
 from numformer.data.windows import IGNORE
 from numformer.nn import Context, initial
 from numformer.optim import Average, Optimizer
@@ -470,6 +470,11 @@ class Trainer:
             else f"; the last checkpoint is {self.checkpoint}"
         )
         return f"Trainer: {what} at step {self.step + 1}; try a lower learning rate or clip_norm{kept}"
+
+
+profiling.trace(
+    Trainer, ("_gradient", "evaluate", "_save"), lambda trainer, method: f"Trainer.{method.removeprefix('_')}"
+)
 
 
 def _targets(batch: Batch) -> int:
