@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from numformer.models.roberta import RoBERTa as RoBERTa
     from numformer.models.transformer import Transformer as Transformer
     from numformer.models.transformer_config import TransformerConfig as TransformerConfig
+    from numformer.models.vit import ViT as ViT
+    from numformer.models.vit import ViTConfig as ViTConfig
 
 _PLACES = {
     "BERT": "bert",
@@ -23,6 +25,8 @@ _PLACES = {
     "RoBERTaConfig": "bert_config",
     "Transformer": "transformer",
     "TransformerConfig": "transformer_config",
+    "ViT": "vit",
+    "ViTConfig": "vit",
     "from_pretrained": "auto",
 }
 

@@ -13,6 +13,7 @@ _KINDS = {
     "gpt2": ("gpt", "GPT"),
     "numformer_transformer": ("transformer", "Transformer"),
     "roberta": ("roberta", "RoBERTa"),
+    "vit": ("vit", "ViT"),
 }
 
 
