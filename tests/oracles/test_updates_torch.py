@@ -179,3 +179,22 @@ def test_schedules():
     ]
     for schedule, theirs in pairs:
         np.testing.assert_allclose([schedule(i) for i in range(STEPS)], rates(theirs, 0.3), rtol=1e-9)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.999])
+def test_average_of_weights(rng, decay):
+    """As torch.optim.swa_utils has it, over 100 steps."""
+    swa = torch.optim.swa_utils
+    ours = [nn.Parameter(normal(rng, n, dtype=np.float64)) for n in SIZES]
+    theirs = torch.nn.ParameterList([torch.tensor(p.value) for p in ours])
+    average = optim.Average(ours, decay=decay)
+    model = swa.AveragedModel(theirs, multi_avg_fn=swa.get_ema_multi_avg_fn(decay))
+    for _ in range(STEPS):
+        for p, q in zip(ours, theirs, strict=True):
+            p.value += normal(rng, len(p.value), dtype=np.float64)
+            q.data = torch.tensor(p.value)
+        average.update()
+        model.update_parameters(theirs)
+    with average.applied():
+        for p, q in zip(ours, model.module, strict=True):
+            np.testing.assert_allclose(p.value, q.detach().numpy(), rtol=1e-12, atol=1e-13)

@@ -323,6 +323,7 @@ OPTIMIZERS = {
     "Adam": optim.Adam,
     "AdamW": lambda p: optim.AdamW(optim.decay_groups(p, 0.1), clip_norm=0.5),
     "Adagrad": optim.Adagrad,
+    "Lion": optim.Lion,
     "RMSprop": lambda p: optim.RMSprop(p, momentum=0.5, centered=True),
 }
 

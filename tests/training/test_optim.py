@@ -69,6 +69,27 @@ def test_adamw_with_groups_and_schedule() -> None:
         np.testing.assert_allclose(parameter.value, value, rtol=1e-10)
 
 
+@pytest.mark.parametrize("piece", [2, 1000])
+def test_lion(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    """Algorithm 2 of the paper, with clipping and two groups, in one piece and in many."""
+    monkeypatch.setattr("numformer.optim.lion.PIECE", piece)
+    parameters = _parameters()
+    values = [p.value.copy() for p in parameters]
+    m = [np.zeros_like(x) for x in values]
+    optimizer = optim.Lion(optim.decay_groups(parameters, 0.1), lr=0.01, betas=(0.8, 0.95), clip_norm=2.0)
+    for step in range(20):
+        gradients = _give(parameters, step)
+        norm = np.sqrt(sum((g**2).sum() for g in gradients))
+        optimizer.step()
+        for i, gradient in enumerate(gradients):
+            g = gradient * min(1.0, 2.0 / (norm + 1e-6))
+            update = np.sign(0.8 * m[i] + 0.2 * g)
+            values[i] -= 0.01 * (update + (0.1 if i == 0 else 0.0) * values[i])
+            m[i] = 0.95 * m[i] + 0.05 * g
+    for parameter, value in zip(parameters, values, strict=True):
+        np.testing.assert_allclose(parameter.value, value, rtol=1e-10)
+
+
 @pytest.mark.parametrize("scale", [0.001, 50.0])
 def test_clipping(scale: float) -> None:
     parameters = _parameters()
@@ -112,6 +133,7 @@ def test_parameters_without_a_gradient_stay() -> None:
         lambda p: optim.Adam(p),
         lambda p: optim.AdamW(p),
         lambda p: optim.Adagrad(p),
+        lambda p: optim.Lion(p),
         lambda p: optim.RMSprop(p, momentum=0.5, centered=True),
         lambda p: optim.GradientDescent(p),
     ],
@@ -150,6 +172,9 @@ def test_state_of_another() -> None:
         (lambda: optim.AdamW(_parameters(), clip_norm=0.0), ValueError, "clip_norm"),
         (lambda: optim.SGD(_parameters(), momentum=1.0), ValueError, "momentum"),
         (lambda: optim.Adam(_parameters(), betas=(1.0, 0.9)), ValueError, "Adam: beta1"),
+        (lambda: optim.Lion(_parameters(), betas=(0.9, 1.0)), ValueError, "Lion: beta2"),
+        (lambda: optim.Average(_parameters(), decay=1.0), ValueError, "decay"),
+        (lambda: optim.Average([]), ValueError, "not be empty"),
         (lambda: optim.Adagrad(_parameters(), initial=-1.0), ValueError, "initial"),
         (lambda: optim.Adagrad(_parameters(), eps=-1.0), ValueError, "eps"),
         (lambda: optim.RMSprop(_parameters(), alpha=1.0), ValueError, "alpha"),

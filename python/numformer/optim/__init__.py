@@ -3,6 +3,7 @@
 from numformer.optim.adam import Adam, AdamW
 from numformer.optim.adaptive import Adagrad, RMSprop
 from numformer.optim.average import Average
+from numformer.optim.lion import Lion
 from numformer.optim.optimizer import Group, Optimizer, decay_groups
 from numformer.optim.schedule import constant, cosine, cosine_restarts, inverse_sqrt, linear, warm
 from numformer.optim.sgd import SGD, GradientDescent
@@ -15,6 +16,7 @@ __all__ = [
     "Average",
     "GradientDescent",
     "Group",
+    "Lion",
     "Optimizer",
     "RMSprop",
     "constant",
