@@ -6,6 +6,7 @@
 // operand once for reading and once for writing, an axis that is broadcast as the one row that it is in memory.
 #pragma once
 #include "core/view.hpp"
+#include "runtime/attention_args.hpp"
 #include "runtime/kernels.hpp"
 #include "runtime/profiler.hpp"
 

@@ -143,7 +143,7 @@ class CrossAttention(Module):
             self._by_head(merged, self.heads),
             lse,
             mask=mask,
-            grads=(self._by_head(dq, self.heads), *self._keys_values(dkv)),
+            into=(self._by_head(dq, self.heads), *self._keys_values(dkv)),
         )
         del q, kv, k, v, merged, dmerged, lse
         return query(dq, residual=residual), project(dkv, residual=dmemory)
