@@ -76,7 +76,7 @@ inline Work attention_bias_backward(const AttentionArgs &args, DType dtype, cons
             item(dtype) * attention_operands(args) + bytes_of(dbias)};
 }
 // Of all sequences of a packed batch.
-inline Work sum(const std::vector<AttentionArgs> &sequences, DType dtype, Work (*of)(const AttentionArgs &, DType)) {
+template <class F> Work sum(const std::vector<AttentionArgs> &sequences, DType dtype, F of) {
     Work total{0, 0};
     for (const AttentionArgs &args : sequences) {
         const Work one = of(args, dtype);

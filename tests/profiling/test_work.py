@@ -315,6 +315,25 @@ def test_attention(queries, keys, causal, window):
     assert moved == 4 * (2 * (q.size + k.size + v.size + out) + lse)
 
 
+def test_attention_bias_backward():
+    q, k, v = _ones(2, 3, 5, 4), _ones(2, 3, 7, 4), _ones(2, 3, 7, 6)
+    bias = _ones(3, 1, 7)
+    y, lse = nf.attention(q, k, v, bias=bias, return_lse=True)
+    call = lambda: nf.attention_backward(y, q, k, v, y, lse, bias=bias, grads=("bias",))
+    flops, moved = work(call, "attention_bias_backward")
+    assert flops == 2 * 3 * 5 * 7 * 2 * (4 + 6)  # q . k and dp = dout . v again
+    assert moved == 4 * (q.size + k.size + v.size + y.size + bias.size)
+
+
+def test_attention_of_packed_sequences():
+    """The sum over the sequences, and no pair across two of them."""
+    starts = np.array([0, 3, 3, 8])
+    q, k, v = _ones(8, 4, 3), _ones(8, 2, 3), _ones(8, 2, 5)
+    flops, moved = work(lambda: nf.attention_varlen(q, k, v, starts, starts, causal=True), "attention_varlen")
+    assert flops == 4 * (3 * 4 // 2 + 5 * 6 // 2) * 2 * (3 + 5)
+    assert moved == 4 * (q.size + k.size + v.size + 8 * 4 * 5 + 4 * 8)
+
+
 def test_a_training_step_counts_what_the_model_needs():
     """Products: 6 operations a weight and token, and attention's 2 + 5 products over half the square."""
     from numformer.models import GPT, GPTConfig
@@ -344,7 +363,8 @@ def test_every_kernel_is_counted_here():
         pytest.skip("csrc/ is not here: this is an installed package")
     formulas = set(re.findall(r"^inline Work (\w+)\(", (ops / "work.hpp").read_text(), re.MULTILINE))
     assert formulas == {
-        *("matmul", "attention", "attention_backward", "softmax", "softmax_backward", "norm", "norm_backward"),
+        *("matmul", "attention", "attention_backward", "attention_bias_backward"),
+        *("softmax", "softmax_backward", "norm", "norm_backward"),
         *("activation", "activation_backward", "cross_entropy", "cross_entropy_backward", "embedding"),
         *("embedding_backward", "dropout", "add", "sum_rows", "sgd", "adam", "adagrad", "rmsprop"),
     }
