@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-SUBJECTS = ("matmul", "attention", "training_step", "nanogpt")
+SUBJECTS = ("matmul", "attention", "training_step", "nanogpt", "profiler")
 # Which file measures the training step of a model.
 MODELS = {"gpt": "training_step", "transformer": "transformer_step"}
 
