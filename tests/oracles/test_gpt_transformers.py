@@ -114,7 +114,7 @@ def test_greedy_tokens(penalty: float, tmp_path: Path) -> None:
         pad_token_id=stop,
     ).numpy()
     found = ours.generate(prompts, 12, temperature=0, repetition_penalty=penalty, stop=stop)
-    assert len(found[0]) == lengths[0] + 4
+    assert len(found[0]) == lengths[0] + free[0][lengths[0] :].tolist().index(stop) + 1
     for row, text in enumerate(found):
         text = text[lengths[row] :]
         np.testing.assert_array_equal(text, expected[row, 5 : 5 + len(text)])
