@@ -63,7 +63,7 @@ template <class A, class T> NF_INLINE Start<A> start_of(const Scoring<A, T> &sco
         return {kMinusInfinity<A>, A(0)};
     if (sink - sink != 0) // NaN or inf
         return {kMinusInfinity<A>, A(__builtin_nan(""))};
-    return {A(scoring.plain ? sink * kLog2e : sink), A(1)};
+    return {A(sink), A(1)}; // scores beside a sink are not plain
 }
 
 // The end of a row: its output from the sum of values, and lse.

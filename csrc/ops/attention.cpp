@@ -173,7 +173,10 @@ void Attention::set_slopes(const double *slopes) {
     args_.plain = false;
 }
 
-void Attention::set_sinks(const double *sinks) { args_.sinks = sinks; }
+void Attention::set_sinks(const double *sinks) {
+    args_.sinks = sinks;
+    args_.plain = false; // a row that sees nothing else has the sink as lse, to the bit
+}
 
 void Attention::set_global_tokens(const View &tokens, bool rows) {
     Shape full = leading_;

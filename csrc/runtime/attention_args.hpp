@@ -56,7 +56,7 @@ struct AttentionArgs {
     int64_t causal_high;
     double scale;
     // score = softcap tanh(scale q.k / softcap) + bias - slope |j - i - diagonal|, each where there is one
-    bool plain;     // none of these, and no dropout
+    bool plain;     // none of these, no dropout and no sinks
     double softcap; // 0: none
     AttentionPairs bias;
     const double *slopes; // one a head, or null
