@@ -5,9 +5,7 @@ a ceiling measured beside.
 import json
 import pathlib
 import platform
-import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,8 +14,8 @@ import numpy as np
 import threadpoolctl
 import torch
 from numformer import _core
-
-Call = Callable[[], Any]
+from numformer.profiling import timing
+from numformer.profiling.timing import Call
 
 
 @dataclass
@@ -60,24 +58,9 @@ def ceiling(wide: bool = False) -> float:
     return max(_core.ceiling_gflops(wide, 5_000_000) for _ in range(5))
 
 
-def take_turns(
-    contenders: dict[str, Call], rounds: int = 5, slice_seconds: float = 0.06, pause: float = 0.25
-) -> dict[str, float]:
-    """Median seconds a call.
-
-    Each sample begins after a pause and an untimed call, so that no other library's idle threads still spin.
-    """
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            time.sleep(pause)
-            call()
-            calls, start = 0, time.perf_counter()
-            while calls == 0 or time.perf_counter() - start < slice_seconds:
-                call()
-                calls += 1
-            samples[name].append((time.perf_counter() - start) / calls)
-    return {name: statistics.median(values) for name, values in samples.items()}
+def take_turns(contenders: dict[str, Call], rounds: int = 5, slice_seconds: float = 0.06) -> dict[str, float]:
+    """Median seconds a call, with the pause that the idle threads of other libraries need."""
+    return timing.take_turns(contenders, rounds, slice_seconds, pause=0.25)
 
 
 def machine() -> dict[str, Any]:

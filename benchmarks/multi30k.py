@@ -6,7 +6,7 @@ masks differ; afterwards the validation losses are compared. Wall time counts tr
 
 import os
 import pathlib
-import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from numformer.nn import Context
 from numformer.optim import Adam, inverse_sqrt
 
 from benchmarks import common
-from benchmarks.torch_gpt import TorchStep
+from benchmarks.torch_peer import TorchStep, train_in_turns
 from benchmarks.torch_transformer import TorchTransformer
 from benchmarks.transformer_step import step_flops
 
@@ -60,32 +60,21 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
     optimizer = Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.98), clip_norm=1.0)
     torch_step = TorchStep(theirs, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, clip_norm=1.0)
     schedule = inverse_sqrt(lr=1e-3, warmup=100)
-    seconds = {"numformer": 0.0, "torch": 0.0}
-    tokens, flops = 0, 0.0
     common.print_header("multi30k", PEERS)
     top = common.ceiling()
-    # In turns, so that a busy neighbour slows both down.
-    for begin in range(0, STEPS, TURN):
-        steps = range(begin, begin + TURN)
-        batches = [training.draw(BATCH, seed=0, step=step) for step in steps]
-        tensors = [tuple(torch.from_numpy(array).long() for array in batch) for batch in batches]
-        tokens += sum(int((source != config.pad_id).sum() + (targets != -100).sum()) for source, _, targets in batches)
-        flops += sum(step_flops(batch, config) for batch in batches)
-        time.sleep(0.25)
-        start = time.perf_counter()
-        for step, batch in zip(steps, batches, strict=True):
-            _, backward = model.loss(batch, ctx=Context(seed=0, step=step))
-            backward()
-            optimizer.step(lr=schedule(step))
-        seconds["numformer"] += time.perf_counter() - start
-        time.sleep(0.25)
-        theirs.train()
-        start = time.perf_counter()
-        for step, tensor in zip(steps, tensors, strict=True):
-            for group in torch_step.optimizer.param_groups:
-                group["lr"] = schedule(step)
-            torch_step(*tensor)
-        seconds["torch"] += time.perf_counter() - start
+    batches = [training.draw(BATCH, seed=0, step=step) for step in range(STEPS)]
+    tokens = sum(int((source != config.pad_id).sum() + (targets != -100).sum()) for source, _, targets in batches)
+    flops = sum(step_flops(batch, config) for batch in batches)
+
+    def ours(step: int, batch: Sequence[np.ndarray]) -> None:
+        _, backward = model.loss((batch[0], batch[1], batch[2]), ctx=Context(seed=0, step=step))
+        backward()
+        optimizer.step(lr=schedule(step))
+
+    theirs.train()
+    seconds = train_in_turns(
+        STEPS, TURN, batches.__getitem__, ours, lambda step, batch: torch_step(*batch, lr=schedule(step))
+    )
     losses: dict[str, list[float]] = {"numformer": [], "torch": []}
     weights = []
     for first in range(0, len(validation), BATCH):

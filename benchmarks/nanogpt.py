@@ -9,7 +9,7 @@ the first megabyte of
 import gzip
 import os
 import pathlib
-import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from numformer.models import GPT, GPTConfig
 from numformer.optim import AdamW, decay_groups
 
 from benchmarks import common
-from benchmarks.torch_gpt import TorchGPT, TorchStep
+from benchmarks.torch_gpt import TorchGPT
+from benchmarks.torch_peer import TorchStep, train_in_turns
 from benchmarks.training_step import step_flops
 
 CONFIG = GPTConfig(vocab_size=256, context=64, layers=4, heads=4, width=128)
@@ -51,26 +52,21 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
     theirs = TorchGPT(CONFIG).copy(model.state_dict())
     optimizer = AdamW(decay_groups(model.parameters(), 0.1), lr=1e-3, betas=(0.9, 0.99), clip_norm=1.0)
     torch_step = TorchStep(theirs, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, clip_norm=1.0)
-    seconds = {"numformer": 0.0, "torch": 0.0}
     common.print_header("nanogpt", PEERS)
     top = common.ceiling()
-    # In turns of 100 steps, so that a busy neighbour slows both down.
-    for begin in range(0, STEPS, 100):
-        batches = [windows.draw(BATCH, seed=0, step=step) for step in range(begin, begin + 100)]
-        time.sleep(0.25)
-        start = time.perf_counter()
-        for i, batch in enumerate(batches):
-            _, backward = model.loss(batch)
-            backward()
-            optimizer.step(lr=learning_rate(begin + i))
-        seconds["numformer"] += time.perf_counter() - start
-        time.sleep(0.25)
-        start = time.perf_counter()
-        for i, (ids, targets) in enumerate(batches):
-            for group in torch_step.optimizer.param_groups:
-                group["lr"] = learning_rate(begin + i)
-            torch_step(torch.from_numpy(ids).long(), torch.from_numpy(targets).long())
-        seconds["torch"] += time.perf_counter() - start
+
+    def ours(step: int, batch: Sequence[np.ndarray]) -> None:
+        _, backward = model.loss((batch[0], batch[1]))
+        backward()
+        optimizer.step(lr=learning_rate(step))
+
+    seconds = train_in_turns(
+        STEPS,
+        100,
+        lambda step: windows.draw(BATCH, seed=0, step=step),
+        ours,
+        lambda step, batch: torch_step(*batch, lr=learning_rate(step)),
+    )
     losses: dict[str, list[float]] = {"numformer": [], "torch": []}
     for step in range(EVALUATION // BATCH):
         ids, targets = held_out.draw(BATCH, seed=1, step=step)

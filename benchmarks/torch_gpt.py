@@ -6,21 +6,12 @@ dict, whose maps are (inputs, outputs), like those of GPT-2's Conv1D.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numformer.models import GPTConfig
 from torch import Tensor, nn
 
-ACTIVATIONS = {
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-}
+from benchmarks.torch_peer import ACTIVATIONS, Peer
 
 
 class TorchBlock(nn.Module):
@@ -47,7 +38,7 @@ class TorchBlock(nn.Module):
         return x + self.mlp_proj(self.activation(self.c_fc(self.ln_2(x))))
 
 
-class TorchGPT(nn.Module):
+class TorchGPT(Peer):
     """GPT without dropout."""
 
     def __init__(self, config: GPTConfig) -> None:
@@ -83,55 +74,3 @@ class TorchGPT(nn.Module):
             path = name if name.startswith("lm_head") else f"transformer.{name}"
             found[path] = (parameter, ".c_" in name and name.endswith("weight"))
         return found
-
-    @torch.no_grad()
-    def copy(self, state: Mapping[str, np.ndarray[Any, Any]]) -> TorchGPT:
-        """Take the weights of a numformer GPT; every one of them must be there."""
-        named = self.named()
-        if set(named) != set(state):
-            raise ValueError(f"the names differ: {sorted(set(named) ^ set(state))}")
-        for name, (parameter, transposed) in named.items():
-            value = torch.from_numpy(np.array(state[name]))
-            parameter.copy_(value.T if transposed else value)
-        return self
-
-    def arrays(self, *, gradients: bool = False) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the weights, or their gradients, in numformer's layout."""
-        result = {}
-        for name, (parameter, transposed) in self.named().items():
-            tensor = parameter.grad if gradients else parameter.detach()
-            assert tensor is not None
-            result[name] = (tensor.T if transposed else tensor).numpy().copy()
-        return result
-
-
-class TorchStep:
-    """A training step of any model with a loss: gradient, clipping, AdamW with weight decay on matrices only."""
-
-    def __init__(
-        self,
-        model: Any,
-        *,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.1,
-        clip_norm: float | None = 1.0,
-    ) -> None:
-        self.model = model
-        self.clip_norm = clip_norm
-        parameters = list(model.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
-
-    def __call__(self, *batch: Tensor) -> float:
-        """Return the loss before the update."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model.loss(*batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.optimizer.step()
-        return float(loss.detach())

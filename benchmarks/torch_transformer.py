@@ -6,16 +6,12 @@ target counts only, the fused AdamW, clipping. Modules have numformer's names; m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numformer.models import TransformerConfig
 from torch import Tensor, nn
 
-from benchmarks.torch_gpt import ACTIVATIONS
+from benchmarks.torch_peer import ACTIVATIONS, Peer
 
 
 class Attention(nn.Module):
@@ -84,7 +80,7 @@ class Block(nn.Module):
         return x
 
 
-class TorchTransformer(nn.Module):
+class TorchTransformer(Peer):
     """The encoder-decoder."""
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -135,29 +131,9 @@ class TorchTransformer(nn.Module):
         return F.cross_entropy(logits, targets[counted], label_smoothing=self.config.label_smoothing)
 
     def named(self) -> dict[str, tuple[Tensor, bool]]:
-        """Parameters by name, and whether they are the transpose of numformer's."""
+        """Modules have numformer's names; maps are transposed."""
         tables = ("tokens", "target_tokens", "head")
         return {
             name: (parameter, parameter.ndim == 2 and not name.startswith(tables))
             for name, parameter in self.named_parameters()
         }
-
-    @torch.no_grad()
-    def copy(self, state: Mapping[str, np.ndarray[Any, Any]]) -> TorchTransformer:
-        """Take the weights of a numformer Transformer; every one of them must be there."""
-        named = self.named()
-        if set(named) != set(state):
-            raise ValueError(f"the names differ: {sorted(set(named) ^ set(state))}")
-        for name, (parameter, transposed) in named.items():
-            value = torch.from_numpy(np.array(state[name]))
-            parameter.copy_(value.T if transposed else value)
-        return self
-
-    def arrays(self, *, gradients: bool = False) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the weights, or their gradients, in numformer's layout."""
-        result = {}
-        for name, (parameter, transposed) in self.named().items():
-            tensor = parameter.grad if gradients else parameter.detach()
-            assert tensor is not None
-            result[name] = (tensor.T if transposed else tensor).numpy().copy()
-        return result

@@ -10,7 +10,8 @@ from numformer.models import GPT, GPTConfig
 from numformer.optim import AdamW, decay_groups
 
 from benchmarks import common
-from benchmarks.torch_gpt import TorchGPT, TorchStep
+from benchmarks.torch_gpt import TorchGPT
+from benchmarks.torch_peer import TorchStep
 
 # name: configuration, batch
 MODELS = {

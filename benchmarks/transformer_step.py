@@ -14,7 +14,7 @@ from numformer.nn import Context
 from numformer.optim import AdamW, decay_groups
 
 from benchmarks import common
-from benchmarks.torch_gpt import TorchStep
+from benchmarks.torch_peer import TorchStep
 from benchmarks.torch_transformer import TorchTransformer
 
 CONFIG = TransformerConfig(

@@ -32,35 +32,46 @@ std::vector<View> list(const char *operation, const char *name, py::handle objec
     return views;
 }
 
+// The lists of an update, of one dtype: values and gradients, then what its rule keeps.
+class Arrays {
+  public:
+    ops::Lists lists;
+
+    Arrays(const char *operation, py::handle values, py::handle grads) : operation_(operation) {
+        lists.values = list(operation_, "values", values, Access::write, true, dtype_, keep_);
+        lists.grads = list(operation_, "grads", grads, Access::read, true, dtype_, keep_);
+    }
+    std::vector<View> kept(const char *name, py::handle objects) {
+        return list(operation_, name, objects, Access::write, true, dtype_, keep_);
+    }
+
+  private:
+    const char *operation_;
+    std::optional<DType> dtype_;
+    std::vector<Input> keep_;
+};
+
 void sgd_update(py::handle values, py::handle grads, py::handle momenta, py::handle lr, py::handle momentum,
                 py::handle nesterov, py::handle weight_decay, py::handle grad_scale) {
     const char *name = "sgd_update";
-    std::optional<DType> dtype;
-    std::vector<Input> keep;
-    ops::Lists lists;
-    lists.values = list(name, "values", values, Access::write, true, dtype, keep);
-    lists.grads = list(name, "grads", grads, Access::read, true, dtype, keep);
+    Arrays arrays(name, values, grads);
     if (!momenta.is_none())
-        lists.first = list(name, "momenta", momenta, Access::write, true, dtype, keep);
+        arrays.lists.first = arrays.kept("momenta", momenta);
     const ops::Sgd rule{number(name, "lr", lr), number(name, "momentum", momentum),
                         number(name, "weight_decay", weight_decay), number(name, "grad_scale", grad_scale),
                         boolean(name, "nesterov", nesterov)};
-    rule.check(lists, !momenta.is_none());
+    rule.check(arrays.lists, !momenta.is_none());
     py::gil_scoped_release release;
-    rule.run(lists);
+    rule.run(arrays.lists);
 }
 
 template <bool Decoupled>
 void adam_update(py::handle values, py::handle grads, py::handle m, py::handle v, py::handle lr, py::handle beta1,
                  py::handle beta2, py::handle eps, py::handle weight_decay, py::handle step, py::handle grad_scale) {
     const char *name = Decoupled ? "adamw_update" : "adam_update";
-    std::optional<DType> dtype;
-    std::vector<Input> keep;
-    ops::Lists lists;
-    lists.values = list(name, "values", values, Access::write, true, dtype, keep);
-    lists.grads = list(name, "grads", grads, Access::read, true, dtype, keep);
-    lists.first = list(name, "m", m, Access::write, true, dtype, keep);
-    lists.second = list(name, "v", v, Access::write, true, dtype, keep);
+    Arrays arrays(name, values, grads);
+    arrays.lists.first = arrays.kept("m", m);
+    arrays.lists.second = arrays.kept("v", v);
     const ops::Adam rule{number(name, "lr", lr),
                          number(name, "beta1", beta1),
                          number(name, "beta2", beta2),
@@ -69,50 +80,42 @@ void adam_update(py::handle values, py::handle grads, py::handle m, py::handle v
                          number(name, "grad_scale", grad_scale),
                          integer(name, "step", step),
                          Decoupled};
-    rule.check(lists);
+    rule.check(arrays.lists);
     py::gil_scoped_release release;
-    rule.run(lists);
+    rule.run(arrays.lists);
 }
 
 void adagrad_update(py::handle values, py::handle grads, py::handle sums, py::handle lr, py::handle eps,
                     py::handle weight_decay, py::handle grad_scale) {
     const char *name = "adagrad_update";
-    std::optional<DType> dtype;
-    std::vector<Input> keep;
-    ops::Lists lists;
-    lists.values = list(name, "values", values, Access::write, true, dtype, keep);
-    lists.grads = list(name, "grads", grads, Access::read, true, dtype, keep);
-    lists.first = list(name, "sums", sums, Access::write, true, dtype, keep);
+    Arrays arrays(name, values, grads);
+    arrays.lists.first = arrays.kept("sums", sums);
     const ops::Adagrad rule{number(name, "lr", lr), number(name, "eps", eps),
                             number(name, "weight_decay", weight_decay), number(name, "grad_scale", grad_scale)};
-    rule.check(lists);
+    rule.check(arrays.lists);
     py::gil_scoped_release release;
-    rule.run(lists);
+    rule.run(arrays.lists);
 }
 
 void rmsprop_update(py::handle values, py::handle grads, py::handle squares, py::handle means, py::handle momenta,
                     py::handle lr, py::handle alpha, py::handle eps, py::handle weight_decay, py::handle momentum,
                     py::handle grad_scale) {
     const char *name = "rmsprop_update";
-    std::optional<DType> dtype;
-    std::vector<Input> keep;
-    ops::Lists lists;
-    lists.values = list(name, "values", values, Access::write, true, dtype, keep);
-    lists.grads = list(name, "grads", grads, Access::read, true, dtype, keep);
-    lists.first = list(name, "squares", squares, Access::write, true, dtype, keep);
+    Arrays arrays(name, values, grads);
+    arrays.lists.first = arrays.kept("squares", squares);
     if (!means.is_none())
-        lists.second = list(name, "means", means, Access::write, true, dtype, keep);
+        arrays.lists.second = arrays.kept("means", means);
     if (!momenta.is_none())
-        lists.third = list(name, "momenta", momenta, Access::write, true, dtype, keep);
+        arrays.lists.third = arrays.kept("momenta", momenta);
     const ops::RmsProp rule{number(name, "lr", lr),
                             number(name, "alpha", alpha),
                             number(name, "eps", eps),
                             number(name, "weight_decay", weight_decay),
                             number(name, "momentum", momentum),
                             number(name, "grad_scale", grad_scale)};
-    rule.check(lists, !means.is_none(), !momenta.is_none());
+    rule.check(arrays.lists, !means.is_none(), !momenta.is_none());
     py::gil_scoped_release release;
-    rule.run(lists);
+    rule.run(arrays.lists);
 }
 
 double global_norm(py::handle arrays) {

@@ -117,35 +117,12 @@ static Panels<A> as_panels(const T *x, int64_t rows, int64_t columns, int64_t ro
     return {copy, NR, rows * NR};
 }
 
-// Rows [0, rows) of x as left operands: strips of kTileRows rows, depth outermost, times `factor`. Squares are
-// transposed in registers and stored whole: what a store writes beyond its column is written again by the next, but for
-// the last, hence the room behind.
-template <class A> NF_INLINE int64_t strips_size(int64_t rows, int64_t depth) {
-    return round_up(rows, kTileRows) * depth + kLanes<A>;
-}
+// Rows [0, rows) of x as left operands: strips of kTileRows rows, depth outermost, times `factor`.
+NF_INLINE int64_t strips_size(int64_t rows, int64_t depth) { return round_up(rows, kTileRows) * depth; }
 template <class A, class T>
 static void pack_strips(const T *x, int64_t rows, int64_t depth, int64_t row, A factor, A *strips) {
-    constexpr int W = kLanes<A>, kSquares = (kTileRows + W - 1) / W;
-    for (int64_t i0 = 0; i0 < rows; i0 += kTileRows) {
-        const int64_t count = smaller(kTileRows, rows - i0);
-        const T *from = x + i0 * row;
-        A *strip = strips + i0 * depth;
-        for_each_vector<A>(depth, [&](int64_t k, int n) {
-            Vec<A> square[kSquares][W];
-            for (int s = 0; s < kSquares; ++s) {
-#pragma GCC unroll 16
-                for (int i = 0; i < W; ++i)
-                    square[s][i] = s * W + i < count ? load_some(from + (s * W + i) * row + k, n) * factor : Vec<A>{};
-                transpose_square<A>(square[s]);
-            }
-#pragma GCC unroll 16
-            for (int step = 0; step < W; ++step)
-                if (step < n)
-#pragma GCC unroll 4
-                    for (int s = 0; s < kSquares; ++s)
-                        store(strip + (k + step) * kTileRows + s * W, square[s][step]);
-        });
-    }
+    for (int64_t i = 0; i < rows; i += kTileRows)
+        pack_rows_in_panel<A, T>(depth, smaller(kTileRows, rows - i), x + i * row, row, 1, factor, strips + i * depth);
 }
 
 // The transpose of x (keys x depth) as right operand: panels of kTileColumns keys, depth x kTileColumns each.

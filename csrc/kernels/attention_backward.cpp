@@ -135,14 +135,6 @@ NF_INLINE void differentiate(const AttentionArgs &args, const KeySide<A, T> &key
         differentiate_block_selecting<A, T>(args, keys, queries, key0, query0, sums);
 }
 
-template <class A, class T>
-void write_rows(const A *sums, int64_t sums_row, int64_t rows, int64_t columns, T *to, int64_t to_row) {
-    for (int64_t i = 0; i < rows; ++i)
-        for_each_vector<A>(columns, [&](int64_t d, int n) {
-            store_some(to + i * to_row + d, load_some(sums + i * sums_row + d, n), n);
-        });
-}
-
 NF_INLINE KeyRange query_blocks(const AttentionArgs &args, int64_t key0) {
     KeyRange queries = queries_of_any(args, key0, smaller(key0 + kBackwardKeys, args.keys));
     if (args.global)

@@ -21,6 +21,15 @@ template <class A> struct Arena {
 };
 template <class A> NF_INLINE int64_t part(int64_t count) { return round_up(count, kLanes<A>); }
 
+// A gradient from the rows in which it was summed.
+template <class A, class T>
+static void write_rows(const A *sums, int64_t sums_row, int64_t rows, int64_t columns, T *to, int64_t to_row) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_each_vector<A>(columns, [&](int64_t d, int n) {
+            store_some(to + i * to_row + d, load_some(sums + i * sums_row + d, n), n);
+        });
+}
+
 template <class A, class T> struct KeySide {
     const T *k, *v;
     const A *keys_transposed, *values_transposed;
@@ -65,7 +74,7 @@ template <class A, class T> struct QuerySide {
     bool finite;
 
     static int64_t size(const AttentionArgs &args) {
-        return part<A>(strips_size<A>(args.queries, args.dim)) + part<A>(strips_size<A>(args.queries, args.value_dim)) +
+        return part<A>(strips_size(args.queries, args.dim)) + part<A>(strips_size(args.queries, args.value_dim)) +
                2 * part<A>(args.queries) +
                part<A>(lies_in_panels<A, T>(args.dim) ? 0 : panels_size<A>(args.queries, args.dim)) +
                part<A>(lies_in_panels<A, T>(args.value_dim) ? 0 : panels_size<A>(args.queries, args.value_dim));
@@ -75,8 +84,8 @@ template <class A, class T> struct QuerySide {
         dout = head_of<T>(args.dout, batch, head);
         scoring = Scoring<A, T>::of(args, batch, head);
         scoring.narrow();
-        A *qs = arena.take(strips_size<A>(args.queries, args.dim)),
-          *ds = arena.take(strips_size<A>(args.queries, args.value_dim));
+        A *qs = arena.take(strips_size(args.queries, args.dim)),
+          *ds = arena.take(strips_size(args.queries, args.value_dim));
         pack_strips<A, T>(q, args.queries, args.dim, args.q.row, scoring.factor(), qs);
         pack_strips<A, T>(dout, args.queries, args.value_dim, args.dout.row, A(1), ds);
         q_strips = qs;

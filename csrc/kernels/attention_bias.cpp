@@ -50,13 +50,6 @@ void add_block(const AttentionArgs &args, const KeySide<A, T> &keys, const Query
     }
 }
 
-template <class A, class B> void write_block(const A *sums, int64_t rows, int64_t columns, B *to, int64_t to_row) {
-    for (int64_t i = 0; i < rows; ++i)
-        for_each_vector<A>(columns, [&](int64_t j, int n) {
-            store_some(to + i * to_row + j, load_some(sums + i * kGradientStride + j, n), n);
-        });
-}
-
 template <class T> bool attention_bias_backward(const AttentionArgs &args) {
     typedef Acc<T> A;
     const AttentionBiasGradient &dbias = args.dbias;
@@ -91,9 +84,9 @@ template <class T> bool attention_bias_backward(const AttentionArgs &args) {
         const int64_t rows = one_query ? 1 : query_end - query0, columns = one_key ? 1 : key_end - key0;
         const int64_t at = (slice * dbias.queries + query0) * dbias.keys + key0;
         if (std::is_same<T, A>::value || args.bias.type == DType::f32)
-            write_block<A, A>(sums, rows, columns, static_cast<A *>(dbias.data) + at, dbias.keys);
+            write_rows<A, A>(sums, kGradientStride, rows, columns, static_cast<A *>(dbias.data) + at, dbias.keys);
         else
-            write_block<A, T>(sums, rows, columns, static_cast<T *>(dbias.data) + at, dbias.keys);
+            write_rows<A, T>(sums, kGradientStride, rows, columns, static_cast<T *>(dbias.data) + at, dbias.keys);
     });
     return !failure.happened;
 }

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from numformer.models import GPT, GPTConfig  # noqa: E402
 from numformer.optim import AdamW, decay_groups  # noqa: E402
 
-from benchmarks.torch_gpt import TorchGPT, TorchStep  # noqa: E402
+from benchmarks.torch_gpt import TorchGPT  # noqa: E402
+from benchmarks.torch_peer import TorchStep  # noqa: E402
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "gpt2": {},

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from numformer.models import Transformer, TransformerConfig  # noqa: E402
 from numformer.optim import AdamW, decay_groups  # noqa: E402
 
-from benchmarks.torch_gpt import TorchStep  # noqa: E402
+from benchmarks.torch_peer import TorchStep  # noqa: E402
 from benchmarks.torch_transformer import TorchTransformer  # noqa: E402
 
 VARIANTS: dict[str, dict[str, Any]] = {

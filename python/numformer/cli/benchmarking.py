@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,9 @@ from numpy.typing import NDArray
 
 import numformer as nf
 from numformer.profiling import ceilings
+from numformer.profiling.timing import Call, take_turns
 
 Array = NDArray[Any]
-Call = Callable[[], Any]
 
 
 @dataclass
@@ -54,7 +52,7 @@ def run(*, subjects: list[str], ceilings: bool, picture: Path | None, quick: boo
     typer.echo(f"{'case':36}{'ms':>10}{'GFLOP/s':>10}{'x numpy':>10}{'x torch':>10}")
     for subject in subjects or list(SUBJECTS):
         for case in SUBJECTS[subject](np.random.default_rng(0), torch, quick):
-            seconds = _take_turns(case.contenders, 0.002 if quick else 0.05)
+            seconds = take_turns(case.contenders, slice_seconds=0.002 if quick else 0.05)
             ours = seconds["numformer"]
             columns = "".join(
                 f"{seconds[peer] / ours:10.2f}" if peer in seconds else f"{'-':>10}" for peer in ("numpy", "torch")
@@ -97,20 +95,6 @@ def _limit_blas() -> bool:
 
     threadpoolctl.threadpool_limits(nf.get_num_threads(), user_api="blas")
     return True
-
-
-def _take_turns(contenders: dict[str, Call], slice_seconds: float) -> dict[str, float]:
-    """Median seconds a call; they take turns, so that what else the machine does hits all alike."""
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(5):
-        for name, call in contenders.items():
-            call()
-            calls, start = 0, time.perf_counter()
-            while calls == 0 or time.perf_counter() - start < slice_seconds:
-                call()
-                calls += 1
-            samples[name].append((time.perf_counter() - start) / calls)
-    return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> Array:

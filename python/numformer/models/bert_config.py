@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from numformer.models import pretrained
-from numformer.models.config import ACTIVATIONS, activation_from_json, activation_to_json
-from numformer.nn import initial
+from numformer.models.config import activation_from_json, activation_to_json, check_blocks
 
 HEADS = {
     None: "Model",
@@ -79,23 +77,12 @@ class BERTConfig:
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
-        initial.size(owner, vocab_size=self.vocab_size, context=self.context, layers=self.layers, heads=self.heads)
-        initial.size(owner, width=self.width, types=self.types, labels=self.labels)
-        if self.hidden is not None:
-            initial.size(owner, hidden=self.hidden)
-        if self.width % self.heads:
-            raise ValueError(f"{owner}: heads must divide width {self.width}, got {self.heads}")
+        sizes = {"vocab_size": self.vocab_size, "context": self.context, "layers": self.layers, "heads": self.heads}
+        check_blocks(self, **sizes, width=self.width, types=self.types, labels=self.labels)
         if self.head not in self.allowed:
             raise ValueError(f"{owner}: head must be one of {', '.join(map(str, self.allowed))}, got {self.head!r}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"{owner}: dropout must be at least 0 and below 1, got {self.dropout}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"{owner}: activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
-        if not (math.isfinite(self.eps) and self.eps > 0):
-            raise ValueError(f"{owner}: eps must be above 0, got {self.eps}")
         if not isinstance(self.pad_id, (int, np.integer)) or not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(f"{owner}: pad_id must be at least 0 and below vocab_size, got {self.pad_id!r}")
-        object.__setattr__(self, "dtype", initial.parameter_dtype(np.dtype(self.dtype)).name)
 
     @property
     def table(self) -> int:

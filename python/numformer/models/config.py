@@ -28,6 +28,23 @@ def activation_from_json(field: str, activation: Any) -> str:
     return _NAMES[activation]
 
 
+def check_blocks(config: Any, **sizes: int) -> None:
+    """Check the fields that the configurations share, and that `sizes` are at least 1; the dtype becomes its name."""
+    owner = type(config).__name__
+    initial.size(owner, **sizes)
+    if config.hidden is not None:
+        initial.size(owner, hidden=config.hidden)
+    if config.width % config.heads:
+        raise ValueError(f"{owner}: heads must divide width {config.width}, got {config.heads}")
+    if not 0.0 <= config.dropout < 1.0:
+        raise ValueError(f"{owner}: dropout must be at least 0 and below 1, got {config.dropout}")
+    if config.activation not in ACTIVATIONS:
+        raise ValueError(f"{owner}: activation must be one of {', '.join(ACTIVATIONS)}, got {config.activation!r}")
+    if not (math.isfinite(config.eps) and config.eps > 0):
+        raise ValueError(f"{owner}: eps must be above 0, got {config.eps}")
+    object.__setattr__(config, "dtype", initial.parameter_dtype(np.dtype(config.dtype)).name)
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """Sizes and options of a :class:`GPT`.
@@ -70,19 +87,8 @@ class GPTConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        initial.size("GPTConfig", vocab_size=self.vocab_size, context=self.context, layers=self.layers)
-        initial.size("GPTConfig", heads=self.heads, width=self.width)
-        if self.hidden is not None:
-            initial.size("GPTConfig", hidden=self.hidden)
-        if self.width % self.heads:
-            raise ValueError(f"GPTConfig: heads must divide width {self.width}, got {self.heads}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"GPTConfig: dropout must be at least 0 and below 1, got {self.dropout}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"GPTConfig: activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
-        if not (math.isfinite(self.eps) and self.eps > 0):
-            raise ValueError(f"GPTConfig: eps must be above 0, got {self.eps}")
-        object.__setattr__(self, "dtype", initial.parameter_dtype(np.dtype(self.dtype)).name)
+        sizes = {"vocab_size": self.vocab_size, "context": self.context, "layers": self.layers}
+        check_blocks(self, **sizes, heads=self.heads, width=self.width)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of a Hugging Face GPT-2 configuration."""

@@ -12,6 +12,7 @@ from numformer import ops
 from numformer.models import pretrained
 from numformer.models.config import GPTConfig
 from numformer.models.generation import Options, generate, stream
+from numformer.models.parts import chain
 from numformer.nn import (
     Backward,
     Context,
@@ -25,7 +26,6 @@ from numformer.nn import (
     PreNormBlock,
     initial,
 )
-from numformer.nn.backward import take
 from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
 
@@ -148,10 +148,7 @@ class GPT(pretrained.PretrainedModel):
         return float(loss), Backward(self._backward, backwards)
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> None:
-        backwards = list(take(saved))
-        gradient: Any = dloss
-        while backwards:
-            gradient = backwards.pop()(gradient)
+        chain(saved, dloss)
 
     def infer_loss(self, batch: tuple[ArrayLike, ...], *, ctx: Context | None = None) -> float:
         """Return the mean cross-entropy of a batch; without dropout, and nothing is kept."""

@@ -154,15 +154,13 @@ class Transformer(PretrainedModel):
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> None:
         encoder, embed_target, decoder, ends = take(saved)
-        dx: Any = dloss
-        while ends:
-            dx = ends.pop()(dx)
+        dx: Any = chain(ends, dloss)
         dmemory: Any = None
         while decoder:
             dx, dmemory = decoder.pop()(dx, dmemory=dmemory)
         embed_target(dx)
         dx = dmemory
-        del dmemory
+        del dmemory  # chain() would have this frame hold it to the end
         while encoder:
             dx = encoder.pop()(dx)
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from numformer.nn import initial
+from numformer.models.config import check_blocks
 
 _MODEL_TYPE = "numformer_transformer"
-_ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 
 
 @dataclass(frozen=True)
@@ -67,18 +65,10 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         owner = "TransformerConfig"
-        initial.size(owner, vocab_size=self.vocab_size, context=self.context, encoder_layers=self.encoder_layers)
-        initial.size(owner, decoder_layers=self.decoder_layers, heads=self.heads, width=self.width)
-        if self.hidden is not None:
-            initial.size(owner, hidden=self.hidden)
-        if self.width % self.heads:
-            raise ValueError(f"{owner}: heads must divide width {self.width}, got {self.heads}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"{owner}: dropout must be at least 0 and below 1, got {self.dropout}")
+        sizes = {"vocab_size": self.vocab_size, "context": self.context, "encoder_layers": self.encoder_layers}
+        check_blocks(self, **sizes, decoder_layers=self.decoder_layers, heads=self.heads, width=self.width)
         if self.norm not in ("post", "pre"):
             raise ValueError(f"{owner}: norm must be 'post' or 'pre', got {self.norm!r}")
-        if self.activation not in _ACTIVATIONS:
-            raise ValueError(f"{owner}: activation must be one of {', '.join(_ACTIVATIONS)}, got {self.activation!r}")
         if not isinstance(self.tie_weights, bool):
             raise TypeError(f"{owner}: tie_weights must be True or False, got {self.tie_weights!r}")
         if not 0.0 <= self.label_smoothing < 1.0:
@@ -91,9 +81,6 @@ class TransformerConfig:
                 raise ValueError(f"{owner}: {name} must be at least 0 and below vocab_size, got {value}")
         if self.pad_id in (self.bos_id, self.eos_id):
             raise ValueError(f"{owner}: pad_id must differ from bos_id and eos_id, got {self.pad_id}")
-        if not (math.isfinite(self.eps) and self.eps > 0):
-            raise ValueError(f"{owner}: eps must be above 0, got {self.eps}")
-        object.__setattr__(self, "dtype", initial.parameter_dtype(np.dtype(self.dtype)).name)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of config.json."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numformer import ops
 from numformer.models import pretrained
-from numformer.models.config import ACTIVATIONS, activation_from_json, activation_to_json
+from numformer.models.config import activation_from_json, activation_to_json, check_blocks
 from numformer.models.parts import chain, first_position
 from numformer.nn import (
     Backward,
@@ -26,7 +25,6 @@ from numformer.nn import (
     PreNormBlock,
     initial,
 )
-from numformer.nn.backward import take
 from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
 
@@ -74,21 +72,10 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         owner = "ViTConfig"
-        initial.size(owner, image=self.image, patch=self.patch, channels=self.channels, labels=self.labels)
-        initial.size(owner, layers=self.layers, heads=self.heads, width=self.width)
-        if self.hidden is not None:
-            initial.size(owner, hidden=self.hidden)
+        sizes = {"image": self.image, "patch": self.patch, "channels": self.channels, "labels": self.labels}
+        check_blocks(self, **sizes, layers=self.layers, heads=self.heads, width=self.width)
         if self.image % self.patch:
             raise ValueError(f"{owner}: patch must divide image {self.image}, got {self.patch}")
-        if self.width % self.heads:
-            raise ValueError(f"{owner}: heads must divide width {self.width}, got {self.heads}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"{owner}: dropout must be at least 0 and below 1, got {self.dropout}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"{owner}: activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
-        if not (math.isfinite(self.eps) and self.eps > 0):
-            raise ValueError(f"{owner}: eps must be above 0, got {self.eps}")
-        object.__setattr__(self, "dtype", initial.parameter_dtype(np.dtype(self.dtype)).name)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of a Hugging Face configuration."""
@@ -257,8 +244,7 @@ class ViT(pretrained.PretrainedModel):
         return float(loss), Backward(self._backward, backwards)
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> None:
-        backwards = list(take(saved))
-        chain(backwards, dloss)
+        chain(saved, dloss)
 
     def _token_backward(self, saved: list[Any], dx: Array) -> Array:
         self.token.add(dx[:, 0].sum(axis=0, dtype=self.token.value.dtype)[None])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from numformer import ops
 from numformer.nn import Parameter
-from numformer.optim.optimizer import fitting, number
+from numformer.optim.optimizer import copy_state, number
 
 Array = NDArray[Any]
 
@@ -74,7 +74,5 @@ class Average:
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy a state; ValueError names what does not fit, and nothing was changed."""
         own = self.state_dict()
-        fitting(type(self).__name__, own, state)
-        for name, array in own.items():
-            array[...] = state[name]
+        copy_state(type(self).__name__, own, state)
         self.updates = int(own["updates"][0])

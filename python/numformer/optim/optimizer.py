@@ -42,8 +42,8 @@ def number(owner: str, name: str, value: float, low: float = 0.0, high: float = 
     return float(value)
 
 
-def fitting(owner: str, own: Mapping[str, Array], state: Mapping[str, Array]) -> None:
-    """Check that a state has the names, shapes and dtypes of one's own; ValueError names those that it has not."""
+def copy_state(owner: str, own: Mapping[str, Array], state: Mapping[str, Array]) -> None:
+    """Copy a state into one's own arrays; ValueError names the entries that do not fit, and nothing was changed."""
     wrong = [f"missing {name}" for name in own if name not in state]
     wrong += [f"unexpected {name}" for name in state if name not in own]
     for name, array in own.items():
@@ -56,6 +56,8 @@ def fitting(owner: str, own: Mapping[str, Array], state: Mapping[str, Array]) ->
     if wrong:
         shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
         raise ValueError(f"load_state_dict: the entries do not fit {owner}: {shown}")
+    for name, array in own.items():
+        array[...] = state[name]
 
 
 class Optimizer:
@@ -186,9 +188,7 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy a state; ValueError names the entries that do not fit, and then nothing was changed."""
         own = self.state_dict()
-        fitting(type(self).__name__, own, state)
-        for name, array in own.items():
-            array[...] = state[name]
+        copy_state(type(self).__name__, own, state)
         self.steps = int(own["steps"][0])
 
 
