@@ -55,11 +55,11 @@ void add_values_selecting(const Scoring<A, T> &scoring, const Head<A, T> &head, 
 template <class A> struct Workspace {
     A *q, *p, *o;
     static int64_t size(const AttentionArgs &args) {
-        return strips_size(kBlockQueries, args.dim) + kTileRows * kRowStride +
+        return strips_size<A>(kBlockQueries, args.dim) + kTileRows * kRowStride +
                kBlockQueries * round_up(args.value_dim, kTileColumns<A>);
     }
     Workspace(const AttentionArgs &args, A *memory)
-        : q(memory), p(q + strips_size(kBlockQueries, args.dim)), o(p + kTileRows * kRowStride) {}
+        : q(memory), p(q + strips_size<A>(kBlockQueries, args.dim)), o(p + kTileRows * kRowStride) {}
 };
 
 // Steps 1 to 3 for a strip of queries [query, query + rows) and the keys [first, last) of one block. q: the packed

@@ -118,7 +118,9 @@ static Panels<A> as_panels(const T *x, int64_t rows, int64_t columns, int64_t ro
 }
 
 // Rows [0, rows) of x as left operands: strips of kTileRows rows, depth outermost, times `factor`.
-NF_INLINE int64_t strips_size(int64_t rows, int64_t depth) { return round_up(rows, kTileRows) * depth; }
+template <class A> NF_INLINE int64_t strips_size(int64_t rows, int64_t depth) {
+    return round_up(rows, kTileRows) * depth + kLanes<A>; // packing writes a little behind the last
+}
 template <class A, class T>
 static void pack_strips(const T *x, int64_t rows, int64_t depth, int64_t row, A factor, A *strips) {
     for (int64_t i = 0; i < rows; i += kTileRows)

@@ -74,7 +74,7 @@ template <class A, class T> struct QuerySide {
     bool finite;
 
     static int64_t size(const AttentionArgs &args) {
-        return part<A>(strips_size(args.queries, args.dim)) + part<A>(strips_size(args.queries, args.value_dim)) +
+        return part<A>(strips_size<A>(args.queries, args.dim)) + part<A>(strips_size<A>(args.queries, args.value_dim)) +
                2 * part<A>(args.queries) +
                part<A>(lies_in_panels<A, T>(args.dim) ? 0 : panels_size<A>(args.queries, args.dim)) +
                part<A>(lies_in_panels<A, T>(args.value_dim) ? 0 : panels_size<A>(args.queries, args.value_dim));
@@ -84,8 +84,8 @@ template <class A, class T> struct QuerySide {
         dout = head_of<T>(args.dout, batch, head);
         scoring = Scoring<A, T>::of(args, batch, head);
         scoring.narrow();
-        A *qs = arena.take(strips_size(args.queries, args.dim)),
-          *ds = arena.take(strips_size(args.queries, args.value_dim));
+        A *qs = arena.take(strips_size<A>(args.queries, args.dim)),
+          *ds = arena.take(strips_size<A>(args.queries, args.value_dim));
         pack_strips<A, T>(q, args.queries, args.dim, args.q.row, scoring.factor(), qs);
         pack_strips<A, T>(dout, args.queries, args.value_dim, args.dout.row, A(1), ds);
         q_strips = qs;

@@ -276,7 +276,7 @@ template <class A, class T> bool multiply_many(const MatmulArgs &args, const Pro
 template <class A, class T, int VECTORS>
 bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const A *bias) {
     constexpr int64_t NR = VECTORS * kLanes<A>;
-    Scratch<A> packed_a(args.k * round_up(args.m, kTileRows));
+    Scratch<A> packed_a(args.k * round_up(args.m, kTileRows) + kLanes<A>);
     if (!packed_a)
         return false;
     for (int64_t i = 0; i < args.m; i += kTileRows)

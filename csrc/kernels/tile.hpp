@@ -225,42 +225,38 @@ NF_INLINE void pack_panel(int64_t depth, int64_t columns, const T *b, int64_t ro
 
 // Rows of A with depth outermost (InPanels): panel[k * kTileRows + i] = factor * a[i * row + k * col], zero for rows <=
 // i < kTileRows. One of row and col is 1.
+//
+// Squares are transposed in registers. A step is stored as whole registers, for partial stores are slow on some
+// processors (AVX's masked store on AMD's Zen takes some 20 cycles): what a step writes beyond its own is written again
+// by the next one, and after the last up to kLanes elements behind the panel are overwritten.
 template <class A, class T>
 static void pack_rows_in_panel(int64_t depth, int64_t rows, const T *a, int64_t row, int64_t col, A factor, A *panel) {
-    constexpr int W = kLanes<A>, kParts = (kTileRows + W - 1) / W, kRest = kTileRows - (kParts - 1) * W;
-    // A step is stored as whole registers. What the last one has too much is overwritten by the next step: partial
-    // stores are slow on some processors (AVX's masked store on AMD's Zen takes some 20 cycles).
-    auto put = [&](int64_t k, int part, Vec<A> v) __attribute__((always_inline)) {
-        A *to = panel + k * kTileRows + part * W;
-        if (part < kParts - 1 || kRest == W || k + 1 < depth)
-            store(to, v * factor);
-        else
-            store_n(to, v * factor, kRest);
-    };
-    int lanes[kParts];
-    for (int part = 0; part < kParts; ++part)
-        lanes[part] = int(smaller(W, larger(0, rows - part * W)));
+    constexpr int W = kLanes<A>, kParts = (kTileRows + W - 1) / W;
     if (row == 1) {
+        int lanes[kParts];
+        for (int part = 0; part < kParts; ++part)
+            lanes[part] = int(smaller(W, larger(0, rows - part * W)));
         for (int64_t k = 0; k < depth; ++k)
 #pragma GCC unroll 4
             for (int part = 0; part < kParts; ++part)
-                put(k, part, load_some(a + k * col + part * W, lanes[part]));
+                store(panel + k * kTileRows + part * W, load_some(a + k * col + part * W, lanes[part]) * factor);
         return;
     }
-    for (int64_t k = 0; k < depth; k += W) {
-        const int steps = int(smaller(W, depth - k));
+    for_each_vector<A>(depth, [&](int64_t k, int n) {
         Vec<A> square[kParts][W];
-#pragma GCC unroll 4
         for (int part = 0; part < kParts; ++part) {
+#pragma GCC unroll 16
             for (int i = 0; i < W; ++i)
-                square[part][i] = i < lanes[part] ? load_some(a + (part * W + i) * row + k, steps) : Vec<A>{};
+                square[part][i] = part * W + i < rows ? load_some(a + (part * W + i) * row + k, n) * factor : Vec<A>{};
             transpose_square<A>(square[part]);
         }
-        for (int i = 0; i < steps; ++i)
+#pragma GCC unroll 16
+        for (int step = 0; step < W; ++step)
+            if (step < n)
 #pragma GCC unroll 4
-            for (int part = 0; part < kParts; ++part)
-                put(k + i, part, square[part][i]);
-    }
+                for (int part = 0; part < kParts; ++part)
+                    store(panel + (k + step) * kTileRows + part * W, square[part][step]);
+    });
 }
 
 } // namespace nf::NUMFORMER_LEVEL
