@@ -10,8 +10,11 @@
 //
 // Up to kFewRows rows (decoding) nothing of B is used twice, so it is read in place.
 //
-// Order of sums: each block of kDepth is one chain of multiply-adds, blocks are added in order. kDepth is a constant of
-// the level, so bits do not depend on threads or caches.
+// Order of sums: each block of kDepth steps is one chain of multiply-adds, blocks are added in order. kDepth is a
+// constant of the level, so bits do not depend on threads or caches.
+//
+// Types: T is that of a and b, E that of the operands they are packed into (tile.hpp), A = Acc<E> that of sums.
+// bfloat16 is packed as pairs where the level has vdpbf16ps, else it is widened to float, as float16 is everywhere.
 #include "kernels/activation.hpp"
 #include "kernels/tile.hpp"
 #include "runtime/caches.hpp"
@@ -19,7 +22,16 @@
 namespace nf::NUMFORMER_LEVEL {
 namespace {
 
-constexpr int kDepth = 512;
+template <class T> struct OperandOf {
+    typedef Acc<T> type;
+};
+#if defined(__AVX512BF16__)
+template <> struct OperandOf<bf16> {
+    typedef bf16_pair type;
+};
+#endif
+
+constexpr int kDepth = 512;             // steps: operands along the depth
 constexpr int kRowStride = kDepth + 16; // rows a multiple of 4 KiB apart would share cache sets
 // Rows of A that are packed at once: B's chunks are packed again for each block, 1/1344 of the multiply-adds; and
 // 1344 x 528 floats are 2.7 MiB.
@@ -33,12 +45,12 @@ constexpr int64_t kParallelWork = 400000;
 
 // From one packed panel of B to the next: a little more than its size, for panels a power of two apart share cache
 // sets.
-template <class A> constexpr int64_t panel_stride(int64_t depth) { return depth * kTileColumns<A> + 2 * kLanes<A>; }
+template <class E> constexpr int64_t panel_stride(int64_t steps) { return steps * kTileColumns<E> + 2 * kLanes<E>; }
 
 // Columns of B whose panels fill 3/4 of the second-level cache, in whole panels.
-template <class A> int64_t chunk_columns() {
-    const int64_t panel = panel_stride<A>(kDepth) * int64_t(sizeof(A));
-    return larger(1, runtime::second_level_cache() * 3 / 4 / panel) * kTileColumns<A>;
+template <class E> int64_t chunk_columns() {
+    const int64_t panel = panel_stride<E>(kDepth) * int64_t(sizeof(E));
+    return larger(1, runtime::second_level_cache() * 3 / 4 / panel) * kTileColumns<E>;
 }
 
 // One matrix product of the batch.
@@ -104,40 +116,48 @@ void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, co
 // ----------------------------------------------------------------------------------------------------------
 
 // Rows [i, i + rows) of A, depth [k0, k0 + depth): one tile's left operand.
-template <class A, class T>
-void pack_a(const MatmulArgs &args, const T *a, int64_t i, int64_t rows, int64_t k0, int64_t depth, A *packed) {
+template <class E, class T>
+void pack_a(const MatmulArgs &args, const T *a, int64_t i, int64_t rows, int64_t k0, int64_t depth, E *packed) {
     a += i * args.a_row + k0 * args.a_col;
     if (args.a_col != 1)
-        return pack_rows_in_panel<A, T>(depth, rows, a, args.a_row, args.a_col, A(1), packed);
-    for (int64_t r = 0; r < rows; ++r)
-        for_each_vector<A>(depth, [&](int64_t k, int n) {
-            store_some(packed + r * kRowStride + k, load_some(a + r * args.a_row + k, n), n);
-        });
+        return pack_rows_in_panel<E, T>(depth, rows, a, args.a_row, args.a_col, Acc<E>(1), packed);
+    constexpr int kRegister = kLanes<E> * kElements<E>;
+    for (int64_t r = 0; r < rows; ++r) {
+        const T *from = a + r * args.a_row;
+        E *to = packed + r * kRowStride;
+        int64_t k = 0;
+        for (; k + kRegister <= depth; k += kRegister, to += kLanes<E>)
+            store(to, load_along<E>(from + k, kRegister));
+        if (k < depth)
+            store(to, load_along<E>(from + k, int(depth - k)));
+    }
 }
 
-// Depth [k0, k0 + depth), columns [j0, j0 + columns) of B: panels of kTileColumns columns, `panel` elements apart.
-template <class A, class T>
+// Depth [k0, k0 + depth), columns [j0, j0 + columns) of B: panels of kTileColumns columns, `panel` operands apart.
+template <class E, class T>
 void pack_b(const MatmulArgs &args, const T *b, int64_t k0, int64_t depth, int64_t j0, int64_t columns, int64_t panel,
-            A *packed) {
-    constexpr int64_t NR = kTileColumns<A>;
+            E *packed) {
+    constexpr int64_t NR = kTileColumns<E>;
     b += k0 * args.b_row + j0 * args.b_col;
     const int64_t whole = args.b_col == 1 ? columns / NR : 0; // along rows of B: its reading order
     constexpr int kLineElements = 64 / int(sizeof(T));
     for (int64_t k = 0; k < depth; k += kPackRows) {
         const int64_t rows = smaller(kPackRows, depth - k);
         for (int64_t p = 0; p < whole; ++p)
-            for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t r = 0; r < rows; r += kElements<E>) {
                 const T *from = b + (k + r) * args.b_row + p * NR;
-                A *to = packed + p * panel + (k + r) * NR;
+                E *to = packed + p * panel + (k + r) / kElements<E> * NR;
                 // A row of the chunk is too short for the hardware to run ahead in it.
-                for (int line = 0; line < NR; line += kLineElements)
-                    __builtin_prefetch(from + kPrefetchRows * args.b_row + line);
+                for (int ahead = 0; ahead < kElements<E>; ++ahead)
+                    for (int line = 0; line < NR; line += kLineElements)
+                        __builtin_prefetch(from + (kPrefetchRows + ahead) * args.b_row + line);
                 for (int v = 0; v < kTileVectors; ++v)
-                    store(to + v * kLanes<A>, load(from + v * kLanes<A>));
+                    store(to + v * kLanes<E>,
+                          load_across<E>(from + v * kLanes<E>, args.b_row, kLanes<E>, k + r + 1 < depth));
             }
     }
     for (int64_t p = whole; p * NR < columns; ++p)
-        pack_panel<A, T>(depth, smaller(NR, columns - p * NR), b + p * NR * args.b_col, args.b_row, args.b_col,
+        pack_panel<E, T>(depth, smaller(NR, columns - p * NR), b + p * NR * args.b_col, args.b_row, args.b_col,
                          packed + p * panel);
 }
 
@@ -153,35 +173,37 @@ void put(const A *sums, int64_t sums_row, int64_t rows, int64_t columns, A *to, 
 }
 
 // What the tasks of one product share.
-template <class A, class T> struct Plan {
+template <class E, class T> struct Plan {
     const MatmulArgs &args;
     const Product<T> &product;
-    const A *bias;
+    const Acc<E> *bias;
     bool direct; // nothing but sums is wanted, in their own type: tiles are written where they belong
 };
 
 // Rows [i0, i0 + rows) x columns [j0, j0 + columns) of the output, of which A and B were packed for depth [k0, k0 +
 // depth). `partial` holds the sums of the blocks of depth before, or is null.
-template <class A, class T, class Layout>
-void multiply_block(const Plan<A, T> &plan, const A *packed_a, const A *packed_b, A *partial, int64_t partial_row,
+template <class E, class T, class Layout>
+void multiply_block(const Plan<E, T> &plan, const E *packed_a, const E *packed_b, Acc<E> *partial, int64_t partial_row,
                     int64_t k0, int64_t depth, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
-    constexpr int64_t NR = kTileColumns<A>;
+    typedef Acc<E> A;
+    constexpr int64_t NR = kTileColumns<E>;
     const MatmulArgs &args = plan.args;
+    const int64_t steps = steps_of<E>(depth);
     const bool first = k0 == 0, last = k0 + depth == args.k, add = !first || args.accumulate;
-    alignas(kVectorBytes) A tile[kTileRows * kTileColumns<A>];
+    alignas(kVectorBytes) A tile[kTileRows * NR];
     for (int64_t i = 0; i < rows; i += kTileRows) {
         const int64_t tile_rows = smaller(kTileRows, rows - i);
-        const A *a = packed_a + i * kRowStride;
+        const E *a = packed_a + i * kRowStride;
         for (int64_t j = 0; j < columns; j += NR) {
             const int64_t tile_columns = smaller(NR, columns - j);
-            const A *b = packed_b + j / NR * panel_stride<A>(depth);
-            const auto multiply = tile_for<A, A, Layout>(tile_rows, tile_columns);
+            const E *b = packed_b + j / NR * panel_stride<E>(steps);
+            const auto multiply = tile_for<E, E, Layout>(tile_rows, tile_columns);
             A *out = reinterpret_cast<A *>(plan.product.out) + (i0 + i) * args.out_row + j0 + j; // if direct
             if (plan.direct && tile_columns == NR) {
-                multiply(depth, a, b, NR, out, args.out_row, add ? Store::add : Store::write);
+                multiply(steps, a, b, NR, out, args.out_row, add ? Store::add : Store::write);
                 continue;
             }
-            multiply(depth, a, b, NR, tile, NR, Store::write);
+            multiply(steps, a, b, NR, tile, NR, Store::write);
             if (plan.direct) {
                 put(tile, NR, tile_rows, tile_columns, out, args.out_row, add);
             } else if (partial) {
@@ -198,32 +220,34 @@ void multiply_block(const Plan<A, T> &plan, const A *packed_a, const A *packed_b
 }
 
 // A part of the output: rows [i0, i0 + rows) x columns [j0, j0 + columns).
-template <class A, class T>
-bool multiply_part(const Plan<A, T> &plan, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
-    constexpr int64_t NR = kTileColumns<A>;
+template <class E, class T>
+bool multiply_part(const Plan<E, T> &plan, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+    typedef Acc<E> A;
+    constexpr int64_t NR = kTileColumns<E>, kBlockDepth = kDepth * kElements<E>;
     const MatmulArgs &args = plan.args;
     const int64_t block_size = round_up(ceil_div(rows, ceil_div(rows, kBlockRows)), kTileRows);
     const int64_t a_size = block_size * kRowStride;
-    const int64_t chunk = ceil_div(ceil_div(columns, NR), ceil_div(columns, chunk_columns<A>())) * NR;
+    const int64_t chunk = ceil_div(ceil_div(columns, NR), ceil_div(columns, chunk_columns<E>())) * NR;
     // Sums of several blocks of depth wait in memory of their own, for the output may be a narrower type or an input.
-    const bool needs_partial = !plan.direct && args.k > kDepth;
-    Scratch<A> memory(a_size + chunk / NR * panel_stride<A>(smaller(kDepth, args.k)));
+    const bool needs_partial = !plan.direct && args.k > kBlockDepth;
+    Scratch<E> memory(a_size + chunk / NR * panel_stride<E>(smaller(kDepth, steps_of<E>(args.k))));
     Scratch<A> partial(needs_partial ? block_size * columns : 0);
     if (!memory || !partial)
         return false;
-    A *packed_a = memory.data, *packed_b = memory.data + a_size;
+    E *packed_a = memory.data, *packed_b = memory.data + a_size;
     for (int64_t block = i0; block < i0 + rows; block += block_size) {
         const int64_t block_rows = smaller(block_size, i0 + rows - block);
-        for (int64_t k0 = 0; k0 < args.k; k0 += kDepth) {
-            const int64_t depth = smaller(kDepth, args.k - k0);
+        for (int64_t k0 = 0; k0 < args.k; k0 += kBlockDepth) {
+            const int64_t depth = smaller(kBlockDepth, args.k - k0);
             for (int64_t i = 0; i < block_rows; i += kTileRows)
-                pack_a<A, T>(args, plan.product.a, block + i, smaller(kTileRows, block_rows - i), k0, depth,
+                pack_a<E, T>(args, plan.product.a, block + i, smaller(kTileRows, block_rows - i), k0, depth,
                              packed_a + i * kRowStride);
             for (int64_t j = 0; j < columns; j += chunk) {
                 const int64_t width = smaller(chunk, columns - j);
-                pack_b<A, T>(args, plan.product.b, k0, depth, j0 + j, width, panel_stride<A>(depth), packed_b);
-                (args.a_col == 1 ? multiply_block<A, T, InRows<kRowStride>>
-                                 : multiply_block<A, T, InPanels>)(plan, packed_a, packed_b,
+                pack_b<E, T>(args, plan.product.b, k0, depth, j0 + j, width, panel_stride<E>(steps_of<E>(depth)),
+                             packed_b);
+                (args.a_col == 1 ? multiply_block<E, T, InRows<kRowStride>>
+                                 : multiply_block<E, T, InPanels>)(plan, packed_a, packed_b,
                                                                    needs_partial ? partial.data + j : nullptr, columns,
                                                                    k0, depth, block, block_rows, j0 + j, width);
             }
@@ -232,13 +256,14 @@ bool multiply_part(const Plan<A, T> &plan, int64_t i0, int64_t rows, int64_t j0,
     return true;
 }
 
-template <class A, class T> bool multiply_many(const MatmulArgs &args, const Product<T> &product, const A *bias) {
-    constexpr int64_t NR = kTileColumns<A>;
+template <class E, class T> bool multiply_many(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
+    typedef Acc<E> A;
+    constexpr int64_t NR = kTileColumns<E>;
     const bool same_type = args.out_type == (sizeof(A) == 8 ? DType::f64 : DType::f32);
     const bool plain =
         args.scale == 1 && !bias && !product.residual && !product.preactivation && args.activation == Activation::none;
     const bool direct = same_type && plain;
-    const Plan<A, T> plan{args, product, bias, direct};
+    const Plan<E, T> plan{args, product, bias, direct};
 
     const int threads = args.m * args.n * args.k < kParallelWork ? 1 : runtime::threads_here();
     // Equal parts of columns; a narrow product divides its rows instead.
@@ -258,7 +283,7 @@ template <class A, class T> bool multiply_many(const MatmulArgs &args, const Pro
         const int64_t part = task / column_parts, j0 = task % column_parts * part_columns;
         const int64_t first = tiles * part / row_parts * kTileRows;
         const int64_t last = smaller(args.m, tiles * (part + 1) / row_parts * kTileRows);
-        if (first < last && !multiply_part<A, T>(plan, first, last - first, j0, smaller(part_columns, args.n - j0)))
+        if (first < last && !multiply_part<E, T>(plan, first, last - first, j0, smaller(part_columns, args.n - j0)))
             failure.set();
     };
     if (threads > 1)
@@ -389,7 +414,7 @@ template <class A, class T> bool multiply_one(const MatmulArgs &args, const Prod
         return true;
     }
     if (args.m > kFewRows)
-        return multiply_many<A, T>(args, product, bias);
+        return multiply_many<typename OperandOf<T>::type, T>(args, product, bias);
     if (args.b_col == 1)
         return args.m <= kRowsOf<4> ? few_rows_straight<A, T, 4>(args, product, bias)
                                     : few_rows_straight<A, T, kTileVectors>(args, product, bias);

@@ -7,6 +7,9 @@
 // broadcast = 31 are used; 28 multiply-adds take 14 cycles on two units, their latency of 4 cycles needs 8 in flight.
 // With 16 registers 6 x 2 + 2 + 1 = 15.
 //
+// Operands are elements of the type of the sums or, at a level with vdpbf16ps, pairs of bfloat16 elements along the
+// depth (bf16_pair): then a step of the tile is two of the depth, at the same count of instructions.
+//
 // Every element of a tile is one chain of multiply-adds in the order of depth, whatever the size of the tile: edges
 // and interior of a matrix, and any division of it among threads, give the same bits.
 #pragma once
@@ -39,9 +42,11 @@ template <int S> struct InColumns {
 
 enum class Store { write, add };
 
-// c (ROWS x VECTORS * lanes, row stride c_row) = or += a @ b, where row k of b begins at b + k * b_row.
-template <class A, class B, class Layout, int ROWS, int VECTORS>
-static void multiply_tile(int64_t depth, const A *a, const B *b, int64_t b_row, A *c, int64_t c_row, Store mode) {
+// c (ROWS x VECTORS * lanes, row stride c_row) = or += a @ b, where row k of b begins at b + k * b_row. E is the type
+// of a's operands, B that of b's in memory.
+template <class E, class B, class Layout, int ROWS, int VECTORS>
+static void multiply_tile(int64_t depth, const E *a, const B *b, int64_t b_row, Acc<E> *c, int64_t c_row, Store mode) {
+    typedef Acc<E> A;
     Vec<A> sum[ROWS][VECTORS];
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i)
@@ -52,16 +57,16 @@ static void multiply_tile(int64_t depth, const A *a, const B *b, int64_t b_row, 
     for (int i = 0; i < ROWS; ++i)
         __builtin_prefetch(c + i * c_row, 1);
     for (int64_t k = 0; k < depth; ++k) {
-        Vec<A> column[VECTORS];
+        Vec<E> column[VECTORS];
 #pragma GCC unroll 8
         for (int j = 0; j < VECTORS; ++j)
             column[j] = load(b + j * kLanes<A>);
 #pragma GCC unroll 16
         for (int i = 0; i < ROWS; ++i) {
-            const Vec<A> element = broadcast(a[i * Layout::row]);
+            const Vec<E> element = broadcast(a[i * Layout::row]);
 #pragma GCC unroll 8
             for (int j = 0; j < VECTORS; ++j)
-                sum[i][j] = fma(element, column[j], sum[i][j]);
+                sum[i][j] = multiply_add<E>(element, column[j], sum[i][j]);
         }
         a += Layout::step;
         b += b_row;
@@ -75,16 +80,17 @@ static void multiply_tile(int64_t depth, const A *a, const B *b, int64_t b_row, 
         }
 }
 
-template <class A, class B = A>
-using TileFunction = void (*)(int64_t depth, const A *a, const B *b, int64_t b_row, A *c, int64_t c_row, Store mode);
+template <class E, class B = E>
+using TileFunction = void (*)(int64_t depth, const E *a, const B *b, int64_t b_row, Acc<E> *c, int64_t c_row,
+                              Store mode);
 
 // As many rows as leave the accumulators of VECTORS registers of columns in registers.
 template <int VECTORS> constexpr int kRowsOf = VECTORS <= kTileVectors ? kTileRows : kTileRows * kTileVectors / VECTORS;
 
 // The tile function for 1 <= rows <= kRowsOf<VECTORS>, computing VECTORS registers of columns.
-template <class A, class B, class Layout, int VECTORS> NF_INLINE TileFunction<A, B> tile_of_rows(int64_t rows) {
-#define NF_TILE(r) multiply_tile<A, B, Layout, (r <= kRowsOf<VECTORS> ? r : 1), VECTORS>
-    static constexpr TileFunction<A, B> table[] = {
+template <class E, class B, class Layout, int VECTORS> NF_INLINE TileFunction<E, B> tile_of_rows(int64_t rows) {
+#define NF_TILE(r) multiply_tile<E, B, Layout, (r <= kRowsOf<VECTORS> ? r : 1), VECTORS>
+    static constexpr TileFunction<E, B> table[] = {
         NF_TILE(1), NF_TILE(2), NF_TILE(3),  NF_TILE(4),  NF_TILE(5),  NF_TILE(6),  NF_TILE(7),
         NF_TILE(8), NF_TILE(9), NF_TILE(10), NF_TILE(11), NF_TILE(12), NF_TILE(13), NF_TILE(14),
     };
@@ -93,8 +99,8 @@ template <class A, class B, class Layout, int VECTORS> NF_INLINE TileFunction<A,
 }
 
 // As above; one register of columns where that is enough.
-template <class A, class B, class Layout> NF_INLINE TileFunction<A, B> tile_for(int64_t rows, int64_t columns) {
-    return columns <= kLanes<A> ? tile_of_rows<A, B, Layout, 1>(rows) : tile_of_rows<A, B, Layout, kTileVectors>(rows);
+template <class E, class B, class Layout> NF_INLINE TileFunction<E, B> tile_for(int64_t rows, int64_t columns) {
+    return columns <= kLanes<E> ? tile_of_rows<E, B, Layout, 1>(rows) : tile_of_rows<E, B, Layout, kTileVectors>(rows);
 }
 
 // ---- packing
@@ -166,97 +172,125 @@ template <class A> NF_INLINE void transpose_square(Vec<A> (&row)[kLanes<A>]) {
     }
 }
 
-// to[k * to_row + j] = from[j * from_row + k] for j < count, zero for count <= j < width; width a multiple of the
-// lanes.
-template <class A, class T>
-static void pack_transposed(int64_t depth, int64_t count, int64_t width, const T *from, int64_t from_row, A *to,
+// Operands of E from elements of T: those of one row along the depth, `elements` <= lanes * kElements<E> of them, zeros
+// behind; and, for n rows or columns that lie side by side, that of one step of the depth, whose elements begin at p
+// and (a pair's second one, zero unless `whole`) at p + next.
+template <class E, class T> NF_INLINE Vec<E> load_along(const T *p, int elements) {
+    if constexpr (kElements<E> == 2)
+        return load_pairs(p, elements);
+    else
+        return load_some(p, elements);
+}
+template <class E, class T>
+NF_INLINE Vec<E> load_across(const T *p, [[maybe_unused]] int64_t next, int n, [[maybe_unused]] bool whole) {
+    if constexpr (kElements<E> == 2) { // bfloat16 is the upper half of the float that load gives
+        const BitsVec first = (BitsVec)load_some(p, n), second = whole ? (BitsVec)load_some(p + next, n) : BitsVec{};
+        return (Vec<E>)(first >> 16 | second);
+    } else {
+        return load_some(p, n);
+    }
+}
+template <class E> NF_INLINE int64_t steps_of(int64_t depth) { return ceil_div(depth, kElements<E>); }
+
+// to[step * to_row + j] = from[j * from_row + k], the elements k of the step, for j < count, zero for count <= j <
+// width; width a multiple of the lanes.
+template <class E, class T>
+static void pack_transposed(int64_t depth, int64_t count, int64_t width, const T *from, int64_t from_row, E *to,
                             int64_t to_row) {
-    constexpr int W = kLanes<A>;
+    constexpr int W = kLanes<E>, kDepthOfSquare = W * kElements<E>;
     for (int64_t j = 0; j < width; j += W) {
         const int64_t rows = smaller(W, larger(0, count - j));
-        int64_t k = 0;
-        for (; k < depth; k += W) {
-            const int steps = int(smaller(W, depth - k));
-            Vec<A> square[W];
-            if (rows == W && steps == W) {
+        for (int64_t k = 0; k < depth; k += kDepthOfSquare) {
+            const int elements = int(smaller(kDepthOfSquare, depth - k)), steps = int(steps_of<E>(elements));
+            Vec<E> square[W];
+            if (rows == W && elements == kDepthOfSquare) {
 #pragma GCC unroll 16
                 for (int i = 0; i < W; ++i)
-                    square[i] = load(from + (j + i) * from_row + k);
+                    square[i] = load_along<E>(from + (j + i) * from_row + k, kDepthOfSquare);
             } else {
                 for (int i = 0; i < W; ++i)
-                    square[i] = i < rows ? load_n(from + (j + i) * from_row + k, steps) : Vec<A>{};
+                    square[i] = i < rows ? load_along<E>(from + (j + i) * from_row + k, elements) : Vec<E>{};
             }
-            transpose_square<A>(square);
+            transpose_square<Acc<E>>(square);
+            E *out = to + k / kElements<E> * to_row + j;
             if (steps == W) {
 #pragma GCC unroll 16
                 for (int i = 0; i < W; ++i)
-                    store(to + (k + i) * to_row + j, square[i]);
+                    store(out + i * to_row, square[i]);
             } else {
                 for (int i = 0; i < steps; ++i)
-                    store(to + (k + i) * to_row + j, square[i]);
+                    store(out + i * to_row, square[i]);
             }
         }
     }
 }
 
-// to[k * to_row + j] = from[k * from_row + j] for j < count, zero for count <= j < width; width a multiple of the
-// lanes.
-template <class A, class T>
-static void pack_straight(int64_t depth, int64_t count, int64_t width, const T *from, int64_t from_row, A *to,
+// to[step * to_row + j] = from[k * from_row + j], the elements k of the step, for j < count, zero for count <= j <
+// width; width a multiple of the lanes.
+template <class E, class T>
+static void pack_straight(int64_t depth, int64_t count, int64_t width, const T *from, int64_t from_row, E *to,
                           int64_t to_row) {
-    constexpr int W = kLanes<A>;
-    for (int64_t k = 0; k < depth; ++k)
-        for (int64_t j = 0; j < width; j += W) {
-            const int lanes = int(smaller(W, larger(0, count - j)));
-            store(to + k * to_row + j,
-                  lanes == W ? load(from + k * from_row + j) : load_n(from + k * from_row + j, lanes));
-        }
+    constexpr int W = kLanes<E>;
+    for (int64_t k = 0; k < depth; k += kElements<E>, to += to_row)
+        for (int64_t j = 0; j < width; j += W)
+            store(to + j, load_across<E>(from + k * from_row + j, from_row, int(smaller(W, larger(0, count - j))),
+                                         k + 1 < depth));
 }
 
 // A block of B as panels of kTileColumns columns, each depth x kTileColumns and contiguous. One of row and col is 1.
-template <class A, class T>
-NF_INLINE void pack_panel(int64_t depth, int64_t columns, const T *b, int64_t row, int64_t col, A *panel) {
-    constexpr int NR = kTileColumns<A>;
+template <class E, class T>
+NF_INLINE void pack_panel(int64_t depth, int64_t columns, const T *b, int64_t row, int64_t col, E *panel) {
+    constexpr int NR = kTileColumns<E>;
     if (col == 1)
-        pack_straight<A, T>(depth, columns, NR, b, row, panel, NR);
+        pack_straight<E, T>(depth, columns, NR, b, row, panel, NR);
     else
-        pack_transposed<A, T>(depth, columns, NR, b, col, panel, NR);
+        pack_transposed<E, T>(depth, columns, NR, b, col, panel, NR);
 }
 
-// Rows of A with depth outermost (InPanels): panel[k * kTileRows + i] = factor * a[i * row + k * col], zero for rows <=
-// i < kTileRows. One of row and col is 1.
+// Rows of A with depth outermost (InPanels): panel[step * kTileRows + i] = factor * a[i * row + k * col], zero for rows
+// <= i < kTileRows. One of row and col is 1; pairs take no factor.
 //
 // Squares are transposed in registers. A step is stored as whole registers, for partial stores are slow on some
 // processors (AVX's masked store on AMD's Zen takes some 20 cycles): what a step writes beyond its own is written again
-// by the next one, and after the last up to kLanes elements behind the panel are overwritten.
-template <class A, class T>
-static void pack_rows_in_panel(int64_t depth, int64_t rows, const T *a, int64_t row, int64_t col, A factor, A *panel) {
-    constexpr int W = kLanes<A>, kParts = (kTileRows + W - 1) / W;
+// by the next one, and after the last up to kLanes operands behind the panel are overwritten.
+template <class E, class T>
+static void pack_rows_in_panel(int64_t depth, int64_t rows, const T *a, int64_t row, int64_t col,
+                               [[maybe_unused]] Acc<E> factor, E *panel) {
+    constexpr int W = kLanes<E>, kParts = (kTileRows + W - 1) / W;
+    auto scaled = [&](Vec<E> v) __attribute__((always_inline)) {
+        if constexpr (kElements<E> == 2)
+            return v;
+        else
+            return v * factor;
+    };
     if (row == 1) {
         int lanes[kParts];
         for (int part = 0; part < kParts; ++part)
             lanes[part] = int(smaller(W, larger(0, rows - part * W)));
-        for (int64_t k = 0; k < depth; ++k)
+        for (int64_t k = 0; k < depth; k += kElements<E>, panel += kTileRows)
 #pragma GCC unroll 4
             for (int part = 0; part < kParts; ++part)
-                store(panel + k * kTileRows + part * W, load_some(a + k * col + part * W, lanes[part]) * factor);
+                store(panel + part * W,
+                      scaled(load_across<E>(a + k * col + part * W, col, lanes[part], k + 1 < depth)));
         return;
     }
-    for_each_vector<A>(depth, [&](int64_t k, int n) {
-        Vec<A> square[kParts][W];
+    for (int64_t k = 0; k < depth; k += W * kElements<E>, panel += W * kTileRows) {
+        const int elements = int(smaller(W * kElements<E>, depth - k)), steps = int(steps_of<E>(elements));
+        Vec<E> square[kParts][W];
         for (int part = 0; part < kParts; ++part) {
 #pragma GCC unroll 16
             for (int i = 0; i < W; ++i)
-                square[part][i] = part * W + i < rows ? load_some(a + (part * W + i) * row + k, n) * factor : Vec<A>{};
-            transpose_square<A>(square[part]);
+                square[part][i] =
+                    part * W + i < rows ? scaled(load_along<E>(a + (part * W + i) * row + k, elements)) : Vec<E>{};
+            transpose_square<Acc<E>>(square[part]);
         }
 #pragma GCC unroll 16
         for (int step = 0; step < W; ++step)
-            if (step < n)
+            if (step < steps)
 #pragma GCC unroll 4
                 for (int part = 0; part < kParts; ++part)
-                    store(panel + (k + step) * kTileRows + part * W, square[part][step]);
-    });
+                    store(panel + step * kTileRows + part * W, square[part][step]);
+    }
 }
 
 } // namespace nf::NUMFORMER_LEVEL

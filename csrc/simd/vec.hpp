@@ -353,27 +353,81 @@ NF_INLINE HalfVec narrow(f16, Vec<float> v) {
 }
 #endif
 
+// The first n of a register of halves, no byte behind is touched.
+NF_INLINE HalfVec load_halves(const void *p, int n) {
+#if defined(__AVX512F__)
+    return (HalfVec)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+#else
+    HalfVec h = {};
+    uint16_t lane[kLanes<float>] = {};
+    for (int i = 0; i < n; ++i)
+        memcpy(lane + i, static_cast<const char *>(p) + 2 * i, 2);
+    memcpy(&h, lane, sizeof h);
+    return h;
+#endif
+}
+NF_INLINE void store_halves(void *p, HalfVec h, int n) {
+#if defined(__AVX512F__)
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)h);
+#else
+    uint16_t lane[kLanes<float>];
+    memcpy(lane, &h, sizeof h);
+    for (int i = 0; i < n; ++i)
+        memcpy(static_cast<char *>(p) + 2 * i, lane + i, 2);
+#endif
+}
+
 #define NF_HALF_MEMORY(type)                                                                                           \
     NF_INLINE Vec<float> load(const type *p) { return widen(type{}, *reinterpret_cast<const LooseHalfVec *>(p)); }     \
     NF_INLINE void store(type *p, Vec<float> v) { *reinterpret_cast<LooseHalfVec *>(p) = narrow(type{}, v); }          \
-    NF_INLINE Vec<float> load_n(const type *p, int n) {                                                                \
-        uint16_t lane[kLanes<float>] = {};                                                                             \
-        for (int i = 0; i < n; ++i)                                                                                    \
-            lane[i] = p[i].bits;                                                                                       \
-        HalfVec h;                                                                                                     \
-        memcpy(&h, lane, sizeof h);                                                                                    \
-        return widen(type{}, h);                                                                                       \
-    }                                                                                                                  \
-    NF_INLINE void store_n(type *p, Vec<float> v, int n) {                                                             \
-        const HalfVec h = narrow(type{}, v);                                                                           \
-        uint16_t lane[kLanes<float>];                                                                                  \
-        memcpy(lane, &h, sizeof h);                                                                                    \
-        for (int i = 0; i < n; ++i)                                                                                    \
-            p[i].bits = lane[i];                                                                                       \
-    }
+    NF_INLINE Vec<float> load_n(const type *p, int n) { return widen(type{}, load_halves(p, n)); }                     \
+    NF_INLINE void store_n(type *p, Vec<float> v, int n) { store_halves(p, narrow(type{}, v), n); }
 NF_HALF_MEMORY(bf16)
 NF_HALF_MEMORY(f16)
 #undef NF_HALF_MEMORY
+
+// ---- products of pairs
+// -----------------------------------------------------------------------------------------------------------
+
+#if defined(__AVX512BF16__)
+// Two elements that follow each other along the depth of a product: what vdpbf16ps multiplies. A register of pairs is
+// moved as one of floats.
+struct bf16_pair {
+    bf16 first, second;
+};
+template <> struct VecOf<bf16_pair> : VecOf<float> {};
+
+NF_INLINE Vec<float> broadcast(bf16_pair x) {
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (Vec<float>)_mm512_set1_epi32(bits);
+}
+NF_INLINE Vec<float> load(const bf16_pair *p) { return load(reinterpret_cast<const float *>(p)); }
+NF_INLINE void store(bf16_pair *p, Vec<float> v) { store(reinterpret_cast<float *>(p), v); }
+
+// n <= 2 * lanes elements from p on as pairs, zeros behind them.
+NF_INLINE Vec<float> load_pairs(const bf16 *p, int n) {
+    if (n == 2 * kLanes<float>)
+        return load(reinterpret_cast<const float *>(p));
+    return (Vec<float>)_mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p);
+}
+#endif
+
+// Operands of type E: how many elements of the depth one holds.
+template <class E> constexpr int kElements = 1;
+#if defined(__AVX512BF16__)
+template <> constexpr int kElements<bf16_pair> = 2;
+#endif
+
+// c + a * b, the products of a pair added to c one after the other.
+template <class E> NF_INLINE Vec<Acc<E>> multiply_add(Vec<E> a, Vec<E> b, Vec<Acc<E>> c) {
+#if defined(__AVX512BF16__)
+    if constexpr (kElements<E> == 2)
+        return (Vec<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+    else
+#endif
+        return fma(a, b, c);
+}
 
 // One element, by way of a vector so that conversions agree bit for bit with the vector ones.
 NF_INLINE float load_one(const float *p) { return *p; }
