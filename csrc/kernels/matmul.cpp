@@ -297,82 +297,149 @@ template <class E, class T> bool multiply_many(const MatmulArgs &args, const Pro
 // ---- few rows
 // -----------------------------------------------------------------------------------------------------------
 
-// b's rows are contiguous: a register tile walks down B in place; only the last, partial, columns are packed.
-template <class A, class T, int VECTORS>
-bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const A *bias) {
-    constexpr int64_t NR = VECTORS * kLanes<A>;
-    Scratch<A> packed_a(args.k * round_up(args.m, kTileRows) + kLanes<A>);
-    if (!packed_a)
-        return false;
-    for (int64_t i = 0; i < args.m; i += kTileRows)
-        pack_rows_in_panel<A, T>(args.k, smaller(kTileRows, args.m - i), product.a + i * args.a_row, args.a_row,
-                                 args.a_col, A(1), packed_a.data + i * args.k);
-    Failure failure;
-    const int64_t panels = ceil_div(args.n, NR);
-    parallel_ranges(
-        panels, larger(1, kParallelWork / larger(1, args.m * args.k * NR)), [&](int64_t begin, int64_t end) {
-            alignas(kVectorBytes) A tile[kTileRows * NR];
-            for (int64_t panel = begin; panel < end; ++panel) {
-                const int64_t j = panel * NR, columns = smaller(NR, args.n - j);
-                Scratch<A> tail(columns < NR ? args.k * NR : 0);
-                if (!tail)
-                    return failure.set();
-                if (columns < NR)
-                    pack_straight<A, T>(args.k, columns, NR, product.b + j, args.b_row, tail.data, NR);
-                for (int64_t i = 0; i < args.m; i += kTileRows) {
-                    const int64_t rows = smaller(kTileRows, args.m - i);
-                    const A *a = packed_a.data + i * args.k;
-                    if (columns < NR)
-                        tile_of_rows<A, A, InPanels, VECTORS>(rows)(args.k, a, tail.data, NR, tile, NR, Store::write);
-                    else
-                        tile_of_rows<A, T, InPanels, VECTORS>(rows)(args.k, a, product.b + j, args.b_row, tile, NR,
-                                                                    Store::write);
-                    finish<A, T>(args, product, bias, tile, NR, i, rows, j, columns);
-                }
+// B is read once, where it lies: packing it would cost as much as all the rest. The sums of a chunk of columns stay
+// near while rows of B stream by. Each sum is one chain over the depth.
+
+// Steps of the depth (rows of B, or pairs of them) that are read side by side, and columns of them in registers.
+constexpr int kSteps = 4, kStepVectors = kTileRows > 6 ? 4 : 2;
+// Sums in L1; of a single row, which are touched little, in L2, for the longer the pieces of rows are, the better the
+// hardware reads ahead.
+constexpr int64_t kSumsBytes = 16 << 10, kSumsBytesOfOneRow = 64 << 10;
+
+// sums (rows x columns) += STEPS steps of a (InPanels) times as many of b. `whole`: the last pair has both elements.
+template <class E, class T, int STEPS>
+void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_row, bool whole, Acc<E> *sums,
+               int64_t sums_row) {
+    typedef Acc<E> A;
+    auto add = [&](int64_t j, auto vectors, int n) __attribute__((always_inline)) {
+        constexpr int V = decltype(vectors)::value;
+        Vec<E> row[STEPS][V];
+#pragma GCC unroll 8
+        for (int s = 0; s < STEPS; ++s)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                row[s][v] =
+                    load_across<E>(b + s * kElements<E> * b_row + j + v * kLanes<E>, b_row, n, s + 1 < STEPS || whole);
+        for (int64_t i = 0; i < rows; ++i) {
+            A *to = sums + i * sums_row + j;
+            Vec<A> sum[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                sum[v] = load(to + v * kLanes<A>);
+#pragma GCC unroll 8
+            for (int s = 0; s < STEPS; ++s) {
+                const Vec<E> element = broadcast(a[s * kTileRows + i]);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v)
+                    sum[v] = multiply_add<E>(element, row[s][v], sum[v]);
             }
-        });
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                store(to + v * kLanes<A>, sum[v]);
+        }
+    };
+    constexpr int W = kLanes<E>;
+    int64_t j = 0;
+    for (; j + kStepVectors * W <= columns; j += kStepVectors * W)
+        add(j, std::integral_constant<int, kStepVectors>{}, W);
+    for (; j + W <= columns; j += W)
+        add(j, std::integral_constant<int, 1>{}, W);
+    if (j < columns)
+        add(j, std::integral_constant<int, 1>{}, int(columns - j));
+}
+
+// b's rows are contiguous.
+template <class E, class T>
+bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
+    typedef Acc<E> A;
+    const int64_t steps = steps_of<E>(args.k);
+    const int64_t strips = ceil_div(args.m, kTileRows), strip_rows = ceil_div(args.m, strips);
+    Scratch<E> a(strips * kTileRows * steps + kLanes<E>);
+    if (!a)
+        return false;
+    for (int64_t strip = 0; strip < strips; ++strip)
+        pack_rows_in_panel<E, T>(args.k, smaller(strip_rows, args.m - strip * strip_rows),
+                                 product.a + strip * strip_rows * args.a_row, args.a_row, args.a_col, A(1),
+                                 a.data + strip * steps * kTileRows);
+
+    const int threads = args.m * args.n * args.k < kParallelWork ? 1 : runtime::threads_here();
+    const int64_t most = (args.m == 1 ? kSumsBytesOfOneRow : kSumsBytes / args.m) / int64_t(sizeof(A));
+    const int64_t width =
+        round_up(ceil_div(args.n, round_up(ceil_div(args.n, most), threads)), kStepVectors * kLanes<A>);
+    Failure failure;
+    auto compute = [&](int64_t chunk) {
+        const int64_t j0 = chunk * width, columns = smaller(width, args.n - j0);
+        Scratch<A> sums(args.m * width);
+        if (!sums)
+            return failure.set();
+        memset(sums.data, 0, size_t(args.m * width) * sizeof(A));
+        auto add = [&](auto count, int64_t step) {
+            const int64_t k = step * kElements<E>;
+            for (int64_t strip = 0, i = 0; strip < strips; ++strip, i += strip_rows)
+                add_steps<E, T, decltype(count)::value>(
+                    smaller(strip_rows, args.m - i), columns, a.data + (strip * steps + step) * kTileRows,
+                    product.b + j0 + k * args.b_row, args.b_row, k + count * kElements<E> <= args.k,
+                    sums.data + i * width, width);
+        };
+        int64_t step = 0;
+        for (; step + kSteps <= steps; step += kSteps)
+            add(std::integral_constant<int, kSteps>{}, step);
+        for (; step < steps; ++step)
+            add(std::integral_constant<int, 1>{}, step);
+        finish<A, T>(args, product, bias, sums.data, width, 0, args.m, j0, columns);
+    };
+    const int64_t chunks = ceil_div(args.n, width);
+    if (threads > 1)
+        parallel_tasks(chunks, compute);
+    else
+        for (int64_t chunk = 0; chunk < chunks; ++chunk)
+            compute(chunk);
     return !failure.happened;
 }
 
 // b is transposed, its columns are contiguous: dot products of ROWS rows with COLUMNS columns, lanes added at the end.
-template <class A, class T, int ROWS, int COLUMNS>
-void dot_products(int64_t depth, const A *a, int64_t a_row, const T *b, int64_t b_col, A *sums, int64_t sums_row) {
+template <class E, class T, int ROWS, int COLUMNS>
+void dot_products(int64_t depth, const T *a, int64_t a_row, const T *b, int64_t b_col, Acc<E> *sums, int64_t sums_row) {
+    typedef Acc<E> A;
+    constexpr int kRegister = kLanes<E> * kElements<E>;
     Vec<A> sum[ROWS][COLUMNS] = {};
-    int64_t k = 0;
-    auto step = [&](int n) __attribute__((always_inline)) {
-        Vec<A> x[ROWS];
+    auto step = [&](int64_t k, int elements) __attribute__((always_inline)) {
+        Vec<E> x[ROWS];
 #pragma GCC unroll 4
         for (int i = 0; i < ROWS; ++i)
-            x[i] = load_some(a + i * a_row + k, n);
+            x[i] = load_along<E>(a + i * a_row + k, elements);
 #pragma GCC unroll 16
         for (int j = 0; j < COLUMNS; ++j) {
-            const Vec<A> y = load_some(b + j * b_col + k, n);
+            const Vec<E> y = load_along<E>(b + j * b_col + k, elements);
 #pragma GCC unroll 4
             for (int i = 0; i < ROWS; ++i)
-                sum[i][j] = fma(x[i], y, sum[i][j]);
+                sum[i][j] = multiply_add<E>(x[i], y, sum[i][j]);
         }
     };
-    for (; k + kLanes<A> <= depth; k += kLanes<A>) {
+    int64_t k = 0;
+    for (; k + kRegister <= depth; k += kRegister) {
 #pragma GCC unroll 16
         for (int j = 0; j < COLUMNS; ++j)
             __builtin_prefetch(b + (j + COLUMNS) * b_col + k);
-        step(kLanes<A>);
+        step(k, kRegister);
     }
     if (k < depth)
-        step(int(depth - k));
+        step(k, int(depth - k));
     for (int i = 0; i < ROWS; ++i)
         for (int j = 0; j < COLUMNS; ++j)
             sums[i * sums_row + j] = reduce_add<A>(sum[i][j]);
 }
 
-template <class A, class T> bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, const A *bias) {
+template <class E, class T>
+bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
+    typedef Acc<E> A;
     constexpr int64_t kColumns = 16; // columns of one task: sums fit in L1, and columns are contiguous in the output
-    Scratch<A> a(args.m * args.k);
+    Scratch<T> a(args.m * args.k);
     if (!a)
         return false;
     for (int64_t i = 0; i < args.m; ++i)
         for (int64_t k = 0; k < args.k; ++k)
-            a.data[i * args.k + k] = load_one(product.a + i * args.a_row + k * args.a_col);
+            a.data[i * args.k + k] = product.a[i * args.a_row + k * args.a_col];
     parallel_ranges(
         ceil_div(args.n, kColumns), larger(1, kParallelWork / larger(1, args.m * args.k * kColumns)),
         [&](int64_t begin, int64_t end) {
@@ -386,10 +453,10 @@ template <class A, class T> bool few_rows_transposed(const MatmulArgs &args, con
                     for (; i + R <= args.m; i += R) {
                         int64_t j = 0;
                         for (; j + C <= columns; j += C)
-                            dot_products<A, T, R, C>(args.k, a.data + i * args.k, args.k, b + j * args.b_col,
+                            dot_products<E, T, R, C>(args.k, a.data + i * args.k, args.k, b + j * args.b_col,
                                                      args.b_col, sums + i * kColumns + j, kColumns);
                         for (; j < columns; ++j)
-                            dot_products<A, T, R, 1>(args.k, a.data + i * args.k, args.k, b + j * args.b_col,
+                            dot_products<E, T, R, 1>(args.k, a.data + i * args.k, args.k, b + j * args.b_col,
                                                      args.b_col, sums + i * kColumns + j, kColumns);
                     }
                 };
@@ -413,12 +480,10 @@ template <class A, class T> bool multiply_one(const MatmulArgs &args, const Prod
             }
         return true;
     }
+    typedef typename OperandOf<T>::type E;
     if (args.m > kFewRows)
-        return multiply_many<typename OperandOf<T>::type, T>(args, product, bias);
-    if (args.b_col == 1)
-        return args.m <= kRowsOf<4> ? few_rows_straight<A, T, 4>(args, product, bias)
-                                    : few_rows_straight<A, T, kTileVectors>(args, product, bias);
-    return few_rows_transposed<A, T>(args, product, bias);
+        return multiply_many<E, T>(args, product, bias);
+    return (args.b_col == 1 ? few_rows_straight<E, T> : few_rows_transposed<E, T>)(args, product, bias);
 }
 
 template <class A> void load_bias(const MatmulArgs &args, A *bias) {
