@@ -48,13 +48,7 @@ NF_INLINE Vec<A> dot_products(const A *q, const T *k, int64_t k_row, int64_t dim
         for (int i = 0; i < W; ++i)
             sum[i] = fma(of_q, load_some(key[i] + d, n), sum[i]);
     });
-    transpose_square<A>(sum);
-#pragma GCC unroll 4
-    for (int half = W / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-        for (int i = 0; i < half; ++i)
-            sum[i] += sum[i + half];
-    return sum[0];
+    return sums_of_lanes<A>(sum);
 }
 
 // o[0 .. VECTORS * lanes) += sum over j of p[j] v_j.

@@ -397,12 +397,15 @@ bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const 
     return !failure.happened;
 }
 
-// b is transposed, its columns are contiguous: dot products of ROWS rows with COLUMNS columns, lanes added at the end.
+// b is transposed, its columns are contiguous: dot products of ROWS rows with COLUMNS columns, one chain a lane.
 template <class E, class T, int ROWS, int COLUMNS>
 void dot_products(int64_t depth, const T *a, int64_t a_row, const T *b, int64_t b_col, Acc<E> *sums, int64_t sums_row) {
     typedef Acc<E> A;
-    constexpr int kRegister = kLanes<E> * kElements<E>;
-    Vec<A> sum[ROWS][COLUMNS] = {};
+    constexpr int kRegister = kLanes<E> * kElements<E>, kCount = ROWS * COLUMNS;
+    Vec<A> sum[kCount];
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; ++i)
+        sum[i] = Vec<A>{};
     auto step = [&](int64_t k, int elements) __attribute__((always_inline)) {
         Vec<E> x[ROWS];
 #pragma GCC unroll 4
@@ -413,7 +416,7 @@ void dot_products(int64_t depth, const T *a, int64_t a_row, const T *b, int64_t 
             const Vec<E> y = load_along<E>(b + j * b_col + k, elements);
 #pragma GCC unroll 4
             for (int i = 0; i < ROWS; ++i)
-                sum[i][j] = multiply_add<E>(x[i], y, sum[i][j]);
+                sum[i * COLUMNS + j] = multiply_add<E>(x[i], y, sum[i * COLUMNS + j]);
         }
     };
     int64_t k = 0;
@@ -425,15 +428,23 @@ void dot_products(int64_t depth, const T *a, int64_t a_row, const T *b, int64_t 
     }
     if (k < depth)
         step(k, int(depth - k));
-    for (int i = 0; i < ROWS; ++i)
-        for (int j = 0; j < COLUMNS; ++j)
-            sums[i * sums_row + j] = reduce_add<A>(sum[i][j]);
+    if constexpr (kCount % kLanes<A> == 0) {
+        alignas(kVectorBytes) A total[kCount];
+        for (int group = 0; group < kCount; group += kLanes<A>)
+            store(total + group, sums_of_lanes<A>(reinterpret_cast<Vec<A>(&)[kLanes<A>]>(sum[group])));
+        for (int i = 0; i < kCount; ++i)
+            sums[i / COLUMNS * sums_row + i % COLUMNS] = total[i];
+    } else {
+        for (int i = 0; i < kCount; ++i)
+            sums[i / COLUMNS * sums_row + i % COLUMNS] = reduce_add<A>(sum[i]);
+    }
 }
 
 template <class E, class T>
 bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
     typedef Acc<E> A;
     constexpr int64_t kColumns = 16; // columns of one task: sums fit in L1, and columns are contiguous in the output
+    constexpr int kDots = kTileRows > 6 ? 16 : 8; // at once: as many as there are registers for
     Scratch<T> a(args.m * args.k);
     if (!a)
         return false;
@@ -460,8 +471,8 @@ bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, cons
                                                      args.b_col, sums + i * kColumns + j, kColumns);
                     }
                 };
-                rows_at_once(std::integral_constant<int, 4>{}, std::integral_constant<int, 4>{});
-                rows_at_once(std::integral_constant<int, 1>{}, std::integral_constant<int, 8>{});
+                rows_at_once(std::integral_constant<int, 4>{}, std::integral_constant<int, kDots / 4>{});
+                rows_at_once(std::integral_constant<int, 1>{}, std::integral_constant<int, kDots>{});
                 finish<A, T>(args, product, bias, sums, kColumns, 0, args.m, j0, columns);
             }
         });

@@ -192,6 +192,17 @@ NF_INLINE Vec<E> load_across(const T *p, [[maybe_unused]] int64_t next, int n, [
 }
 template <class E> NF_INLINE int64_t steps_of(int64_t depth) { return ceil_div(depth, kElements<E>); }
 
+// Lane i of the result is the sum of v[i]'s lanes, added by halves as reduce_add does.
+template <class A> NF_INLINE Vec<A> sums_of_lanes(Vec<A> (&v)[kLanes<A>]) {
+    transpose_square<A>(v);
+#pragma GCC unroll 4
+    for (int half = kLanes<A> / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; ++i)
+            v[i] += v[i + half];
+    return v[0];
+}
+
 // to[step * to_row + j] = from[j * from_row + k], the elements k of the step, for j < count, zero for count <= j <
 // width; width a multiple of the lanes.
 template <class E, class T>
