@@ -115,6 +115,15 @@ void pack_a(const MatmulArgs &args, const T *a, int64_t i, int64_t rows, int64_t
         });
 }
 
+// Rows of A packed at once, and columns of B, where a part of the output has so many: equal blocks.
+NF_INLINE int64_t rows_of_block(int64_t rows) {
+    return round_up(ceil_div(rows, ceil_div(rows, kBlockRows)), kTileRows);
+}
+template <class A> int64_t columns_of_chunk(int64_t columns) {
+    constexpr int64_t NR = kTileColumns<A>;
+    return ceil_div(ceil_div(columns, NR), ceil_div(columns, chunk_columns<A>())) * NR;
+}
+
 // Depth [k0, k0 + depth), columns [j0, j0 + columns) of B: panels of kTileColumns columns, `panel` elements apart.
 template <class A, class T>
 void pack_b(const MatmulArgs &args, const T *b, int64_t k0, int64_t depth, int64_t j0, int64_t columns, int64_t panel,
@@ -202,9 +211,9 @@ template <class A, class T>
 bool multiply_part(const Plan<A, T> &plan, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
     constexpr int64_t NR = kTileColumns<A>;
     const MatmulArgs &args = plan.args;
-    const int64_t block_size = round_up(ceil_div(rows, ceil_div(rows, kBlockRows)), kTileRows);
+    const int64_t block_size = rows_of_block(rows);
     const int64_t a_size = block_size * kRowStride;
-    const int64_t chunk = ceil_div(ceil_div(columns, NR), ceil_div(columns, chunk_columns<A>())) * NR;
+    const int64_t chunk = columns_of_chunk<A>(columns);
     // Sums of several blocks of depth wait in memory of their own, for the output may be a narrower type or an input.
     const bool needs_partial = !plan.direct && args.k > kDepth;
     Scratch<A> memory(a_size + chunk / NR * panel_stride<A>(smaller(kDepth, args.k)));
@@ -232,39 +241,48 @@ bool multiply_part(const Plan<A, T> &plan, int64_t i0, int64_t rows, int64_t j0,
     return true;
 }
 
-template <class A, class T> bool multiply_many(const MatmulArgs &args, const Product<T> &product, const A *bias) {
-    constexpr int64_t NR = kTileColumns<A>;
+template <class A> NF_INLINE bool writes_directly(const MatmulArgs &args) {
     const bool same_type = args.out_type == (sizeof(A) == 8 ? DType::f64 : DType::f32);
-    const bool plain =
-        args.scale == 1 && !bias && !product.residual && !product.preactivation && args.activation == Activation::none;
-    const bool direct = same_type && plain;
-    const Plan<A, T> plan{args, product, bias, direct};
+    return same_type && args.scale == 1 && !args.bias && !args.residual && !args.preactivation &&
+           args.activation == Activation::none;
+}
 
-    const int threads = args.m * args.n * args.k < kParallelWork ? 1 : runtime::threads_here();
-    // Equal parts of columns; a narrow product divides its rows instead.
-    const int64_t panels = ceil_div(args.n, NR), tiles = ceil_div(args.m, kTileRows);
-    int64_t column_parts = ceil_div(args.n, kPartColumns), row_parts = 1;
-    if (threads > 1) {
-        if (panels >= 4 * threads || panels % threads == 0)
-            column_parts = round_up(column_parts, threads);
-        else
-            row_parts = threads;
+// How a product is divided among at most `threads`: equal parts of columns; a narrow product divides its rows instead.
+struct Parts {
+    int64_t threads, columns, column_parts, row_parts; // columns of a part
+    int64_t first_row(const MatmulArgs &args, int64_t part) const {
+        return smaller(args.m, ceil_div(args.m, kTileRows) * part / row_parts * kTileRows);
     }
-    const int64_t part_columns = ceil_div(panels, column_parts) * NR;
-    column_parts = ceil_div(args.n, part_columns);
+};
+template <class A> Parts parts_of(const MatmulArgs &args, int64_t threads) {
+    constexpr int64_t NR = kTileColumns<A>;
+    Parts parts{args.m * args.n * args.k < kParallelWork ? 1 : threads, 0, ceil_div(args.n, kPartColumns), 1};
+    const int64_t panels = ceil_div(args.n, NR);
+    if (parts.threads > 1) {
+        if (panels >= 4 * parts.threads || panels % parts.threads == 0)
+            parts.column_parts = round_up(parts.column_parts, parts.threads);
+        else
+            parts.row_parts = parts.threads;
+    }
+    parts.columns = ceil_div(panels, parts.column_parts) * NR;
+    parts.column_parts = ceil_div(args.n, parts.columns);
+    return parts;
+}
 
+template <class A, class T> bool multiply_many(const MatmulArgs &args, const Product<T> &product, const A *bias) {
+    const Plan<A, T> plan{args, product, bias, writes_directly<A>(args)};
+    const Parts parts = parts_of<A>(args, runtime::threads_here());
     Failure failure;
     auto compute = [&](int64_t task) {
-        const int64_t part = task / column_parts, j0 = task % column_parts * part_columns;
-        const int64_t first = tiles * part / row_parts * kTileRows;
-        const int64_t last = smaller(args.m, tiles * (part + 1) / row_parts * kTileRows);
-        if (first < last && !multiply_part<A, T>(plan, first, last - first, j0, smaller(part_columns, args.n - j0)))
+        const int64_t part = task / parts.column_parts, j0 = task % parts.column_parts * parts.columns;
+        const int64_t first = parts.first_row(args, part), last = parts.first_row(args, part + 1);
+        if (first < last && !multiply_part<A, T>(plan, first, last - first, j0, smaller(parts.columns, args.n - j0)))
             failure.set();
     };
-    if (threads > 1)
-        parallel_tasks(column_parts * row_parts, compute);
+    if (parts.threads > 1)
+        parallel_tasks(parts.column_parts * parts.row_parts, compute);
     else
-        for (int64_t task = 0; task < column_parts; ++task)
+        for (int64_t task = 0; task < parts.column_parts; ++task)
             compute(task);
     return !failure.happened;
 }
@@ -340,8 +358,9 @@ void dot_products(int64_t depth, const A *a, int64_t a_row, const T *b, int64_t 
             sums[i * sums_row + j] = reduce_add<A>(sum[i][j]);
 }
 
+constexpr int64_t kColumns = 16; // columns of one task: sums fit in L1, and columns are contiguous in the output
+
 template <class A, class T> bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, const A *bias) {
-    constexpr int64_t kColumns = 16; // columns of one task: sums fit in L1, and columns are contiguous in the output
     Scratch<A> a(args.m * args.k);
     if (!a)
         return false;
@@ -379,21 +398,47 @@ template <class A, class T> bool few_rows_transposed(const MatmulArgs &args, con
 // ---- one product, the batch
 // ---------------------------------------------------------------------------------------------
 
+// Up to so many rows a tile may be twice as wide.
+NF_INLINE int64_t few_rows_vectors(const MatmulArgs &args) { return args.m <= kRowsOf<4> ? 4 : kTileVectors; }
+
+enum class Way { no_terms, many_rows, few_rows_straight, few_rows_transposed };
+NF_INLINE Way way_of(const MatmulArgs &args) {
+    if (args.k == 0)
+        return Way::no_terms;
+    if (args.m > kFewRows)
+        return Way::many_rows;
+    return args.b_col == 1 ? Way::few_rows_straight : Way::few_rows_transposed;
+}
+
+// Several products: one a thread, if there are enough of them to keep all threads busy to the end.
+NF_INLINE bool divides_batch(const MatmulArgs &args, int64_t batch, int64_t threads) {
+    return batch > 1 && threads > 1 && args.m * args.n * larger(1, args.k) * batch >= kParallelWork &&
+           (batch % threads == 0 || batch >= 4 * threads);
+}
+NF_INLINE int64_t batch_of(const MatmulArgs &args) {
+    int64_t batch = 1;
+    for (int axis = 0; axis < args.batch_axes; ++axis)
+        batch *= args.batch_shape[axis];
+    return batch;
+}
+
 template <class A, class T> bool multiply_one(const MatmulArgs &args, const Product<T> &product, const A *bias) {
-    if (args.k == 0) { // an empty sum
+    switch (way_of(args)) {
+    case Way::no_terms:
         for (int64_t i = 0; i < args.m; ++i)
             for (int64_t j = 0; j < args.n; ++j) {
                 const A zero = 0;
                 finish<A, T>(args, product, bias, &zero, 0, i, 1, j, 1);
             }
         return true;
-    }
-    if (args.m > kFewRows)
+    case Way::many_rows:
         return multiply_many<A, T>(args, product, bias);
-    if (args.b_col == 1)
-        return args.m <= kRowsOf<4> ? few_rows_straight<A, T, 4>(args, product, bias)
-                                    : few_rows_straight<A, T, kTileVectors>(args, product, bias);
-    return few_rows_transposed<A, T>(args, product, bias);
+    case Way::few_rows_straight:
+        return few_rows_vectors(args) == 4 ? few_rows_straight<A, T, 4>(args, product, bias)
+                                           : few_rows_straight<A, T, kTileVectors>(args, product, bias);
+    default:
+        return few_rows_transposed<A, T>(args, product, bias);
+    }
 }
 
 template <class A> void load_bias(const MatmulArgs &args, A *bias) {
@@ -416,9 +461,7 @@ template <class A> void load_bias(const MatmulArgs &args, A *bias) {
 
 template <class T> bool matmul(const MatmulArgs &args) {
     typedef Acc<T> A;
-    int64_t batch = 1;
-    for (int axis = 0; axis < args.batch_axes; ++axis)
-        batch *= args.batch_shape[axis];
+    const int64_t batch = batch_of(args);
     if (batch == 0 || args.m == 0 || args.n == 0)
         return true;
     Scratch<A> bias(args.bias ? args.n : 0);
@@ -449,11 +492,8 @@ template <class T> bool matmul(const MatmulArgs &args) {
         return multiply_one<A, T>(args, product, args.bias ? bias.data : nullptr);
     };
 
-    const int64_t work = args.m * args.n * larger(1, args.k);
-    const int threads = runtime::threads_here();
     Failure failure;
-    // Several products: one a thread, if there are enough of them to keep all threads busy to the end.
-    if (batch > 1 && threads > 1 && work * batch >= kParallelWork && (batch % threads == 0 || batch >= 4 * threads)) {
+    if (divides_batch(args, batch, runtime::threads_here())) {
         parallel_tasks(batch, [&](int64_t index) {
             if (!one(index))
                 failure.set();
@@ -466,6 +506,73 @@ template <class T> bool matmul(const MatmulArgs &args) {
     return !failure.happened;
 }
 
+// ---- what a call is going to do, from the functions above that decide it
+
+template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
+    typedef Acc<T> A;
+    const int64_t batch = batch_of(args), NR = kTileColumns<A>;
+    if (batch == 0 || args.m == 0 || args.n == 0) {
+        plan.path = "nothing to compute";
+        return;
+    }
+    const bool divided = divides_batch(args, batch, runtime::threads_here());
+    const int64_t threads = divided ? 1 : runtime::threads_here(); // within one product
+    int64_t threads_used = 1, size = 0;                            // size: elements a product
+    auto few_rows_threads = [&](int64_t columns) { // of the panels or groups that few rows are divided into
+        const int64_t grain = larger(1, kParallelWork / larger(1, args.m * args.k * columns));
+        return divided ? 1 : runtime::threads_for(ceil_div(args.n, columns), grain);
+    };
+    tell(plan, "products", batch);
+    switch (way_of(args)) {
+    case Way::no_terms:
+        plan.path = "a sum of no terms: bias, activation and residual only";
+        break;
+    case Way::many_rows: {
+        plan.path = args.a_col == 1 ? "blocks: A packed in rows, B in panels"
+                                    : "blocks: A packed from its transpose, B in panels";
+        const Parts parts = parts_of<A>(args, threads);
+        const bool direct = writes_directly<A>(args);
+        const int64_t tasks = parts.column_parts * parts.row_parts, columns = smaller(parts.columns, args.n);
+        int64_t rows = 0;
+        for (int64_t part = 0; part < parts.row_parts; ++part)
+            rows = larger(rows, parts.first_row(args, part + 1) - parts.first_row(args, part));
+        threads_used = parts.threads > 1 ? runtime::threads_for(tasks, 1) : 1;
+        const int64_t panels = columns_of_chunk<A>(columns) / NR, depth = smaller(kDepth, args.k);
+        const int64_t partial = !direct && args.k > kDepth ? rows_of_block(rows) * columns : 0;
+        size = threads_used * (rows_of_block(rows) * kRowStride + panels * panel_stride<A>(depth) + partial);
+        tell(plan, "tile_rows", kTileRows);
+        tell(plan, "tile_columns", NR);
+        tell(plan, "block_depth", smaller(kDepth, args.k));
+        tell(plan, "block_rows", rows_of_block(rows));
+        tell(plan, "chunk_columns", columns_of_chunk<A>(columns));
+        tell(plan, "parts_of_rows", parts.row_parts);
+        tell(plan, "parts_of_columns", parts.column_parts);
+        tell_whether(plan, "tiles_are_written_to_the_output", direct);
+        break;
+    }
+    case Way::few_rows_straight: {
+        plan.path = "few rows: B is read where it lies";
+        const int64_t columns = few_rows_vectors(args) * kLanes<A>;
+        threads_used = few_rows_threads(columns);
+        size = args.k * round_up(args.m, kTileRows) + kLanes<A> + (args.n % columns ? args.k * columns : 0);
+        tell(plan, "tile_rows", kTileRows);
+        tell(plan, "tile_columns", columns);
+        break;
+    }
+    case Way::few_rows_transposed: {
+        plan.path = "few rows, B transposed: dot products along its columns, where they lie";
+        threads_used = few_rows_threads(kColumns);
+        size = args.m * args.k;
+        tell(plan, "columns_of_a_task", kColumns);
+        break;
+    }
+    }
+    plan.threads = divided ? runtime::threads_for(batch, 1) : threads_used;
+    plan.scratch = int64_t(sizeof(A)) * (size * (divided ? plan.threads : 1) + (args.bias ? args.n : 0));
+    tell_whether(plan, "threads_divide_the_products", divided);
+    tell(plan, "bits_of_the_arithmetic", 8 * int64_t(sizeof(A)));
+}
+
 } // namespace
 
 void fill_matmul(Kernels &table) {
@@ -473,6 +580,10 @@ void fill_matmul(Kernels &table) {
     table.matmul[int(DType::f64)] = matmul<double>;
     table.matmul[int(DType::f16)] = matmul<f16>;
     table.matmul[int(DType::bf16)] = matmul<bf16>;
+    table.plan_matmul[int(DType::f32)] = plan_matmul<float>;
+    table.plan_matmul[int(DType::f64)] = plan_matmul<double>;
+    table.plan_matmul[int(DType::f16)] = plan_matmul<f16>;
+    table.plan_matmul[int(DType::bf16)] = plan_matmul<bf16>;
 }
 
 } // namespace nf::NUMFORMER_LEVEL
