@@ -52,6 +52,32 @@ py::dict profile_snapshot() {
     return d;
 }
 
+// The calls of this thread since explain(): what the kernels say of themselves.
+py::list explained() {
+    py::list calls;
+    for (const profiler::Explanation &call : profiler::explained()) {
+        py::dict facts;
+        for (int i = 0; i < call.plan.count; ++i) {
+            const Plan::Fact &fact = call.plan.facts[i];
+            facts[fact.name] =
+                fact.yes_or_no ? py::object(py::bool_(fact.value != 0)) : py::object(py::int_(fact.value));
+        }
+        py::dict d;
+        d["operation"] = call.name;
+        d["dtype"] = name_of(call.dtype);
+        d["shape"] = py::tuple(py::cast(std::vector<int64_t>(call.shape, call.shape + profiler::kMaxShape)));
+        d["path"] = call.plan.path ? py::object(py::str(call.plan.path)) : py::object(py::none());
+        d["threads"] = call.plan.threads;
+        d["scratch_bytes"] = call.plan.scratch;
+        d["pairs"] = call.plan.visited;
+        d["flops"] = call.work.flops;
+        d["bytes"] = call.work.bytes;
+        d["facts"] = facts;
+        calls.append(d);
+    }
+    return calls;
+}
+
 // GFLOP/s of multiply-adds in registers on all threads together: `rounds` on each.
 double ceiling_gflops(bool wide, int64_t rounds) {
     struct Work {
@@ -168,6 +194,8 @@ void bind_runtime(py::module_ &m) {
     PYBIND11_NUMPY_DTYPE(profiler::Sample, time_ns, resident_bytes, pool_bytes, cached_bytes);
     PYBIND11_NUMPY_DTYPE(profiler::Sum, name, shape, dtype, path, flops, bytes, calls, total_ns, least_ns, most_ns,
                          parallel_ns, busy_ns, slowest_ns, forks, capacity_ns, threads);
+    m.def("explain", &profiler::explain);
+    m.def("explained", &explained);
     m.def("profile_start", &profiler::start);
     m.def("profile_clear", &profiler::clear);
     m.def("profile_stop", &profiler::stop);

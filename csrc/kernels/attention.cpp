@@ -197,14 +197,18 @@ template <class A, class T> bool attend_few(const Sequences &all, int64_t kv_hea
     return !failure.happened;
 }
 
+bool all_have_few_queries(const Sequences &all) {
+    int64_t decoding = 0;
+    for (int64_t s = 0; s < all.count; ++s)
+        decoding += has_few_queries(all.data[s]);
+    return decoding == all.count;
+}
+
 template <class T> bool attention(const AttentionArgs *sequences, int64_t count) {
     typedef Acc<T> A;
     const Sequences all{sequences, count};
     const int64_t kv_heads = all.kv_heads(), threads = runtime::threads_here();
-    int64_t decoding = 0;
-    for (int64_t s = 0; s < count; ++s)
-        decoding += has_few_queries(sequences[s]);
-    if (decoding == count)
+    if (all_have_few_queries(all))
         return decode<A, T>(all);
     const double work = work_of(all);
     if (divides_blocks(work, kv_heads, threads))
@@ -236,9 +240,109 @@ template <class T> bool attention(const AttentionArgs *sequences, int64_t count)
     return !failure.happened;
 }
 
+// ---- what a call is going to do, from the functions above that decide it
+
+// Scores that are computed for one head: whole strips of queries by panels of keys.
+template <class A, class T> double visited_by_head(const AttentionArgs &args, int64_t batch, int64_t head) {
+    Scoring<A, T> scoring = Scoring<A, T>::of(args, batch, head);
+    if (has_few_queries(args)) {
+        double keys = 0;
+        for (int64_t chunk = 0; chunk < chunks_of(args); ++chunk) {
+            const KeyRange range = keys_of_chunk(args, chunk);
+            keys += double(larger(0, range.last - range.first));
+        }
+        return keys * double(args.queries);
+    }
+    scoring.narrow();
+    double pairs = 0;
+    for (int64_t query = 0; query < args.queries; query += kTileRows) // blocks are whole strips
+        for (int64_t block0 = 0; block0 < args.keys; block0 += kBlockKeys) {
+            const int64_t rows = smaller(kTileRows, args.queries - query),
+                          end = smaller(block0 + kBlockKeys, args.keys);
+            KeyRange piece = next_keys(scoring, query, rows, block0, end);
+            for (; piece.first < piece.last; piece = next_keys(scoring, query, rows, piece.last, end))
+                pairs += double(rows * (piece.last - piece.first));
+        }
+    return pairs;
+}
+
+template <class T> void plan_attention(const AttentionArgs *sequences, int64_t count, Plan &plan) {
+    typedef Acc<T> A;
+    const Sequences all{sequences, count};
+    const int64_t kv_heads = all.kv_heads(), threads = runtime::threads_here();
+    int64_t decoding = 0, packed = 0, packed_together = 0, block = 0, chunks = 0, partials = 0, chunk_size = 0;
+    int64_t elements = 0, decoded = 0, tasks = 0;
+    bool in_place = true;
+    for (int64_t s = 0; s < count; ++s) {
+        const AttentionArgs &args = sequences[s];
+        plan.visited += sum_over_heads(args, visited_by_head<A, T>);
+        const int64_t heads = args.batches * args.kv_heads;
+        const KvHead of{&args, 0, 0, args.kv_heads ? args.heads / args.kv_heads : 0};
+        if (has_few_queries(args)) {
+            const int64_t of_head = (chunks_of(args) + 1) * of.group * args.queries * partial_size<A>(args);
+            decoding += heads;
+            chunks += heads * chunks_of(args);
+            partials += heads * of_head;
+            chunk_size = larger(chunk_size, chunk_scratch<A>(of));
+            decoded = larger(decoded, of_head + chunk_scratch<A>(of));
+            elements += heads * args.keys * (args.dim + args.value_dim);
+            tasks += heads;
+        } else {
+            packed = larger(packed, packed_size<A, T>(args));
+            packed_together += heads * packed_size<A, T>(args);
+            block = larger(block, Workspace<A>::size(args));
+            in_place = in_place && lies_in_panels<A, T>(args.value_dim);
+            tasks += heads * of.group * ceil_div(args.queries, kBlockQueries);
+        }
+    }
+    const double work = work_of(all);
+    int64_t size = 0;
+    if (kv_heads == 0) {
+        plan.path = "nothing to compute";
+        return;
+    }
+    if (all_have_few_queries(all)) {
+        plan.path = "few queries: keys and values are read once, where they lie, in chunks";
+        plan.threads = runtime::threads_for(chunks, chunks_grain(chunks, elements));
+        size = partials + plan.threads * chunk_size;
+        tell(plan, "chunks", chunks);
+    } else if (divides_blocks(work, kv_heads, threads)) {
+        plan.path = "tiles, all heads packed first: threads divide blocks of queries";
+        plan.threads = runtime::threads_for(tasks, 1);
+        size = packed_together + plan.threads * larger(block, decoded);
+        tell(plan, "tasks", tasks);
+    } else {
+        const int64_t at_once = heads_of_task(work, kv_heads, threads);
+        plan.path = "tiles, a head packed and used by one thread: threads divide heads";
+        tasks = ceil_div(kv_heads, at_once);
+        plan.threads = runtime::threads_for(tasks, 1);
+        size = plan.threads * (packed + block + decoded);
+        tell(plan, "tasks", tasks);
+        tell(plan, "heads_of_a_task", at_once);
+    }
+    plan.scratch = size * int64_t(sizeof(A));
+    if (decoding > 0) {
+        tell(plan, "heads_with_few_queries", decoding);
+        tell(plan, "chunk_keys", kBlockKeys);
+        tell(plan, "keys_at_once", kKeysAtOnce);
+    }
+    if (decoding < kv_heads) {
+        tell(plan, "tile_rows", kTileRows);
+        tell(plan, "tile_columns", kTileColumns<A>);
+        tell(plan, "block_queries", kBlockQueries);
+        tell(plan, "block_keys", kBlockKeys);
+        tell_whether(plan, "values_are_read_where_they_lie", in_place);
+    }
+    tell(plan, "bits_of_the_sums", 8 * int64_t(sizeof(A)));
+}
+
 } // namespace
 
 void fill_attention(Kernels &table) {
+    table.plan_attention[int(DType::f32)] = plan_attention<float>;
+    table.plan_attention[int(DType::f64)] = plan_attention<double>;
+    table.plan_attention[int(DType::f16)] = plan_attention<f16>;
+    table.plan_attention[int(DType::bf16)] = plan_attention<bf16>;
     table.attention[int(DType::f32)] = attention<float>;
     table.attention[int(DType::f64)] = attention<double>;
     table.attention[int(DType::f16)] = attention<f16>;

@@ -275,9 +275,75 @@ template <class T> bool attention_backward(const AttentionArgs *sequences, int64
     return !failure.happened;
 }
 
+// ---- what a call is going to do, from the functions above that decide it
+
+template <class A, class T> double differentiated_by_head(const AttentionArgs &args, int64_t batch, int64_t head) {
+    Scoring<A, T> scoring = Scoring<A, T>::of(args, batch, head);
+    scoring.narrow();
+    double pairs = 0;
+    for (int64_t key0 = 0; key0 < args.keys; key0 += kBackwardKeys) {
+        const int64_t key_end = smaller(key0 + kBackwardKeys, args.keys);
+        const KeyRange range = query_blocks(args, key0);
+        const int64_t last = smaller(args.queries, round_up(larger(0, range.last), kBlockQueries));
+        for (int64_t query = range.first; query < last; query += kTileRows) { // blocks are whole strips
+            const int64_t rows = smaller(kTileRows, args.queries - query);
+            const KeyRange span = span_of_keys(scoring, query, rows, key0, key_end);
+            pairs += double(rows * larger(0, span.last - span.first));
+        }
+    }
+    return pairs;
+}
+
+template <class T> void plan_attention_backward(const AttentionArgs *sequences, int64_t count, Plan &plan) {
+    typedef Acc<T> A;
+    const Sequences all{sequences, count};
+    const int64_t kv_heads = all.kv_heads(), threads = runtime::threads_here();
+    const double work = work_of(all);
+    if (kv_heads == 0) {
+        plan.path = "nothing to compute";
+        return;
+    }
+    int64_t size = 0, packed = 0, key_blocks = 0, query_blocks_of_all = 0, block = 0;
+    for (int64_t s = 0; s < count; ++s) {
+        const AttentionArgs &args = sequences[s];
+        plan.visited += sum_over_heads(args, differentiated_by_head<A, T>);
+        size = larger(size, differentiate_head_size<A, T>(args));
+        packed += args.batches * (args.kv_heads * KeySide<A, T>::size(args) + args.heads * QuerySide<A, T>::size(args));
+        key_blocks = larger(key_blocks, ceil_div(args.keys, kBackwardKeys));
+        query_blocks_of_all = larger(query_blocks_of_all, ceil_div(args.queries, kBlockQueries));
+        const int64_t dim_row = round_up(args.dim, kTileColumns<A>);
+        block = larger(block, kBlocksSize + kBackwardKeys * (dim_row + round_up(args.value_dim, kTileColumns<A>)));
+        block = larger(block, kBlocksSize + kBlockQueries * dim_row);
+    }
+    if (divides_blocks(work, kv_heads, threads)) {
+        plan.path = "all heads packed first: threads divide blocks of keys for dk and dv, then of queries for dq";
+        plan.threads = runtime::threads_for(kv_heads * larger(key_blocks, query_blocks_of_all), 1);
+        plan.scratch = int64_t(sizeof(A)) * (packed + plan.threads * block);
+        plan.visited *= 2; // each pass computes the scores
+        tell(plan, "tasks_for_dk_and_dv", kv_heads * key_blocks);
+        tell(plan, "tasks_for_dq", kv_heads * query_blocks_of_all);
+    } else {
+        const int64_t at_once = heads_of_task(work, kv_heads, threads), tasks = ceil_div(kv_heads, at_once);
+        plan.path = "a key/value head packed and used by one thread: threads divide heads";
+        plan.threads = runtime::threads_for(tasks, 1);
+        plan.scratch = int64_t(sizeof(A)) * plan.threads * size;
+        tell(plan, "tasks", tasks);
+        tell(plan, "heads_of_a_task", at_once);
+    }
+    tell(plan, "tile_rows", kTileRows);
+    tell(plan, "tile_columns", kTileColumns<A>);
+    tell(plan, "block_queries", kBlockQueries);
+    tell(plan, "block_keys", kBackwardKeys);
+    tell(plan, "bits_of_the_sums", 8 * int64_t(sizeof(A)));
+}
+
 } // namespace
 
 void fill_attention_backward(Kernels &table) {
+    table.plan_attention_backward[int(DType::f32)] = plan_attention_backward<float>;
+    table.plan_attention_backward[int(DType::f64)] = plan_attention_backward<double>;
+    table.plan_attention_backward[int(DType::f16)] = plan_attention_backward<f16>;
+    table.plan_attention_backward[int(DType::bf16)] = plan_attention_backward<bf16>;
     table.attention_backward[int(DType::f32)] = attention_backward<float>;
     table.attention_backward[int(DType::f64)] = attention_backward<double>;
     table.attention_backward[int(DType::f16)] = attention_backward<f16>;

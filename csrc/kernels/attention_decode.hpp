@@ -194,6 +194,11 @@ template <class A, class T> static bool decode_head(const KvHead &of) {
     return true;
 }
 
+// A thread gets at least 64 Ki elements: less is read faster than a fork and join takes.
+NF_INLINE int64_t chunks_grain(int64_t chunks, int64_t elements) {
+    return larger(1, ceil_div(chunks * 65536, larger(1, elements)));
+}
+
 // All heads of all sequences, chunks divided among threads.
 template <class A, class T> static bool decode(const Sequences &all) {
     const int64_t kv_heads = all.kv_heads();
@@ -216,9 +221,7 @@ template <class A, class T> static bool decode(const Sequences &all) {
     if (!memory)
         return false;
     Failure failure;
-    // A thread gets at least 64 Ki elements: less is read faster than a fork and join takes.
-    const int64_t grain = larger(1, ceil_div(chunks * 65536, larger(1, elements)));
-    parallel_ranges(chunks, grain, [&](int64_t begin, int64_t end) {
+    parallel_ranges(chunks, chunks_grain(chunks, elements), [&](int64_t begin, int64_t end) {
         Scratch<A> scratch(scratch_size);
         if (!scratch)
             return failure.set();
@@ -235,15 +238,14 @@ template <class A, class T> static bool decode(const Sequences &all) {
     });
     if (failure.happened)
         return false;
-    parallel_ranges(kv_heads, larger(1, ceil_div(kv_heads * 65536, larger(1, elements))),
-                    [&](int64_t begin, int64_t end) {
-                        for (int64_t kv = begin; kv < end; ++kv) {
-                            const KvHead of = find_kv_head(all, kv);
-                            const int64_t of_chunk = of.group * of.args->queries * partial_size<A>(*of.args);
-                            A *partials = memory.data + first_memory[kv];
-                            combine_chunks<A, T>(of, partials, partials + chunks_of(*of.args) * of_chunk);
-                        }
-                    });
+    parallel_ranges(kv_heads, chunks_grain(kv_heads, elements), [&](int64_t begin, int64_t end) {
+        for (int64_t kv = begin; kv < end; ++kv) {
+            const KvHead of = find_kv_head(all, kv);
+            const int64_t of_chunk = of.group * of.args->queries * partial_size<A>(*of.args);
+            A *partials = memory.data + first_memory[kv];
+            combine_chunks<A, T>(of, partials, partials + chunks_of(*of.args) * of_chunk);
+        }
+    });
     return true;
 }
 

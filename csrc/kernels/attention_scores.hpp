@@ -233,6 +233,18 @@ NF_INLINE bool all_kept(const Scoring<A, T> &s, int64_t query, int64_t rows, int
     return keys_of(s, query + rows - 1).first <= key0 && keys_of(s, query).last >= key0 + width;
 }
 
+// of_head(args, batch, head), of pairs that are visited, summed over the heads; one counts for all where the pattern
+// does not depend on the head.
+template <class F> NF_INLINE double sum_over_heads(const AttentionArgs &args, F of_head) {
+    if (!args.mask.data && !args.global)
+        return args.batches * args.heads > 0 ? of_head(args, 0, 0) * double(args.batches * args.heads) : 0;
+    double sum = 0;
+    for (int64_t batch = 0; batch < args.batches; ++batch)
+        for (int64_t head = 0; head < args.heads; ++head)
+            sum += of_head(args, batch, head);
+    return sum;
+}
+
 // factors[j] = 1 / (1 - p) where the probability of (query, key0 + j) is kept, else 0. Pairs are counted as elements
 // of (heads, queries, keys). Writes whole vectors.
 template <class A, class T, int MAX_WIDTH>

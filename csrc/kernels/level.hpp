@@ -38,6 +38,16 @@ template <class F> NF_INLINE void parallel_tasks(int64_t count, F &&f) {
         count, &f, [](void *context, int64_t task) { (*static_cast<std::remove_reference_t<F> *>(context))(task); });
 }
 
+// One of the facts of a plan.
+NF_INLINE void tell(Plan &plan, const char *name, int64_t value) {
+    if (plan.count < kMostFacts)
+        plan.facts[plan.count++] = {name, value, false};
+}
+NF_INLINE void tell_whether(Plan &plan, const char *name, bool value) {
+    if (plan.count < kMostFacts)
+        plan.facts[plan.count++] = {name, value, true};
+}
+
 NF_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 NF_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 NF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

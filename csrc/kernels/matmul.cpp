@@ -133,6 +133,15 @@ void pack_a(const MatmulArgs &args, const T *a, int64_t i, int64_t rows, int64_t
     }
 }
 
+// Rows of A packed at once, and columns of B, where a part of the output has so many: equal blocks.
+NF_INLINE int64_t rows_of_block(int64_t rows) {
+    return round_up(ceil_div(rows, ceil_div(rows, kBlockRows)), kTileRows);
+}
+template <class E> int64_t columns_of_chunk(int64_t columns) {
+    constexpr int64_t NR = kTileColumns<E>;
+    return ceil_div(ceil_div(columns, NR), ceil_div(columns, chunk_columns<E>())) * NR;
+}
+
 // Depth [k0, k0 + depth), columns [j0, j0 + columns) of B: panels of kTileColumns columns, `panel` operands apart.
 template <class E, class T>
 void pack_b(const MatmulArgs &args, const T *b, int64_t k0, int64_t depth, int64_t j0, int64_t columns, int64_t panel,
@@ -225,9 +234,9 @@ bool multiply_part(const Plan<E, T> &plan, int64_t i0, int64_t rows, int64_t j0,
     typedef Acc<E> A;
     constexpr int64_t NR = kTileColumns<E>, kBlockDepth = kDepth * kElements<E>;
     const MatmulArgs &args = plan.args;
-    const int64_t block_size = round_up(ceil_div(rows, ceil_div(rows, kBlockRows)), kTileRows);
+    const int64_t block_size = rows_of_block(rows);
     const int64_t a_size = block_size * kRowStride;
-    const int64_t chunk = ceil_div(ceil_div(columns, NR), ceil_div(columns, chunk_columns<E>())) * NR;
+    const int64_t chunk = columns_of_chunk<E>(columns);
     // Sums of several blocks of depth wait in memory of their own, for the output may be a narrower type or an input.
     const bool needs_partial = !plan.direct && args.k > kBlockDepth;
     Scratch<E> memory(a_size + chunk / NR * panel_stride<E>(smaller(kDepth, steps_of<E>(args.k))));
@@ -256,40 +265,48 @@ bool multiply_part(const Plan<E, T> &plan, int64_t i0, int64_t rows, int64_t j0,
     return true;
 }
 
-template <class E, class T> bool multiply_many(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
-    typedef Acc<E> A;
-    constexpr int64_t NR = kTileColumns<E>;
+template <class A> NF_INLINE bool writes_directly(const MatmulArgs &args) {
     const bool same_type = args.out_type == (sizeof(A) == 8 ? DType::f64 : DType::f32);
-    const bool plain =
-        args.scale == 1 && !bias && !product.residual && !product.preactivation && args.activation == Activation::none;
-    const bool direct = same_type && plain;
-    const Plan<E, T> plan{args, product, bias, direct};
+    return same_type && args.scale == 1 && !args.bias && !args.residual && !args.preactivation &&
+           args.activation == Activation::none;
+}
 
-    const int threads = args.m * args.n * args.k < kParallelWork ? 1 : runtime::threads_here();
-    // Equal parts of columns; a narrow product divides its rows instead.
-    const int64_t panels = ceil_div(args.n, NR), tiles = ceil_div(args.m, kTileRows);
-    int64_t column_parts = ceil_div(args.n, kPartColumns), row_parts = 1;
-    if (threads > 1) {
-        if (panels >= 4 * threads || panels % threads == 0)
-            column_parts = round_up(column_parts, threads);
-        else
-            row_parts = threads;
+// How a product is divided among at most `threads`: equal parts of columns; a narrow product divides its rows instead.
+struct Parts {
+    int64_t threads, columns, column_parts, row_parts; // columns of a part
+    int64_t first_row(const MatmulArgs &args, int64_t part) const {
+        return smaller(args.m, ceil_div(args.m, kTileRows) * part / row_parts * kTileRows);
     }
-    const int64_t part_columns = ceil_div(panels, column_parts) * NR;
-    column_parts = ceil_div(args.n, part_columns);
+};
+template <class E> Parts parts_of(const MatmulArgs &args, int64_t threads) {
+    constexpr int64_t NR = kTileColumns<E>;
+    Parts parts{args.m * args.n * args.k < kParallelWork ? 1 : threads, 0, ceil_div(args.n, kPartColumns), 1};
+    const int64_t panels = ceil_div(args.n, NR);
+    if (parts.threads > 1) {
+        if (panels >= 4 * parts.threads || panels % parts.threads == 0)
+            parts.column_parts = round_up(parts.column_parts, parts.threads);
+        else
+            parts.row_parts = parts.threads;
+    }
+    parts.columns = ceil_div(panels, parts.column_parts) * NR;
+    parts.column_parts = ceil_div(args.n, parts.columns);
+    return parts;
+}
 
+template <class E, class T> bool multiply_many(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
+    const Plan<E, T> plan{args, product, bias, writes_directly<Acc<E>>(args)};
+    const Parts parts = parts_of<E>(args, runtime::threads_here());
     Failure failure;
     auto compute = [&](int64_t task) {
-        const int64_t part = task / column_parts, j0 = task % column_parts * part_columns;
-        const int64_t first = tiles * part / row_parts * kTileRows;
-        const int64_t last = smaller(args.m, tiles * (part + 1) / row_parts * kTileRows);
-        if (first < last && !multiply_part<E, T>(plan, first, last - first, j0, smaller(part_columns, args.n - j0)))
+        const int64_t part = task / parts.column_parts, j0 = task % parts.column_parts * parts.columns;
+        const int64_t first = parts.first_row(args, part), last = parts.first_row(args, part + 1);
+        if (first < last && !multiply_part<E, T>(plan, first, last - first, j0, smaller(parts.columns, args.n - j0)))
             failure.set();
     };
-    if (threads > 1)
-        parallel_tasks(column_parts * row_parts, compute);
+    if (parts.threads > 1)
+        parallel_tasks(parts.column_parts * parts.row_parts, compute);
     else
-        for (int64_t task = 0; task < column_parts; ++task)
+        for (int64_t task = 0; task < parts.column_parts; ++task)
             compute(task);
     return !failure.happened;
 }
@@ -348,6 +365,19 @@ void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_
         add(j, std::integral_constant<int, 1>{}, int(columns - j));
 }
 
+// Chunks of columns, equal ones.
+struct FewRows {
+    int64_t threads, width, count;
+};
+template <class A> FewRows few_rows_of(const MatmulArgs &args, int64_t threads) {
+    const int64_t bytes = args.m == 1 ? kSumsBytesOfOneRow : kSumsBytes / args.m;
+    FewRows chunks{args.m * args.n * args.k < kParallelWork ? 1 : threads, 0, 0};
+    chunks.count = round_up(ceil_div(args.n, bytes / int64_t(sizeof(A))), chunks.threads);
+    chunks.width = round_up(ceil_div(args.n, chunks.count), kStepVectors * kLanes<A>);
+    chunks.count = ceil_div(args.n, chunks.width);
+    return chunks;
+}
+
 // b's rows are contiguous.
 template <class E, class T>
 bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
@@ -362,10 +392,8 @@ bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const 
                                  product.a + strip * strip_rows * args.a_row, args.a_row, args.a_col, A(1),
                                  a.data + strip * steps * kTileRows);
 
-    const int threads = args.m * args.n * args.k < kParallelWork ? 1 : runtime::threads_here();
-    const int64_t most = (args.m == 1 ? kSumsBytesOfOneRow : kSumsBytes / args.m) / int64_t(sizeof(A));
-    const int64_t width =
-        round_up(ceil_div(args.n, round_up(ceil_div(args.n, most), threads)), kStepVectors * kLanes<A>);
+    const FewRows chunks = few_rows_of<A>(args, runtime::threads_here());
+    const int64_t width = chunks.width;
     Failure failure;
     auto compute = [&](int64_t chunk) {
         const int64_t j0 = chunk * width, columns = smaller(width, args.n - j0);
@@ -388,11 +416,10 @@ bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const 
             add(std::integral_constant<int, 1>{}, step);
         finish<A, T>(args, product, bias, sums.data, width, 0, args.m, j0, columns);
     };
-    const int64_t chunks = ceil_div(args.n, width);
-    if (threads > 1)
-        parallel_tasks(chunks, compute);
+    if (chunks.threads > 1)
+        parallel_tasks(chunks.count, compute);
     else
-        for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        for (int64_t chunk = 0; chunk < chunks.count; ++chunk)
             compute(chunk);
     return !failure.happened;
 }
@@ -440,10 +467,11 @@ void dot_products(int64_t depth, const T *a, int64_t a_row, const T *b, int64_t 
     }
 }
 
+constexpr int64_t kColumns = 16; // columns of one task: sums fit in L1, and columns are contiguous in the output
+
 template <class E, class T>
 bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
     typedef Acc<E> A;
-    constexpr int64_t kColumns = 16; // columns of one task: sums fit in L1, and columns are contiguous in the output
     constexpr int kDots = kTileRows > 6 ? 16 : 8; // at once: as many as there are registers for
     Scratch<T> a(args.m * args.k);
     if (!a)
@@ -482,19 +510,44 @@ bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, cons
 // ---- one product, the batch
 // ---------------------------------------------------------------------------------------------
 
+enum class Way { no_terms, many_rows, few_rows_straight, few_rows_transposed };
+NF_INLINE Way way_of(const MatmulArgs &args) {
+    if (args.k == 0)
+        return Way::no_terms;
+    if (args.m > kFewRows)
+        return Way::many_rows;
+    return args.b_col == 1 ? Way::few_rows_straight : Way::few_rows_transposed;
+}
+
+// Several products: one a thread, if there are enough of them to keep all threads busy to the end.
+NF_INLINE bool divides_batch(const MatmulArgs &args, int64_t batch, int64_t threads) {
+    return batch > 1 && threads > 1 && args.m * args.n * larger(1, args.k) * batch >= kParallelWork &&
+           (batch % threads == 0 || batch >= 4 * threads);
+}
+NF_INLINE int64_t batch_of(const MatmulArgs &args) {
+    int64_t batch = 1;
+    for (int axis = 0; axis < args.batch_axes; ++axis)
+        batch *= args.batch_shape[axis];
+    return batch;
+}
+
 template <class A, class T> bool multiply_one(const MatmulArgs &args, const Product<T> &product, const A *bias) {
-    if (args.k == 0) { // an empty sum
+    typedef typename OperandOf<T>::type E;
+    switch (way_of(args)) {
+    case Way::no_terms:
         for (int64_t i = 0; i < args.m; ++i)
             for (int64_t j = 0; j < args.n; ++j) {
                 const A zero = 0;
                 finish<A, T>(args, product, bias, &zero, 0, i, 1, j, 1);
             }
         return true;
-    }
-    typedef typename OperandOf<T>::type E;
-    if (args.m > kFewRows)
+    case Way::many_rows:
         return multiply_many<E, T>(args, product, bias);
-    return (args.b_col == 1 ? few_rows_straight<E, T> : few_rows_transposed<E, T>)(args, product, bias);
+    case Way::few_rows_straight:
+        return few_rows_straight<E, T>(args, product, bias);
+    default:
+        return few_rows_transposed<E, T>(args, product, bias);
+    }
 }
 
 template <class A> void load_bias(const MatmulArgs &args, A *bias) {
@@ -517,9 +570,7 @@ template <class A> void load_bias(const MatmulArgs &args, A *bias) {
 
 template <class T> bool matmul(const MatmulArgs &args) {
     typedef Acc<T> A;
-    int64_t batch = 1;
-    for (int axis = 0; axis < args.batch_axes; ++axis)
-        batch *= args.batch_shape[axis];
+    const int64_t batch = batch_of(args);
     if (batch == 0 || args.m == 0 || args.n == 0)
         return true;
     Scratch<A> bias(args.bias ? args.n : 0);
@@ -550,11 +601,8 @@ template <class T> bool matmul(const MatmulArgs &args) {
         return multiply_one<A, T>(args, product, args.bias ? bias.data : nullptr);
     };
 
-    const int64_t work = args.m * args.n * larger(1, args.k);
-    const int threads = runtime::threads_here();
     Failure failure;
-    // Several products: one a thread, if there are enough of them to keep all threads busy to the end.
-    if (batch > 1 && threads > 1 && work * batch >= kParallelWork && (batch % threads == 0 || batch >= 4 * threads)) {
+    if (divides_batch(args, batch, runtime::threads_here())) {
         parallel_tasks(batch, [&](int64_t index) {
             if (!one(index))
                 failure.set();
@@ -567,6 +615,75 @@ template <class T> bool matmul(const MatmulArgs &args) {
     return !failure.happened;
 }
 
+// ---- what a call is going to do, from the functions above that decide it
+
+template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
+    typedef Acc<T> A;
+    typedef typename OperandOf<T>::type E;
+    const int64_t batch = batch_of(args), NR = kTileColumns<E>, steps = steps_of<E>(args.k);
+    if (batch == 0 || args.m == 0 || args.n == 0) {
+        plan.path = "nothing to compute";
+        return;
+    }
+    const bool divided = divides_batch(args, batch, runtime::threads_here());
+    const int64_t threads = divided ? 1 : runtime::threads_here(); // within one product
+    int64_t threads_used = 1, size = 0;                            // size: bytes a product
+    tell(plan, "products", batch);
+    switch (way_of(args)) {
+    case Way::no_terms:
+        plan.path = "a sum of no terms: bias, activation and residual only";
+        break;
+    case Way::many_rows: {
+        plan.path = args.a_col == 1 ? "blocks: A packed in rows, B in panels"
+                                    : "blocks: A packed from its transpose, B in panels";
+        const Parts parts = parts_of<E>(args, threads);
+        const bool direct = writes_directly<A>(args);
+        const int64_t tasks = parts.column_parts * parts.row_parts, columns = smaller(parts.columns, args.n);
+        int64_t rows = 0;
+        for (int64_t part = 0; part < parts.row_parts; ++part)
+            rows = larger(rows, parts.first_row(args, part + 1) - parts.first_row(args, part));
+        threads_used = parts.threads > 1 ? runtime::threads_for(tasks, 1) : 1;
+        const int64_t panels = columns_of_chunk<E>(columns) / NR, depth = smaller(kDepth, steps);
+        const int64_t partial = !direct && steps > kDepth ? rows_of_block(rows) * columns : 0;
+        size =
+            threads_used * (int64_t(sizeof(E)) * (rows_of_block(rows) * kRowStride + panels * panel_stride<E>(depth)) +
+                            int64_t(sizeof(A)) * partial);
+        tell(plan, "tile_rows", kTileRows);
+        tell(plan, "tile_columns", NR);
+        tell(plan, "block_depth", smaller(kDepth * kElements<E>, args.k));
+        tell(plan, "block_rows", rows_of_block(rows));
+        tell(plan, "chunk_columns", columns_of_chunk<E>(columns));
+        tell(plan, "parts_of_rows", parts.row_parts);
+        tell(plan, "parts_of_columns", parts.column_parts);
+        tell_whether(plan, "tiles_are_written_to_the_output", direct);
+        break;
+    }
+    case Way::few_rows_straight: {
+        plan.path = "few rows: B is read where it lies";
+        const FewRows chunks = few_rows_of<A>(args, threads);
+        threads_used = chunks.threads > 1 ? runtime::threads_for(chunks.count, 1) : 1;
+        size = int64_t(sizeof(E)) * (round_up(args.m, kTileRows) * steps + kLanes<E>)+int64_t(sizeof(A)) *
+               threads_used * args.m * chunks.width;
+        tell(plan, "rows_of_b_at_once", kSteps * kElements<E>);
+        tell(plan, "columns_of_a_task", smaller(chunks.width, args.n));
+        break;
+    }
+    case Way::few_rows_transposed: {
+        plan.path = "few rows, B transposed: dot products along its columns, where they lie";
+        const int64_t grain = larger(1, kParallelWork / larger(1, args.m * args.k * kColumns));
+        threads_used = divided ? 1 : runtime::threads_for(ceil_div(args.n, kColumns), grain);
+        size = int64_t(sizeof(T)) * args.m * args.k;
+        tell(plan, "columns_of_a_task", kColumns);
+        break;
+    }
+    }
+    plan.threads = divided ? runtime::threads_for(batch, 1) : threads_used;
+    plan.scratch = size * (divided ? plan.threads : 1) + (args.bias ? args.n : 0) * int64_t(sizeof(A));
+    tell_whether(plan, "threads_divide_the_products", divided);
+    tell(plan, "bits_of_the_sums", 8 * int64_t(sizeof(A)));
+    tell_whether(plan, "pairs_are_multiplied_in_their_own_type", kElements<E> == 2);
+}
+
 } // namespace
 
 void fill_matmul(Kernels &table) {
@@ -574,6 +691,10 @@ void fill_matmul(Kernels &table) {
     table.matmul[int(DType::f64)] = matmul<double>;
     table.matmul[int(DType::f16)] = matmul<f16>;
     table.matmul[int(DType::bf16)] = matmul<bf16>;
+    table.plan_matmul[int(DType::f32)] = plan_matmul<float>;
+    table.plan_matmul[int(DType::f64)] = plan_matmul<double>;
+    table.plan_matmul[int(DType::f16)] = plan_matmul<f16>;
+    table.plan_matmul[int(DType::bf16)] = plan_matmul<bf16>;
 }
 
 } // namespace nf::NUMFORMER_LEVEL

@@ -301,8 +301,10 @@ void Attention::forward(const View &out, const View &lse) {
     profiler::Scope scope(operation_, dtype_,
                           {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
                           [&] { return work::sum(all, dtype_, work::attention); });
-    require_memory(
-        runtime::kernels().attention[static_cast<int>(dtype_)](all.data(), static_cast<int64_t>(all.size())));
+    const int64_t count = static_cast<int64_t>(all.size());
+    if (Plan *plan = scope.plan())
+        return runtime::kernels().plan_attention[static_cast<int>(dtype_)](all.data(), count, *plan);
+    require_memory(runtime::kernels().attention[static_cast<int>(dtype_)](all.data(), count));
 }
 
 // A slice of the bias belongs to all (batch, head) that read it. dbias is contiguous, so slices lie one after another.
@@ -346,7 +348,10 @@ void Attention::backward(const View &dout, const View &out, const View &lse, con
         profiler::Scope scope(operation_, dtype_,
                               {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
                               [&] { return work::sum(all, dtype_, work::attention_backward); });
-        require_memory(runtime::kernels().attention_backward[static_cast<int>(dtype_)](all.data(), count));
+        if (Plan *plan = scope.plan())
+            runtime::kernels().plan_attention_backward[static_cast<int>(dtype_)](all.data(), count, *plan);
+        else
+            require_memory(runtime::kernels().attention_backward[static_cast<int>(dtype_)](all.data(), count));
     }
     if (more.dsinks)
         for (int64_t head = 0; head < args_.heads; ++head) {
@@ -362,7 +367,8 @@ void Attention::backward(const View &dout, const View &out, const View &lse, con
         profiler::Scope scope("attention_bias_backward", dtype_,
                               {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
                               [&] { return work::attention_bias_backward(args_, dtype_, *more.dbias); });
-        require_memory(runtime::kernels().attention_bias_backward[static_cast<int>(dtype_)](args_));
+        if (!scope.plan())
+            require_memory(runtime::kernels().attention_bias_backward[static_cast<int>(dtype_)](args_));
     }
 }
 

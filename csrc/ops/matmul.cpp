@@ -146,6 +146,8 @@ void Matmul::run(const View &out) {
         batch *= args_.batch_shape[axis];
     profiler::Scope scope(kName, dtype_, {batch, args_.m, args_.k, args_.n},
                           [&] { return work::matmul(args_, dtype_); });
+    if (Plan *plan = scope.plan())
+        return runtime::kernels().plan_matmul[static_cast<int>(dtype_)](args_, *plan);
     if (!runtime::kernels().matmul[static_cast<int>(dtype_)](args_))
         throw std::bad_alloc();
 }

@@ -2,6 +2,7 @@
 // Plain data only, because kernels of every level include this.
 #pragma once
 #include "core/dtype.hpp"
+#include "runtime/plan.hpp"
 
 #include <stdint.h>
 
@@ -136,6 +137,10 @@ struct Kernels {
     bool (*attention[kFloatTypes])(const AttentionArgs *sequences, int64_t count);
     bool (*attention_backward[kFloatTypes])(const AttentionArgs *sequences, int64_t count);
     bool (*attention_bias_backward[kFloatTypes])(const AttentionArgs &args);
+    // What these three would do, without doing it.
+    void (*plan_matmul[kFloatTypes])(const MatmulArgs &args, Plan &plan);
+    void (*plan_attention[kFloatTypes])(const AttentionArgs *sequences, int64_t count, Plan &plan);
+    void (*plan_attention_backward[kFloatTypes])(const AttentionArgs *sequences, int64_t count, Plan &plan);
     // The machine's ceilings: floating-point operations done in `rounds`; a sum over memory, read as 16 streams.
     double (*multiply_adds_f32)(int64_t rounds);
     double (*multiply_adds_f64)(int64_t rounds);

@@ -81,14 +81,16 @@ int threads_here() {
     return num_threads();
 }
 
+int64_t threads_for(int64_t count, int64_t grain) {
+    const int64_t pieces = (count + grain - 1) / (grain > 0 ? grain : 1), threads = threads_here();
+    return pieces < threads ? pieces : threads;
+}
+
 void parallel_ranges(int64_t count, int64_t grain, void *context,
                      void (*body)(void *context, int64_t begin, int64_t end)) {
     if (count <= 0)
         return;
-    int64_t pieces = (count + grain - 1) / (grain > 0 ? grain : 1);
-    const int threads = threads_here();
-    if (pieces > threads)
-        pieces = threads;
+    const int64_t pieces = threads_for(count, grain);
     if (pieces <= 1) {
         body(context, 0, count);
         return;
@@ -107,7 +109,7 @@ void parallel_ranges(int64_t count, int64_t grain, void *context,
 }
 
 void parallel_tasks(int64_t count, void *context, void (*body)(void *context, int64_t task)) {
-    const int64_t threads = threads_here() < count ? threads_here() : count;
+    const int64_t threads = threads_for(count, 1);
     if (threads <= 1) {
         for (int64_t task = 0; task < count; ++task)
             body(context, task);

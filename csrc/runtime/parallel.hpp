@@ -13,6 +13,8 @@ int available_processors();
 // Threads that a call made here and now would get: 1 inside a parallel region and in a forked child.
 int threads_here();
 
+// How many threads share `count` items, at least `grain` each.
+int64_t threads_for(int64_t count, int64_t grain);
 // body(context, begin, end) over contiguous ranges of [0, count) of at least `grain` items, one a thread.
 void parallel_ranges(int64_t count, int64_t grain, void *context,
                      void (*body)(void *context, int64_t begin, int64_t end));

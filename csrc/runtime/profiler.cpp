@@ -12,13 +12,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <unordered_map>
 
 namespace nf::profiler {
 
-std::atomic<bool> enabled{false};
+std::atomic<int> watchers{0};
 
 namespace {
 
@@ -80,6 +81,7 @@ struct Hash {
 
 struct State {
     std::mutex mutex;
+    bool recording = false;
     int64_t capacity = 1, start_ns = 0, stop_ns = 0;
     int32_t thread = 0;
     Ring<Record> records;
@@ -109,16 +111,6 @@ State &state() {
     return *instance;
 }
 
-// A fork copies the mutex in whatever state another thread had it: take it before, release it on both sides after.
-// A child's records would reach nobody: in the child the profile is off.
-State::State() {
-    pthread_atfork([] { state().mutex.lock(); }, [] { state().mutex.unlock(); },
-                   [] {
-                       enabled.store(false);
-                       state().mutex.unlock();
-                   });
-}
-
 std::atomic<int64_t> session{0}, next_sample{0};
 std::atomic<int> statm{-1}; // file descriptor of /proc/self/statm, kept open between profiles
 
@@ -134,6 +126,8 @@ struct Thread {
     std::vector<Open> open;
     int64_t parallel_ns = 0, busy_ns = 0, slowest_ns = 0;
     int32_t threads = 1, forks = 0;
+    bool explaining = false;
+    std::deque<Explanation> explanations; // does not move what plans point to
 };
 
 int32_t thread_number() {
@@ -154,6 +148,17 @@ Thread &this_thread() {
         thread.id = thread_number(); // again in every session: a fork keeps this object but changes the number
     }
     return thread;
+}
+
+// A fork copies the mutex in whatever state another thread had it: take it before, release it on both sides after.
+// A child's records would reach nobody: in the child the profile is off.
+State::State() {
+    pthread_atfork([] { state().mutex.lock(); }, [] { state().mutex.unlock(); },
+                   [] {
+                       watchers.store(0);
+                       state().recording = this_thread().explaining = false;
+                       state().mutex.unlock();
+                   });
 }
 
 // The following expect the mutex to be held.
@@ -238,7 +243,7 @@ int64_t now() {
 bool start(int64_t capacity) {
     State &s = state();
     std::lock_guard<std::mutex> guard(s.mutex);
-    if (enabled.load())
+    if (s.recording)
         return false;
     if (statm.load() < 0)
         statm.store(open("/proc/self/statm", O_RDONLY | O_CLOEXEC));
@@ -251,7 +256,8 @@ bool start(int64_t capacity) {
     s.names.clear();
     s.name_numbers.clear();
     s.forget(now());
-    enabled.store(true);
+    s.recording = true;
+    ++watchers;
     return true;
 }
 
@@ -264,12 +270,13 @@ void clear() {
 void stop() {
     State &s = state();
     std::lock_guard<std::mutex> guard(s.mutex);
-    if (!enabled.load())
+    if (!s.recording)
         return;
     s.stop_ns = now();
     for (Thread &thread = this_thread(); !thread.open.empty();)
         close_innermost(s, thread, s.stop_ns);
-    enabled.store(false);
+    s.recording = false;
+    --watchers;
 }
 
 Snapshot take() {
@@ -295,7 +302,7 @@ Snapshot take() {
 int64_t enter(const std::string &label) {
     State &s = state();
     std::lock_guard<std::mutex> guard(s.mutex);
-    if (!enabled.load(std::memory_order_relaxed))
+    if (!s.recording)
         return -1;
     Thread &thread = this_thread();
     const int64_t depth = static_cast<int64_t>(thread.open.size());
@@ -308,13 +315,31 @@ void leave(int64_t token) {
     const int64_t time = now();
     State &s = state();
     std::lock_guard<std::mutex> guard(s.mutex);
-    if (token < 0 || !enabled.load(std::memory_order_relaxed))
+    if (token < 0 || !s.recording)
         return;
     Thread &thread = this_thread();
     if (thread.session != token >> 20)
         return;
     while (static_cast<int64_t>(thread.open.size()) > (token & ((1 << 20) - 1)))
         close_innermost(s, thread, time);
+}
+
+void explain() {
+    Thread &thread = this_thread();
+    thread.explanations.clear();
+    if (!thread.explaining)
+        ++watchers;
+    thread.explaining = true;
+}
+
+std::vector<Explanation> explained() {
+    Thread &thread = this_thread();
+    if (thread.explaining)
+        --watchers;
+    thread.explaining = false;
+    std::vector<Explanation> all(thread.explanations.begin(), thread.explanations.end());
+    thread.explanations.clear();
+    return all;
 }
 
 void Team::add_time(int64_t ns) {
@@ -335,6 +360,15 @@ void Team::finish(int64_t threads) {
 
 void Scope::begin(const char *name, DType dtype, std::initializer_list<int64_t> shape, Work work) {
     Thread &thread = this_thread();
+    plan_ = nullptr;
+    if (thread.explaining) {
+        thread.explanations.push_back({name, dtype, {}, work, Plan{}});
+        Explanation &explanation = thread.explanations.back();
+        std::copy_n(shape.begin(), std::min(shape.size(), size_t(kMaxShape)), explanation.shape);
+        explanation.plan.threads = 1;
+        plan_ = &explanation.plan;
+        return;
+    }
     thread.parallel_ns = thread.busy_ns = thread.slowest_ns = 0;
     thread.threads = 1;
     thread.forks = 0;
@@ -349,6 +383,8 @@ void Scope::begin(const char *name, DType dtype, std::initializer_list<int64_t> 
 }
 
 void Scope::end() {
+    if (plan_)
+        return;
     record_.end_ns = now();
     const Thread &thread = this_thread();
     record_.parallel_ns = thread.parallel_ns;
@@ -364,7 +400,7 @@ void Scope::end() {
     const int64_t resident = sampled ? resident_bytes() : 0;
     State &s = state();
     std::lock_guard<std::mutex> guard(s.mutex);
-    if (!enabled.load(std::memory_order_relaxed) || record_.start_ns < s.start_ns || thread.id != record_.thread)
+    if (!s.recording || record_.start_ns < s.start_ns || thread.id != record_.thread)
         return; // it ended after the profile did, or began before the profile or its clear()
     const auto number = s.name_numbers.emplace(name_, static_cast<int32_t>(s.names.size()));
     if (number.second)

@@ -2,6 +2,7 @@
 // call; ranges (layers, the user's own) nest and give each record a path. Off, a scope costs one predictable branch.
 #pragma once
 #include "core/dtype.hpp"
+#include "runtime/plan.hpp"
 
 #include <atomic>
 #include <cstdint>
@@ -63,14 +64,24 @@ struct Snapshot {
     int32_t thread;
 };
 
-extern std::atomic<bool> enabled;
+// A call that was explained instead of done.
+struct Explanation {
+    const char *name;
+    DType dtype;
+    int64_t shape[kMaxShape];
+    Work work;
+    Plan plan;
+};
+
+// How many want to see calls: a profile, and threads that explain theirs.
+extern std::atomic<int> watchers;
 
 // The only price of a profile that is off. A build without it (NUMFORMER_NO_PROFILER) is what that price is counted by.
 inline bool is_on() {
 #if defined(NUMFORMER_NO_PROFILER)
     return false;
 #else
-    return __builtin_expect(enabled.load(std::memory_order_relaxed), 0);
+    return __builtin_expect(watchers.load(std::memory_order_relaxed) != 0, 0);
 #endif
 }
 
@@ -87,6 +98,10 @@ Snapshot take();
 // enter() gives a token for leave(), which also closes what was opened inside and not closed.
 int64_t enter(const std::string &label);
 void leave(int64_t token);
+
+// Between the two, calls of this thread only say what they would do; where a profile is on, it does not see them.
+void explain();
+std::vector<Explanation> explained();
 
 // Time of each thread of a parallel region, for the record of the call that it belongs to.
 class Team {
@@ -125,6 +140,8 @@ class Scope {
         if (on_)
             end();
     }
+    // Where to say what the call would do instead of doing it; null where it is to be done.
+    Plan *plan() const { return on_ ? plan_ : nullptr; }
     Scope(const Scope &) = delete;
     Scope &operator=(const Scope &) = delete;
 
@@ -132,8 +149,9 @@ class Scope {
     void begin(const char *name, DType dtype, std::initializer_list<int64_t> shape, Work work);
     void end();
     const bool on_;
-    const char *name_;
-    Record record_; // not initialised when off
+    const char *name_; // this and the following are not initialised when off
+    Plan *plan_;
+    Record record_;
 };
 
 } // namespace nf::profiler

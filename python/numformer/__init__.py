@@ -8,7 +8,7 @@ from numformer import _core, ops
 from numformer._core import __version__
 from numformer.cache import KVCache
 from numformer.ops import *  # noqa: F403 - the functions that ops lists in __all__
-from numformer.profiling import profile
+from numformer.profiling import explain, profile
 
 if TYPE_CHECKING:
     from numformer import data as data
@@ -26,6 +26,7 @@ __all__ = [
     "KVCache",
     "__version__",
     "empty_pool",
+    "explain",
     "get_num_threads",
     "info",
     "ops",

@@ -108,3 +108,42 @@ def test_bench_ceilings() -> None:
     assert nf.get_num_threads() == before
     assert "fork and join" in result.output and str(ceilings.path()) in result.output.replace("\n", "")
     assert ceilings.load(1) is not None and ceilings.load(before) is not None
+
+
+def test_explain() -> None:
+    result = RUN.invoke(app, ["explain", "attention", "--shape", "4,12,1024,64", "--causal"])
+    assert result.exit_code == 0, result.output
+    assert "attention (4, 12, 1024, 1024, 64, 64) float32" in result.output and nf.info()["isa"] in result.output
+    pairs = 4 * 12 * (1024 * 1025 // 2)
+    assert f"{4.0 * pairs * 64:.4g} FLOPs" in result.output
+    for text in ("tile rows", "block keys", "threads", "% of all pairs", "us at least, bound by arithmetic"):
+        assert text in result.output
+    assert ceilings.load(nf.get_num_threads()) is not None, "ceilings are measured once"
+    command = ["explain", "attention", "--shape", "8,1,64", "--keys", "5000", "--kv-heads", "2", "--window", "100,"]
+    result = RUN.invoke(app, [*command, "--dtype", "bfloat16"])
+    assert result.exit_code == 0, result.output
+    assert "few queries" in result.output and f"{4.0 * 8 * 101 * 64:.4g} FLOPs" in result.output
+    result = RUN.invoke(app, ["explain", "attention", "--shape", "2,50,8", "--backward", "--dtype", "float64"])
+    assert result.exit_code == 0 and "attention_backward (1, 2, 50, 50, 8, 8) float64" in result.output
+    result = RUN.invoke(app, ["explain", "matmul", "--shape", "512,768,2304", "--transpose-a", "--dtype", "float16"])
+    assert result.exit_code == 0 and "from its transpose" in result.output
+    result = RUN.invoke(app, ["explain", "matmul", "--shape", "64,32,16", "--backward"])
+    assert result.exit_code == 0 and result.output.count("kernel  matmul") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["matmul", "--shape", "512,768"], "--shape must be M,K,N"),
+        (["matmul", "--shape", "a,b,c"], "--shape must be M,K,N"),
+        (["matmul", "--shape", "8,-8,8"], "numbers of 0 or more"),
+        (["matmul", "--shape", "8,8,8", "--causal"], "--causal is for attention only"),
+        (["attention", "--shape", "8,8,8", "--transpose-b"], "--transpose-b is for matmul only"),
+        (["attention", "--shape", "8,8,8", "--window", "3"], "--window must be LEFT,RIGHT"),
+        (["attention", "--shape", "8,8,8", "--kv-heads", "3"], "number of heads that divides q's"),
+        (["matmul", "--shape", "99999999999,99999999999,8"], "must fit in memory"),
+    ],
+)
+def test_explain_mistakes(options: list[str], message: str) -> None:
+    result = RUN.invoke(app, ["explain", *options])
+    assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output

@@ -23,6 +23,7 @@ ONLY = {
         "runtime/caches.hpp",
         "runtime/kernels.hpp",
         "runtime/parallel.hpp",
+        "runtime/plan.hpp",
     }
 }
 PYTHON = {

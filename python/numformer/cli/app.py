@@ -50,6 +50,22 @@ class DType(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Explained(StrEnum):
+    """Operations whose plan can be asked for."""
+
+    matmul = "matmul"
+    attention = "attention"
+
+
+class ExplainedDType(StrEnum):
+    """Dtypes of kernels."""
+
+    float32 = "float32"
+    float64 = "float64"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a trained model.")]
 Threads = Annotated[int | None, typer.Option(help="Processors to use; all by default.")]
 PairsFile = Annotated[
@@ -360,6 +376,42 @@ def bench(
     from numformer.cli.benchmarking import run
 
     _run(run, subjects=subjects or [], ceilings=ceilings, picture=picture, quick=quick, threads=threads)
+
+
+@app.command()
+def explain(
+    operation: Annotated[Explained, typer.Argument(help="Which operation.")],
+    shape: Annotated[str, typer.Option(help="[BATCH,] M,K,N of matmul; [BATCH,] HEADS,N,D of attention's queries.")],
+    dtype: Annotated[ExplainedDType, typer.Option(help="Dtype of the arrays.")] = ExplainedDType.float32,
+    backward: Annotated[bool, typer.Option("--backward", help="Its gradients instead.")] = False,
+    transpose_a: Annotated[bool, typer.Option("--transpose-a", help="matmul: a is stored as (K, M).")] = False,
+    transpose_b: Annotated[bool, typer.Option("--transpose-b", help="matmul: b is stored as (N, K).")] = False,
+    keys: Annotated[int | None, typer.Option(min=0, help="attention: keys; as many as queries by default.")] = None,
+    kv_heads: Annotated[int | None, typer.Option(min=1, help="attention: heads of k and v.")] = None,
+    value_dim: Annotated[
+        int | None, typer.Option(min=0, help="attention: last axis of v; that of q by default.")
+    ] = None,
+    causal: Annotated[bool, typer.Option("--causal", help="attention: no query sees keys behind it.")] = False,
+    window: Annotated[str | None, typer.Option(help="attention: LEFT,RIGHT; an empty side has no limit.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Say which way a call takes, its blocks and threads, and how long it takes at best, without doing it."""
+    from numformer.cli.explaining import run
+
+    _run(
+        run,
+        operation=operation.value,
+        shape=shape,
+        dtype=dtype.value,
+        backward=backward,
+        transposed=(transpose_a, transpose_b),
+        keys=keys,
+        kv_heads=kv_heads,
+        value_dim=value_dim,
+        causal=causal,
+        window=window,
+        threads=threads,
+    )
 
 
 @app.command()

@@ -15,7 +15,7 @@ from numformer.profiling import ceilings
 
 def run(*, target: str, arguments: list[str], out: Path, trace: Path | None, capacity: int, app: typer.Typer) -> None:
     """Run it, print a table and write the page, also where it ends with an error or Ctrl-C."""
-    commands = {name for name in _names(app) if name not in ("profile", "bench")}
+    commands = {name for name in _names(app) if name not in ("profile", "bench", "explain")}
     script = Path(target)
     if target not in commands and not script.is_file():
         known = ", ".join(sorted(commands))
@@ -58,11 +58,7 @@ def _script(script: Path, arguments: list[str]) -> None:
 
 
 def _write(p: nf.profile, out: Path, trace: Path | None, title: str) -> None:
-    threads = p.recording.threads
-    top = ceilings.load(threads)
-    if top is None and nf.get_num_threads() == threads:
-        top = ceilings.measure()
-        ceilings.keep([top])
+    top = ceilings.find(p.recording.threads)
     typer.echo("\n" + p.table(ceilings=top))
     p.report(out, title=f"numformer profile: {title}", ceilings=top)
     typer.echo(f"wrote {out}")

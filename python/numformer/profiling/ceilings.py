@@ -181,6 +181,20 @@ def keep(new: list[Ceilings]) -> Path:
     return path()
 
 
+def find(threads: int) -> Ceilings:
+    """Return what was measured at a number of threads; where nothing was, measure it now and keep it."""
+    found = load(threads)
+    if found is None:
+        before = _core.get_num_threads()
+        _core.set_num_threads(threads)
+        try:
+            found = measure()
+        finally:
+            _core.set_num_threads(before)
+        keep([found])
+    return found
+
+
 def measure(seconds: float = 0.05, rounds: int = 5) -> Ceilings:
     """Measure at the number of threads that is set.
 
