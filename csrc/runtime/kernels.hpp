@@ -136,6 +136,7 @@ struct Kernels {
     bool (*attention[kFloatTypes])(const AttentionArgs *sequences, int64_t count);
     bool (*attention_backward[kFloatTypes])(const AttentionArgs *sequences, int64_t count);
     bool (*attention_bias_backward[kFloatTypes])(const AttentionArgs &args);
+    bool (*attention_relative_backward[kFloatTypes])(const AttentionArgs &args);
     // The machine's ceilings: floating-point operations done in `rounds`; a sum over memory, read as 16 streams.
     double (*multiply_adds_f32)(int64_t rounds);
     double (*multiply_adds_f64)(int64_t rounds);
