@@ -315,7 +315,9 @@ template <class T> bool attention_backward(const AttentionArgs *sequences, int64
     const Sequences all{sequences, count};
     const int64_t kv_heads = all.kv_heads(), threads = runtime::threads_here();
     const double work = work_of(all);
-    if (divides_blocks(work, kv_heads, threads))
+    // Dividing blocks takes 7 products instead of 5: it pays where whole heads would leave more than that idle.
+    const bool idle = 5 * ceil_div(kv_heads, threads) * threads > 7 * kv_heads;
+    if (idle && divides_blocks(work, kv_heads, threads))
         return differentiate_few<A, T>(all);
     const int64_t at_once = heads_of_task(work, kv_heads, threads);
     int64_t size = 0;
