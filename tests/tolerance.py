@@ -21,10 +21,12 @@ import ml_dtypes
 import numpy as np
 from numformer import reference
 from numformer.reference.attention import (
+    Relative,
     _by_head,
     _diagonal,
     _heads,
     _kept,
+    _over_samples,
     _scale,
     _scores,
     _sees,
@@ -300,9 +302,19 @@ class AttentionParts:
         self.sees = _sees(q, k, causal, options.get("window"), options.get("mask"), bias, *more)
         self.scale = abs(_scale(options.get("scale"), q))
         w = u(working(dtype))
+        terms, relative = q.shape[-1], None
+        # What multiplies keys, and the same of relative positions in absolute values.
+        self.with_u, self.relative = np.abs(q), None
+        if options.get("rel") is not None:
+            pattern = q, k, causal, options.get("window"), options.get("global_tokens")
+            relative, terms = Relative(options["rel"], *pattern), 2 * terms
+            *arrays, origin = options["rel"]
+            self.relative = Relative((*(np.abs(f64(x)) for x in arrays), origin), *pattern)
+            self.with_u = self.with_u + self.relative.u
         with np.errstate(invalid="ignore", over="ignore"):
-            s, self.cap_slope = _scores(q, k, self.sees, options.get("scale"), bias, cap, slopes, causal)
-            size = self.scale * np.matmul(np.abs(q), np.abs(k).swapaxes(-1, -2))
+            s, self.cap_slope = _scores(q, k, self.sees, options.get("scale"), bias, cap, slopes, causal, relative)
+            size = np.matmul(self.with_u, np.abs(k).swapaxes(-1, -2))
+            size = self.scale * (size if self.relative is None else size + self.relative.products(np.abs(q)))
             # Each term beside the product is rounded, and so is each sum; the softcap is a function of the library.
             more = np.zeros(s.shape) if bias is None else np.abs(f64(bias)) + np.zeros(s.shape)
             if cap is not None:
@@ -311,7 +323,7 @@ class AttentionParts:
                 n, m = s.shape[-2:]
                 more = more + np.abs(_by_head(slopes, q))[..., None] * np.abs(np.arange(m) - _diagonal(n, m, causal))
         self.s = np.where(self.sees, s, 0.0)
-        e = (gamma(q.shape[-1], dtype) + TERMS * w) * size
+        e = (gamma(terms, dtype) + TERMS * w) * size
         # 1 - tanh^2 of an argument that is off by e / cap
         self.e_cap = 0.0 if cap is None else np.where(self.sees, 2 * e / cap + (FUNCTION + TERMS) * w, 0.0)
         self.e = np.where(self.sees, e + FUNCTION * w * more, 0.0)
@@ -393,8 +405,12 @@ def attention_backward(
     m = k.shape[-2]
     group = q.shape[-2] * (q.shape[-3] // shapes[0][-3] if q.ndim > 2 and shapes[0][-3] else 1)
     t = lambda x: x.swapaxes(-1, -2)
-    dq = scale * np.matmul(e_through + (gamma(m, dtype) + TERMS * w) * ds, np.abs(k))
-    dk = scale * np.matmul(t(e_through + (gamma(group, dtype) + TERMS * w) * ds), np.abs(q))
+    relative = parts.relative
+    e_dq = e_through + (gamma(m if relative is None else 2 * m, dtype) + TERMS * w) * ds
+    dq = scale * np.matmul(e_dq, np.abs(k))
+    if relative is not None:
+        dq = dq + scale * np.matmul(relative.by_row(e_dq), relative.r)
+    dk = scale * np.matmul(t(e_through + (gamma(group, dtype) + TERMS * w) * ds), parts.with_u)
     dv = np.matmul(t(kept * (p * (r + gamma(group, dtype) + TERMS * w) + sees * flush(dtype))), do)
     bounds = dq, _ungroup(dk, shapes[0]), _ungroup(dv, shapes[1])
     if not grads:
@@ -412,6 +428,17 @@ def attention_backward(
             )
         e_sink = np.nan_to_num(e_sink)
         more["sinks"] = e_sink.sum(axis=tuple(a for a in range(e_sink.ndim) if a != e_sink.ndim - 2)).reshape(-1)
+    if "rel" in grads:
+        samples = max(1, int(np.prod(q.shape[:-3])))
+        e_r = relative.by_row(e_through + (gamma(samples * q.shape[-2], dtype) + TERMS * w) * ds)
+        e_bias = e_through + (gamma(samples * q.shape[-2] * m, dtype) + TERMS * w) * ds
+        sizes = (
+            np.matmul(t(e_r), np.abs(q) + relative.v),
+            np.matmul(e_bias, np.abs(k)).sum(axis=-2),
+            np.matmul(relative.by_row(e_bias), relative.r).sum(axis=-2),
+        )
+        shapes = (np.shape(x) for x in options["rel"][:3])
+        more["rel"] = tuple(scale * _over_samples(x, shape) for x, shape in zip(sizes, shapes, strict=True))
     return (*bounds, more)
 
 
@@ -439,8 +466,11 @@ def attention_sensitivity(
     e_delta = (do * e_out).sum(axis=-1)
     size_dp = parts.kept * np.matmul(do, np.abs(v).swapaxes(-1, -2))
     e_ds = p * (e_lse * (size_dp + delta[..., None]) + e_delta[..., None])
-    dq = parts.scale * np.matmul(e_ds, np.abs(k))
-    dk = parts.scale * np.matmul(e_ds.swapaxes(-1, -2), np.abs(q))
+    relative = parts.relative
+    of_keys = parts.scale * np.matmul(e_ds, np.abs(k))
+    of_rows = 0.0 if relative is None else parts.scale * np.matmul(relative.by_row(e_ds), relative.r)
+    dq = of_keys + of_rows
+    dk = parts.scale * np.matmul(e_ds.swapaxes(-1, -2), parts.with_u)
     dv = e_lse * np.matmul((parts.kept * p).swapaxes(-1, -2), do)
     bounds = [dq, _ungroup(dk, shapes[0]), _ungroup(dv, shapes[1])]
     if "bias" in grads:
@@ -448,4 +478,8 @@ def attention_sensitivity(
     if "sinks" in grads:
         rows = np.exp(parts.sink - lse) * (e_lse * delta + e_delta)
         bounds.append(rows.sum(axis=tuple(a for a in range(rows.ndim) if a != rows.ndim - 2)).reshape(-1))
+    if "rel" in grads:
+        dr = parts.scale * np.matmul(relative.by_row(e_ds).swapaxes(-1, -2), np.abs(q) + relative.v)
+        sizes = dr, of_keys.sum(axis=-2), of_rows.sum(axis=-2)
+        bounds += [_over_samples(x, like.shape) for x, like in zip(sizes, options["rel"][:3], strict=True)]
     return bounds

@@ -10,12 +10,12 @@ namespace {
 // The options that forward and backward share, as they come from Python.
 struct Options {
     py::object causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed, global_tokens,
-        global_rows, query_starts, key_starts;
+        global_rows, query_starts, key_starts, relative;
 
     explicit Options(const py::tuple &all)
         : causal(all[0]), window(all[1]), mask(all[2]), bias(all[3]), scale(all[4]), softcap(all[5]),
           alibi_slopes(all[6]), sinks(all[7]), dropout(all[8]), seed(all[9]), global_tokens(all[10]),
-          global_rows(all[11]), query_starts(all[12]), key_starts(all[13]) {}
+          global_rows(all[11]), query_starts(all[12]), key_starts(all[13]), relative(all[14]) {}
 };
 
 // q, k, v and the options. Views point into the arrays, so this lives as long as the call.
@@ -23,7 +23,8 @@ struct Call {
     bool packed; // (total, heads, dim), which the operation sees as (heads, total, dim)
     Input q, k, v;
     std::optional<Input> mask, bias, slopes, sinks;
-    py::array slope_values, sink_values; // in float64
+    std::optional<Input> relative, bias_u, bias_v;           // of relative positions
+    py::array slope_values, sink_values, u_values, v_values; // in float64
     ops::Attention attention;
 
     Call(const char *operation, py::handle q_object, py::handle k_object, py::handle v_object, const Options &options)
@@ -66,6 +67,8 @@ struct Call {
                           std::string("global_tokens must have dtype bool, got ") + name_of(tokens.view.dtype));
             attention.set_global_tokens(tokens.view, boolean(operation, "global_rows", options.global_rows));
         }
+        if (!options.relative.is_none())
+            set_relative(operation, options.relative);
         if (packed)
             attention.set_sequences(input(operation, "cu_seqlens_q", options.query_starts, Layout::contiguous).view,
                                     input(operation, "cu_seqlens_k", options.key_starts, Layout::contiguous).view);
@@ -98,9 +101,31 @@ struct Call {
         std::optional<Input> given = optional_input(operation, argument, object, Layout::any);
         if (given) {
             attention.check_per_head(argument, given->view);
-            values = py::array(py::object(given->array.attr("astype")("float64", py::arg("order") = "C")));
+            values = in_float64(*given);
         }
         return given;
+    }
+    static py::array in_float64(const Input &given) {
+        return py::array(py::object(given.array.attr("astype")("float64", py::arg("order") = "C")));
+    }
+
+    void set_relative(const char *operation, const py::object &given) {
+        if (!py::isinstance<py::tuple>(given))
+            fail_type(operation, "rel must be None or (r, bias_u, bias_v, origin), got " + type_name(given));
+        const py::tuple parts = py::reinterpret_borrow<py::tuple>(given);
+        if (py::len(parts) != 4)
+            fail_value(operation,
+                       "rel must be (r, bias_u, bias_v, origin), got " + std::to_string(py::len(parts)) + " elements");
+        relative = input(operation, "rel's r", py::object(parts[0]), Layout::last_axis);
+        bias_u = input(operation, "rel's bias_u", py::object(parts[1]), Layout::any);
+        bias_v = input(operation, "rel's bias_v", py::object(parts[2]), Layout::any);
+        attention.check_relative_bias("rel's bias_u", bias_u->view);
+        attention.check_relative_bias("rel's bias_v", bias_v->view);
+        u_values = in_float64(*bias_u);
+        v_values = in_float64(*bias_v);
+        attention.set_relative(relative->view, static_cast<const double *>(u_values.data()),
+                               static_cast<const double *>(v_values.data()),
+                               integer(operation, "rel's origin", py::object(parts[3])));
     }
 
     static ops::AttentionSeed seed_of(const char *operation, const py::object &seed) {
@@ -193,21 +218,23 @@ py::object attention(py::handle q, py::handle k, py::handle v, const py::tuple &
     return out.array;
 }
 
-// Which gradients beside dq, dk and dv are wanted: names out of "bias" and "sinks".
+// Which gradients beside dq, dk and dv are wanted.
 struct Wanted {
-    bool bias = false, sinks = false;
+    bool bias = false, sinks = false, relative = false;
 };
 Wanted wanted_gradients(const char *operation, const py::object &names, const Call &call) {
     Wanted wanted;
     if (!py::isinstance<py::tuple>(names) && !py::isinstance<py::list>(names))
-        fail_type(operation, "grads must be a tuple of names out of 'bias' and 'sinks', got " + type_name(names));
+        fail_type(operation,
+                  "grads must be a tuple of names out of 'bias', 'sinks' and 'rel', got " + type_name(names));
     for (py::handle item : names) {
         const std::string name = text(operation, "grads", item);
-        if (name != "bias" && name != "sinks")
-            fail_value(operation, "grads must hold names out of 'bias' and 'sinks', got '" + name + "'");
-        if (name == "bias" ? !call.bias : !call.sinks)
+        bool *asked = name == "bias" ? &wanted.bias : name == "sinks" ? &wanted.sinks : &wanted.relative;
+        if (asked == &wanted.relative && name != "rel")
+            fail_value(operation, "grads must hold names out of 'bias', 'sinks' and 'rel', got '" + name + "'");
+        if (!(name == "bias" ? call.bias : name == "sinks" ? call.sinks : call.relative))
             fail_value(operation, "grads asks for the gradient of " + name + ", but " + name + " is None");
-        (name == "bias" ? wanted.bias : wanted.sinks) = true;
+        *asked = true;
     }
     return wanted;
 }
@@ -264,6 +291,15 @@ py::object attention_backward(py::handle dout_object, py::handle q, py::handle k
         dsinks = allocate(call.sinks->view.shape, DType::f64);
         more.dsinks = reinterpret_cast<double *>(dsinks->view.data);
     }
+    std::optional<Input> dr, dbias_u, dbias_v;
+    if (wanted.relative) {
+        dr = allocate(call.relative->view.shape, dtype);
+        dbias_u = allocate(call.bias_u->view.shape, DType::f64);
+        dbias_v = allocate(call.bias_v->view.shape, DType::f64);
+        more.dr = dr->view;
+        more.dbias_u = reinterpret_cast<double *>(dbias_u->view.data);
+        more.dbias_v = reinterpret_cast<double *>(dbias_v->view.data);
+    }
     {
         py::gil_scoped_release release;
         call.attention.backward(dout.view, out.view, lse.view, pointer_to(dlse), dq.view, dk.view, dv.view, more);
@@ -275,6 +311,9 @@ py::object attention_backward(py::handle dout_object, py::handle q, py::handle k
         named["bias"] = dbias->array;
     if (dsinks)
         named["sinks"] = dsinks->array.attr("astype")(dtype_of(call.sinks->view.dtype));
+    if (dr)
+        named["rel"] = py::make_tuple(dr->array, dbias_u->array.attr("astype")(dtype_of(call.bias_u->view.dtype)),
+                                      dbias_v->array.attr("astype")(dtype_of(call.bias_v->view.dtype)));
     return py::make_tuple(dq.array, dk.array, dv.array, named);
 }
 

@@ -10,6 +10,7 @@
 // is read where it lies. Work behind the diagonal (or outside the window) is left out by the panel. What else may
 // happen to scores and probabilities is in attention_scores.hpp, between 1 and 2, and between 2 and 3.
 #include "kernels/attention_decode.hpp"
+#include "kernels/attention_relative.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
 namespace {
@@ -20,23 +21,39 @@ template <class A, class T> struct Head {
     Panels<A> values;
     const T *v;
     int64_t v_row;
-    bool values_finite;
+    const A *values_finite; // of each block of keys: 1 or 0
+    const A *relative;      // of each query head in turn, see attention_relative.hpp
 };
 
+template <class A> int64_t packed_keys_size(const AttentionArgs &args) {
+    return round_up(args.keys, kTileColumns<A>) * args.dim;
+}
 template <class A, class T> int64_t packed_size(const AttentionArgs &args) {
-    const int64_t keys = round_up(args.keys, kTileColumns<A>);
-    return keys * args.dim + (lies_in_panels<A, T>(args.value_dim) ? 0 : panels_size<A>(args.keys, args.value_dim));
+    const int64_t group = args.kv_heads ? args.heads / args.kv_heads : 0;
+    return packed_keys_size<A>(args) + round_up(ceil_div(args.keys, kBlockKeys), kLanes<A>) +
+           group * relative_panels_size<A>(args) +
+           (lies_in_panels<A, T>(args.value_dim) ? 0 : panels_size<A>(args.keys, args.value_dim));
 }
 
-template <class A, class T> Head<A, T> pack_head(const AttentionArgs &args, int64_t batch, int64_t kv_head, A *memory) {
+template <class A, class T> Head<A, T> pack_head(const KvHead &of, A *memory) {
+    const AttentionArgs &args = *of.args;
     Head<A, T> head;
-    pack_keys<A, T>(head_of<T>(args.k, batch, kv_head), args.keys, args.dim, args.k.row, memory);
+    pack_keys<A, T>(head_of<T>(args.k, of.batch, of.head), args.keys, args.dim, args.k.row, memory);
     head.keys = memory;
-    head.v = head_of<T>(args.v, batch, kv_head);
+    memory += packed_keys_size<A>(args);
+    head.v = head_of<T>(args.v, of.batch, of.head);
     head.v_row = args.v.row;
-    head.values = as_panels<A, T>(head.v, args.keys, args.value_dim, args.v.row,
-                                  memory + round_up(args.keys, kTileColumns<A>) * args.dim);
-    head.values_finite = all_finite<A>(head.v, args.keys, args.value_dim, args.v.row);
+    head.values_finite = memory;
+    for (int64_t block = 0; block * kBlockKeys < args.keys; ++block) {
+        const int64_t key0 = block * kBlockKeys, keys = smaller(kBlockKeys, args.keys - key0);
+        memory[block] = all_finite<A>(head.v + key0 * args.v.row, keys, args.value_dim, args.v.row) ? A(1) : A(0);
+    }
+    memory += round_up(ceil_div(args.keys, kBlockKeys), kLanes<A>);
+    head.relative = memory;
+    if (args.relative.r)
+        for (int64_t i = 0; i < of.group; ++i, memory += relative_panels_size<A>(args))
+            pack_relative<A, T>(args, of.head * of.group + i, memory);
+    head.values = as_panels<A, T>(head.v, args.keys, args.value_dim, args.v.row, memory);
     return head;
 }
 
@@ -54,25 +71,33 @@ void add_values_selecting(const Scoring<A, T> &scoring, const Head<A, T> &head, 
 
 template <class A> struct Workspace {
     A *q, *p, *o;
+    A *q_relative, *band, *queries; // relative positions only: q + v in strips, and rows of q + u or q + v
     static int64_t size(const AttentionArgs &args) {
-        return strips_size<A>(kBlockQueries, args.dim) + kTileRows * kRowStride +
-               kBlockQueries * round_up(args.value_dim, kTileColumns<A>);
+        const int64_t of_queries = strips_size<A>(kBlockQueries, args.dim);
+        return of_queries + kTileRows * kRowStride + kBlockQueries * round_up(args.value_dim, kTileColumns<A>) +
+               (args.relative.r ? of_queries + kBandSize + kBlockQueries * args.dim : 0);
     }
     Workspace(const AttentionArgs &args, A *memory)
-        : q(memory), p(q + strips_size<A>(kBlockQueries, args.dim)), o(p + kTileRows * kRowStride) {}
+        : q(memory), p(q + strips_size<A>(kBlockQueries, args.dim)), o(p + kTileRows * kRowStride),
+          q_relative(o + kBlockQueries * round_up(args.value_dim, kTileColumns<A>)),
+          band(q_relative + strips_size<A>(kBlockQueries, args.dim)), queries(band + kBandSize) {}
 };
 
-// Steps 1 to 3 for a strip of queries [query, query + rows) and the keys [first, last) of one block. q: the packed
-// strip.
+// Steps 1 to 3 for a strip of queries [query, query + rows) and the keys [first, last) of one block. `strip`: where the
+// packed strip begins in q, and in q_relative.
 template <class A, class T>
 NF_INLINE void attend_strip(const AttentionArgs &args, const Head<A, T> &head, const Scoring<A, T> &scoring,
-                            int64_t query, int64_t rows, int64_t first, int64_t last, const A *q,
+                            int64_t query, int64_t rows, int64_t first, int64_t last, int64_t strip,
                             const Workspace<A> &work, A *o, int64_t o_row, A *maximum, A *sum) {
     constexpr int64_t NR = kTileColumns<A>;
     const int64_t width = last - first, full_width = round_up(width, kLanes<A>);
     for (int64_t j = 0; j < width; j += NR)
-        tile_for<A, A, InPanels>(rows, width - j)(args.dim, q, head.keys + (first + j) * args.dim, NR, work.p + j,
-                                                  kRowStride, Store::write);
+        tile_for<A, A, InPanels>(rows, width - j)(args.dim, work.q + strip, head.keys + (first + j) * args.dim, NR,
+                                                  work.p + j, kRowStride, Store::write);
+    if (args.relative.r)
+        add_relative(args, work.q_relative + strip,
+                     head.relative + scoring.head % (args.heads / args.kv_heads) * relative_panels_size<A>(args), query,
+                     rows, first, width, work.band, work.p, kRowStride);
     const bool kept = all_kept(scoring, query, rows, first, width);
     for (int64_t i = 0; i < rows; ++i) {
         A *row = work.p + i * kRowStride;
@@ -91,7 +116,7 @@ NF_INLINE void attend_strip(const AttentionArgs &args, const Head<A, T> &head, c
                 store(o_of_row + d, load(o_of_row + d) * factor);
         }
     }
-    if (head.values_finite || (kept && !scoring.bias))
+    if (head.values_finite[first / kBlockKeys] != 0 || (kept && !scoring.bias))
         multiply_strip<A, InRows<kRowStride>>(width, rows, args.value_dim, work.p, head.values, first, o, o_row,
                                               Store::add);
     else
@@ -107,8 +132,15 @@ void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t bat
     const int64_t o_row = round_up(args.value_dim, NR);
     Scoring<A, T> scoring = Scoring<A, T>::of(args, batch, head_index);
     scoring.narrow();
-    pack_strips<A, T>(head_of<T>(args.q, batch, head_index) + query0 * args.q.row, queries, args.dim, args.q.row,
-                      scoring.factor(), work.q);
+    const T *q = head_of<T>(args.q, batch, head_index) + query0 * args.q.row;
+    if (args.relative.r) {
+        add_to_queries(q, queries, args.dim, args.q.row, args.relative.bias_u + head_index * args.dim, work.queries);
+        pack_strips<A, A>(work.queries, queries, args.dim, args.dim, scoring.factor(), work.q);
+        add_to_queries(q, queries, args.dim, args.q.row, args.relative.bias_v + head_index * args.dim, work.queries);
+        pack_strips<A, A>(work.queries, queries, args.dim, args.dim, scoring.factor(), work.q_relative);
+    } else {
+        pack_strips<A, T>(q, queries, args.dim, args.q.row, scoring.factor(), work.q);
+    }
     A maximum[kBlockQueries], sum[kBlockQueries];
     const Start<A> start = start_of(scoring);
     for (int64_t i = 0; i < queries; ++i) {
@@ -126,7 +158,7 @@ void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t bat
             const int64_t rows = smaller(kTileRows, queries - i0), query = query0 + i0;
             KeyRange piece = next_keys(scoring, query, rows, block0, block_end);
             for (; piece.first < piece.last; piece = next_keys(scoring, query, rows, piece.last, block_end))
-                attend_strip(args, head, scoring, query, rows, piece.first, piece.last, work.q + i0 * args.dim, work,
+                attend_strip(args, head, scoring, query, rows, piece.first, piece.last, i0 * args.dim, work,
                              work.o + i0 * o_row, o_row, maximum + i0, sum + i0);
         }
     }
@@ -174,7 +206,7 @@ template <class A, class T> bool attend_few(const Sequences &all, int64_t kv_hea
     parallel_tasks(kv_heads, [&](int64_t kv) {
         Part &part = parts.data[kv];
         if (!part.few_queries)
-            part.head = pack_head<A, T>(*part.of.args, part.of.batch, part.of.head, memory.data + part.memory);
+            part.head = pack_head<A, T>(part.of, memory.data + part.memory);
     });
     Failure failure;
     parallel_tasks(tasks, [&](int64_t index) {
@@ -232,7 +264,7 @@ template <class T> bool attention(const AttentionArgs *sequences, int64_t count)
                     failure.set();
                 continue;
             }
-            const Head<A, T> head = pack_head<A, T>(*of.args, of.batch, of.head, memory.data);
+            const Head<A, T> head = pack_head<A, T>(of, memory.data);
             attend_head<A, T>(of, head, 0, of.group * ceil_div(of.args->queries, kBlockQueries),
                               Workspace<A>(*of.args, memory.data + packed));
         }

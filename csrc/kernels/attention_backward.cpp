@@ -9,6 +9,8 @@
 //   columns)
 // P and dS of a block are 112 x 256 floats = 112 KiB each, in L2. Q, K and dO are read where they lie.
 //
+// Queries and keys are packed a few thousand at a time, so that scratch does not grow with the sequence.
+//
 // Each gradient is summed in a fixed order: dQ over key blocks, dK and dV over heads and query blocks. With enough
 // heads one thread does all of a key/value head; with few, one pass divides the key blocks (dK, dV) and a second one
 // the query blocks (dQ), computing P twice: 7 products instead of 5, the same bits.
@@ -17,7 +19,16 @@
 namespace nf::NUMFORMER_LEVEL {
 namespace {
 
-constexpr int64_t kBlocksSize = 2 * kBlockQueries * kGradientStride; // P and dS
+// P and dS of a block, the latter behind a gap, and the band of relative positions.
+constexpr int64_t kBlockSize = kBlockQueries * kGradientStride;
+constexpr int64_t kBlocksSize = 2 * kBlockSize + kGap + kBandSize;
+template <class A> struct Blocks {
+    A *p, *ds, *band;
+    explicit Blocks(A *memory) : p(memory), ds(p + kBlockSize + kGap), band(ds + kBlockSize) {}
+};
+
+// Packed at once: the fewer, the more often the others are packed again, and 16 blocks make that a per mille.
+constexpr int64_t kSegmentKeys = 16 * kBackwardKeys, kSegmentQueries = 36 * kBlockQueries;
 
 // P and dS of one block, and the sums that a task owns. Null sums are not wanted.
 template <class A> struct Gradients {
@@ -26,10 +37,29 @@ template <class A> struct Gradients {
     int64_t dq_row, dk_row, dv_row;
 };
 
+// The part of dq that comes through r: the strip's dS, read along the band of columns, times r. Row l of dS is read
+// from rows - 1 - l keys before the first to l behind the last, so those are set to 0.
+template <class A, class T>
+void add_relative_gradient(const AttentionArgs &args, const QuerySide<A, T> &queries, int64_t query, int64_t rows,
+                           int64_t key0, int64_t width, A *ds, A *dq, int64_t dq_row) {
+    const AttentionRelative &relative = args.relative;
+    for (int64_t i = 0; i < rows; ++i) {
+        memset(ds + i * kGradientStride - kGap, 0, size_t(kGap) * sizeof(A));
+        memset(ds + i * kGradientStride + round_up(width, kLanes<A>), 0, size_t(kGap) * sizeof(A));
+    }
+    const int64_t begin = relative_column(relative, query + rows - 1, key0),
+                  end = relative_column(relative, query, key0 + width - 1) + 1;
+    const int64_t first = larger(begin, 0), last = smaller(end, relative.count);
+    if (first < last)
+        multiply_strip<A, InRows<kGradientStride + 1>>(last - first, rows, args.dim, ds - (rows - 1) + (first - begin),
+                                                       queries.relative->columns, first, dq, dq_row, Store::add);
+}
+
 template <class A, class T>
 void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
-                         int64_t key0, int64_t query0, A *p, A *ds, const Gradients<A> &sums) {
+                         int64_t key0, int64_t query0, const Blocks<A> &blocks, const Gradients<A> &sums) {
     constexpr int64_t NR = kTileColumns<A>;
+    A *p = blocks.p, *ds = blocks.ds;
     const int64_t key_count = smaller(kBackwardKeys, args.keys - key0);
     const int64_t query_count = smaller(kBlockQueries, args.queries - query0);
     const int64_t padded = round_up(key_count, NR);
@@ -49,8 +79,8 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
         const int64_t i0 = s * kTileRows, rows = smaller(kTileRows, query_count - i0), query = query0 + i0;
         const int64_t first = kept_columns[s].first, last = kept_columns[s].last;
         if (first >= last) {
-            // With global tokens step 4 reads strips that lie between others, too.
-            if (queries.scoring.global && sums.dk) {
+            // With global tokens or a mask step 4 reads strips that lie between others, too.
+            if ((queries.scoring.global || queries.scoring.mask) && sums.dk) {
                 memset(p + i0 * kGradientStride, 0, size_t(rows * kGradientStride) * sizeof(A));
                 memset(ds + i0 * kGradientStride, 0, size_t(rows * kGradientStride) * sizeof(A));
             }
@@ -59,7 +89,7 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
         const int64_t width = last - first, full_width = round_up(width, kLanes<A>);
         A *scores = p + i0 * kGradientStride + first, *gradient = ds + i0 * kGradientStride + first;
         differentiate_strip(args, keys, queries, query, rows, key0 + first, width, true, A(args.scale), scores,
-                            gradient);
+                            gradient, blocks.band);
         for (int64_t i = 0; i < rows; ++i) {
             // Step 4 reads columns of whole strips of keys: what lies beside was never computed and counts as 0.
             if (sums.dk) {
@@ -74,9 +104,13 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
                 }
             }
         }
-        if (sums.dq)
-            multiply_strip<A, InRows<kGradientStride>>(width, rows, args.dim, gradient, keys.keys, key0 + first,
-                                                       sums.dq + i0 * sums.dq_row, sums.dq_row, Store::add);
+        if (sums.dq) {
+            A *dq = sums.dq + i0 * sums.dq_row;
+            multiply_strip<A, InRows<kGradientStride>>(width, rows, args.dim, gradient, keys.rows,
+                                                       key0 + first - keys.first, dq, sums.dq_row, Store::add);
+            if (args.relative.r)
+                add_relative_gradient(args, queries, query, rows, key0 + first, width, gradient, dq, sums.dq_row);
+        }
     }
     if (!sums.dk)
         return;
@@ -93,11 +127,11 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
             continue;
         const int64_t i0 = s * kTileRows, depth = smaller(query_count, end * kTileRows) - i0;
         multiply_strip<A, InColumns<kGradientStride>>(depth, columns, args.value_dim, p + i0 * kGradientStride + j0,
-                                                      queries.douts, query0 + i0, sums.dv + j0 * sums.dv_row,
-                                                      sums.dv_row, Store::add);
+                                                      queries.douts, query0 + i0 - queries.first,
+                                                      sums.dv + j0 * sums.dv_row, sums.dv_row, Store::add);
         multiply_strip<A, InColumns<kGradientStride>>(depth, columns, args.dim, ds + i0 * kGradientStride + j0,
-                                                      queries.queries, query0 + i0, sums.dk + j0 * sums.dk_row,
-                                                      sums.dk_row, Store::add);
+                                                      queries.queries, query0 + i0 - queries.first,
+                                                      sums.dk + j0 * sums.dk_row, sums.dk_row, Store::add);
     }
 }
 
@@ -113,12 +147,16 @@ void differentiate_block_selecting(const AttentionArgs &args, const KeySide<A, T
             if (!differentiate_pair(args, keys, queries, i, j, true, A(args.scale), pair))
                 continue;
             const T *q = queries.q + i * args.q.row, *k = keys.k + j * args.k.row;
-            const T *dout = queries.dout + i * args.dout.row;
+            const T *dout = queries.dout + i * args.dout.row, *r = nullptr;
+            if (args.relative.r)
+                r = queries.relative->r - relative_column(args.relative, i, j) * args.relative.row;
             for (int64_t d = 0; d < args.dim; ++d) {
+                const A of_k = A(load_one(k + d)) + (r ? A(load_one(r + d)) : A(0));
+                const A of_q = A(load_one(q + d)) + (r ? A(queries.relative->bias_u[d]) : A(0));
                 if (sums.dq)
-                    sums.dq[(i - query0) * sums.dq_row + d] += pair.ds * A(load_one(k + d));
+                    sums.dq[(i - query0) * sums.dq_row + d] += pair.ds * of_k;
                 if (sums.dk)
-                    sums.dk[(j - key0) * sums.dk_row + d] += pair.ds * A(load_one(q + d));
+                    sums.dk[(j - key0) * sums.dk_row + d] += pair.ds * of_q;
             }
             for (int64_t d = 0; sums.dv && d < args.value_dim; ++d)
                 sums.dv[(j - key0) * sums.dv_row + d] += pair.p * A(load_one(dout + d));
@@ -127,10 +165,9 @@ void differentiate_block_selecting(const AttentionArgs &args, const KeySide<A, T
 
 template <class A, class T>
 NF_INLINE void differentiate(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
-                             int64_t key0, int64_t query0, A *blocks, const Gradients<A> &sums) {
-    if (keys.finite && queries.finite)
-        differentiate_block<A, T>(args, keys, queries, key0, query0, blocks, blocks + kBlockQueries * kGradientStride,
-                                  sums);
+                             int64_t key0, int64_t query0, const Blocks<A> &blocks, const Gradients<A> &sums) {
+    if (keys.finite(key0) && queries.finite(query0))
+        differentiate_block<A, T>(args, keys, queries, key0, query0, blocks, sums);
     else
         differentiate_block_selecting<A, T>(args, keys, queries, key0, query0, sums);
 }
@@ -175,31 +212,51 @@ template <class A, class T> struct GradientRows {
 
 template <class A, class T> int64_t differentiate_head_size(const AttentionArgs &args) {
     typedef GradientRows<A, T> Rows;
-    return KeySide<A, T>::size(args) + QuerySide<A, T>::size(args) + kBlocksSize + Rows::size(args.keys, args.dim) +
-           Rows::size(args.keys, args.value_dim) + Rows::size(args.queries, args.dim);
+    return KeySide<A, T>::size(args, smaller(kSegmentKeys, args.keys)) +
+           QuerySide<A, T>::size(args, smaller(kSegmentQueries, args.queries)) + RelativeSide<A, T>::size(args) +
+           kBlocksSize + Rows::size(args.keys, args.dim) + Rows::size(args.keys, args.value_dim) +
+           Rows::size(args.queries, args.dim);
 }
 
-// All of one key/value head.
+// All of one key/value head. Segments change what is packed when, and no order of a sum: dq over key blocks, dk and dv
+// over heads and then query blocks.
 template <class A, class T> void differentiate_head(const KvHead &of, A *memory) {
     typedef GradientRows<A, T> Rows;
     const AttentionArgs &args = *of.args;
+    const int64_t key_segment = smaller(kSegmentKeys, args.keys),
+                  query_segment = smaller(kSegmentQueries, args.queries);
     Arena<A> arena{memory};
-    A *blocks = arena.take(kBlocksSize);
+    const Blocks<A> blocks(arena.take(kBlocksSize));
+    const Arena<A> of_keys{arena.take(KeySide<A, T>::size(args, key_segment))},
+        of_queries{arena.take(QuerySide<A, T>::size(args, query_segment))},
+        of_relative{arena.take(RelativeSide<A, T>::size(args))};
     KeySide<A, T> keys;
-    keys.pack(args, of.batch, of.head, Arena<A>{arena.take(KeySide<A, T>::size(args))});
+    QuerySide<A, T> queries;
+    RelativeSide<A, T> relative;
     const Rows dk = Rows::begin(head_of<T>(args.dk, of.batch, of.head), args.dk.row, args.keys, args.dim, arena);
     const Rows dv = Rows::begin(head_of<T>(args.dv, of.batch, of.head), args.dv.row, args.keys, args.value_dim, arena);
+    int64_t packed_keys = -1; // the segment that `keys` holds
     for (int64_t head = of.head * of.group; head < (of.head + 1) * of.group; ++head) {
         Arena<A> rest = arena;
-        QuerySide<A, T> queries;
-        queries.pack(args, of.batch, head, Arena<A>{rest.take(QuerySide<A, T>::size(args))});
+        relative.pack(args, head, of_relative);
         const Rows dq = Rows::begin(head_of<T>(args.dq, of.batch, head), args.dq.row, args.queries, args.dim, rest);
-        for (int64_t key0 = 0; key0 < args.keys; key0 += kBackwardKeys) {
-            const KeyRange range = query_blocks(args, key0);
-            for (int64_t query0 = range.first; query0 < range.last; query0 += kBlockQueries)
-                differentiate<A, T>(args, keys, queries, key0, query0, blocks,
-                                    {dq.data + query0 * dq.row, dk.data + key0 * dk.row, dv.data + key0 * dv.row,
-                                     dq.row, dk.row, dv.row});
+        for (int64_t first = 0; first < args.queries; first += kSegmentQueries) {
+            const int64_t last = smaller(first + kSegmentQueries, args.queries);
+            queries.pack(args, relative, of.batch, head, first, last - first, of_queries);
+            for (int64_t key0 = 0; key0 < args.keys; key0 += kBackwardKeys) {
+                const KeyRange range = query_blocks(args, key0);
+                const KeyRange here = {larger(first, range.first), smaller(last, range.last)};
+                if (here.first >= here.last)
+                    continue;
+                const int64_t segment = key0 / kSegmentKeys * kSegmentKeys;
+                if (segment != packed_keys)
+                    keys.pack(args, of.batch, of.head, segment, smaller(kSegmentKeys, args.keys - segment), of_keys);
+                packed_keys = segment;
+                for (int64_t query0 = here.first; query0 < here.last; query0 += kBlockQueries)
+                    differentiate<A, T>(args, keys, queries, key0, query0, blocks,
+                                        {dq.data + query0 * dq.row, dk.data + key0 * dk.row, dv.data + key0 * dv.row,
+                                         dq.row, dk.row, dv.row});
+            }
         }
         dq.finish();
     }
@@ -226,7 +283,7 @@ template <class A, class T> bool differentiate_few(const Sequences &all) {
         for (int64_t head = of.head * of.group; head < (of.head + 1) * of.group; ++head)
             for (int64_t query0 = range.first; query0 < range.last; query0 += kBlockQueries)
                 differentiate<A, T>(args, packed.keys_of(of), packed.queries_of(args, of.batch, head), key0, query0,
-                                    work.data, {nullptr, dk, dv, 0, dim_row, value_row});
+                                    Blocks<A>(work.data), {nullptr, dk, dv, 0, dim_row, value_row});
         const int64_t rows = smaller(kBackwardKeys, args.keys - key0);
         write_rows<A, T>(dk, dim_row, rows, args.dim, head_of<T>(args.dk, of.batch, of.head) + key0 * args.dk.row,
                          args.dk.row);
@@ -245,7 +302,7 @@ template <class A, class T> bool differentiate_few(const Sequences &all) {
             const KeyRange range = query_blocks(args, key0);
             if (query0 >= range.first && query0 < range.last)
                 differentiate<A, T>(args, packed.keys_of(of), packed.queries_of(args, of.batch, head), key0, query0,
-                                    work.data, {dq, nullptr, nullptr, dim_row, 0, 0});
+                                    Blocks<A>(work.data), {dq, nullptr, nullptr, dim_row, 0, 0});
         }
         write_rows<A, T>(dq, dim_row, smaller(kBlockQueries, args.queries - query0), args.dim,
                          head_of<T>(args.dq, of.batch, head) + query0 * args.dq.row, args.dq.row);
@@ -253,12 +310,17 @@ template <class A, class T> bool differentiate_few(const Sequences &all) {
     return !failure.happened;
 }
 
+// Dividing blocks takes 7 products instead of 5: it pays where whole heads would leave more than that idle.
+NF_INLINE bool differentiates_blocks(double work, int64_t kv_heads, int64_t threads) {
+    return 5 * ceil_div(kv_heads, threads) * threads > 7 * kv_heads && divides_blocks(work, kv_heads, threads);
+}
+
 template <class T> bool attention_backward(const AttentionArgs *sequences, int64_t count) {
     typedef Acc<T> A;
     const Sequences all{sequences, count};
     const int64_t kv_heads = all.kv_heads(), threads = runtime::threads_here();
     const double work = work_of(all);
-    if (divides_blocks(work, kv_heads, threads))
+    if (differentiates_blocks(work, kv_heads, threads))
         return differentiate_few<A, T>(all);
     const int64_t at_once = heads_of_task(work, kv_heads, threads);
     int64_t size = 0;
@@ -308,14 +370,17 @@ template <class T> void plan_attention_backward(const AttentionArgs *sequences, 
         const AttentionArgs &args = sequences[s];
         plan.visited += sum_over_heads(args, differentiated_by_head<A, T>);
         size = larger(size, differentiate_head_size<A, T>(args));
-        packed += args.batches * (args.kv_heads * KeySide<A, T>::size(args) + args.heads * QuerySide<A, T>::size(args));
+        packed += args.batches * (args.kv_heads * KeySide<A, T>::size(args, args.keys) +
+                                  args.heads * QuerySide<A, T>::size(args, args.queries));
+        if (args.relative.r)
+            packed += args.heads * RelativeSide<A, T>::size(args);
         key_blocks = larger(key_blocks, ceil_div(args.keys, kBackwardKeys));
         query_blocks_of_all = larger(query_blocks_of_all, ceil_div(args.queries, kBlockQueries));
         const int64_t dim_row = round_up(args.dim, kTileColumns<A>);
         block = larger(block, kBlocksSize + kBackwardKeys * (dim_row + round_up(args.value_dim, kTileColumns<A>)));
         block = larger(block, kBlocksSize + kBlockQueries * dim_row);
     }
-    if (divides_blocks(work, kv_heads, threads)) {
+    if (differentiates_blocks(work, kv_heads, threads)) {
         plan.path = "all heads packed first: threads divide blocks of keys for dk and dv, then of queries for dq";
         plan.threads = runtime::threads_for(kv_heads * larger(key_blocks, query_blocks_of_all), 1);
         plan.scratch = int64_t(sizeof(A)) * (packed + plan.threads * block);

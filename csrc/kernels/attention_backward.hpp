@@ -1,14 +1,17 @@
 // What the backward of attention and the gradient of its bias share: operands packed once a head, and strips of P and
 // dS = P (dP - delta), computed from them again.
 #pragma once
+#include "kernels/attention_relative.hpp"
 #include "kernels/attention_scores.hpp"
 
 #include <math.h>
 
 namespace nf::NUMFORMER_LEVEL {
 
-constexpr int kBackwardKeys = 256;                  // keys in a block
-constexpr int kGradientStride = kBackwardKeys + 16; // rows 1 KiB apart would share cache sets
+constexpr int kBackwardKeys = 256; // keys in a block
+constexpr int kGap = 16;           // rows 1 KiB apart would share cache sets
+constexpr int kGradientStride = kBackwardKeys + kGap;
+static_assert(kGap >= kTileRows, "what a strip of relative positions reads beside its rows lies in the gaps");
 
 // Hands out parts of one allocation.
 template <class A> struct Arena {
@@ -30,29 +33,75 @@ static void write_rows(const A *sums, int64_t sums_row, int64_t rows, int64_t co
         });
 }
 
-template <class A, class T> struct KeySide {
-    const T *k, *v;
-    const A *keys_transposed, *values_transposed;
-    Panels<A> keys;
-    bool finite;
+// Flags, one a block of rows: 1 where all elements are finite, else 0.
+template <class A> NF_INLINE int64_t flags_size(int64_t rows, int64_t block) { return part<A>(ceil_div(rows, block)); }
 
-    static int64_t size(const AttentionArgs &args) {
-        const int64_t padded = round_up(args.keys, kTileColumns<A>);
-        return part<A>(padded * args.dim) + part<A>(padded * args.value_dim) +
-               part<A>(lies_in_panels<A, T>(args.dim) ? 0 : panels_size<A>(args.keys, args.dim));
+// The keys [first, first + count) of one head; first is a multiple of kBackwardKeys.
+template <class A, class T> struct KeySide {
+    const T *k, *v; // of key 0
+    int64_t first;
+    const A *keys_transposed, *values_transposed, *flags;
+    Panels<A> rows;
+
+    static int64_t size(const AttentionArgs &args, int64_t count) {
+        const int64_t padded = round_up(count, kTileColumns<A>);
+        return part<A>(padded * args.dim) + part<A>(padded * args.value_dim) + flags_size<A>(count, kBackwardKeys) +
+               part<A>(lies_in_panels<A, T>(args.dim) ? 0 : panels_size<A>(count, args.dim));
     }
-    void pack(const AttentionArgs &args, int64_t batch, int64_t kv_head, Arena<A> arena) {
-        const int64_t padded = round_up(args.keys, kTileColumns<A>);
+    void pack(const AttentionArgs &args, int64_t batch, int64_t kv_head, int64_t first_key, int64_t count,
+              Arena<A> arena) {
+        const int64_t padded = round_up(count, kTileColumns<A>);
         k = head_of<T>(args.k, batch, kv_head);
         v = head_of<T>(args.v, batch, kv_head);
+        first = first_key;
+        const T *k_rows = k + first * args.k.row, *v_rows = v + first * args.v.row;
         A *kt = arena.take(padded * args.dim), *vt = arena.take(padded * args.value_dim);
-        pack_keys<A, T>(k, args.keys, args.dim, args.k.row, kt);
-        pack_keys<A, T>(v, args.keys, args.value_dim, args.v.row, vt);
+        pack_keys<A, T>(k_rows, count, args.dim, args.k.row, kt);
+        pack_keys<A, T>(v_rows, count, args.value_dim, args.v.row, vt);
         keys_transposed = kt;
         values_transposed = vt;
-        keys = as_panels<A, T>(k, args.keys, args.dim, args.k.row, arena.next);
-        finite = all_finite<A>(k, args.keys, args.dim, args.k.row) &&
-                 all_finite<A>(v, args.keys, args.value_dim, args.v.row);
+        A *finite_flags = arena.take(ceil_div(count, kBackwardKeys));
+        for (int64_t j = 0; j < count; j += kBackwardKeys) {
+            const int64_t keys = smaller(kBackwardKeys, count - j);
+            const bool good = all_finite<A>(k_rows + j * args.k.row, keys, args.dim, args.k.row) &&
+                              all_finite<A>(v_rows + j * args.v.row, keys, args.value_dim, args.v.row);
+            finite_flags[j / kBackwardKeys] = good ? A(1) : A(0);
+        }
+        flags = finite_flags;
+        rows = as_panels<A, T>(k_rows, count, args.dim, args.k.row, arena.next);
+    }
+    // Of the block that begins with key0.
+    bool finite(int64_t key0) const { return flags[(key0 - first) / kBackwardKeys] != 0; }
+};
+
+// The relative positions of one query head: see attention_relative.hpp. Nothing where there are none.
+template <class A, class T> struct RelativeSide {
+    const T *r;          // column 0
+    const A *transposed; // right operand of scores
+    Panels<A> columns;   // a row a column: right operand of dq
+    const double *bias_u, *bias_v;
+    bool finite = true;
+
+    static int64_t size(const AttentionArgs &args) {
+        return part<A>(relative_panels_size<A>(args)) + part<A>(!args.relative.r || lies_in_panels<A, T>(args.dim)
+                                                                    ? 0
+                                                                    : panels_size<A>(args.relative.count, args.dim));
+    }
+    void pack(const AttentionArgs &args, int64_t head, Arena<A> arena) {
+        const AttentionRelative &relative = args.relative;
+        if (!relative.r)
+            return;
+        r = first_column<T>(relative, head);
+        A *panels = arena.take(relative_panels_size<A>(args));
+        pack_relative<A, T>(args, head, panels);
+        transposed = panels;
+        columns = as_panels<A, T>(r, relative.count, args.dim, -relative.row, arena.next);
+        bias_u = relative.bias_u + head * args.dim;
+        bias_v = relative.bias_v + head * args.dim;
+        double sum = 0; // x * 0 is 0 for finite x
+        for (int64_t d = 0; d < args.dim; ++d)
+            sum += bias_u[d] * 0 + bias_v[d] * 0;
+        finite = sum == 0 && all_finite<A>(r, relative.count, args.dim, -relative.row);
     }
 };
 
@@ -65,56 +114,103 @@ template <class A> static double sink_gradient(double sink, const A *lse, const 
     return sum;
 }
 
+// The queries [first, first + count) of one head; first is a multiple of kBlockQueries. With relative positions q is
+// q + u, and q + v in strips stands beside it.
 template <class A, class T> struct QuerySide {
-    const T *q, *dout;
-    const A *q_strips, *dout_strips;
+    const T *q, *dout; // of query 0
+    int64_t first;
+    const A *q_strips, *dout_strips, *relative_strips, *flags;
     Panels<A> queries, douts;
-    A *delta, *shift; // dout . out - dlse, and the log-sum-exp in the units of the scores
+    A *delta, *shift; // dout . out - dlse, and the log-sum-exp in the units of the scores; of query `first`
     Scoring<A, T> scoring;
-    bool finite;
+    const RelativeSide<A, T> *relative;
 
-    static int64_t size(const AttentionArgs &args) {
-        return part<A>(strips_size<A>(args.queries, args.dim)) + part<A>(strips_size<A>(args.queries, args.value_dim)) +
-               2 * part<A>(args.queries) +
-               part<A>(lies_in_panels<A, T>(args.dim) ? 0 : panels_size<A>(args.queries, args.dim)) +
-               part<A>(lies_in_panels<A, T>(args.value_dim) ? 0 : panels_size<A>(args.queries, args.value_dim));
+    static bool copies_queries(const AttentionArgs &args) { return args.relative.r || !lies_in_panels<A, T>(args.dim); }
+    static int64_t size(const AttentionArgs &args, int64_t count) {
+        const int64_t strips = part<A>(strips_size<A>(count, args.dim));
+        return strips + part<A>(strips_size<A>(count, args.value_dim)) + 2 * part<A>(count) +
+               flags_size<A>(count, kBlockQueries) +
+               part<A>(copies_queries(args) ? panels_size<A>(count, args.dim) : 0) +
+               part<A>(lies_in_panels<A, T>(args.value_dim) ? 0 : panels_size<A>(count, args.value_dim)) +
+               (args.relative.r ? strips + part<A>(kBlockQueries * args.dim) : 0);
     }
-    void pack(const AttentionArgs &args, int64_t batch, int64_t head, Arena<A> arena) {
+    void pack(const AttentionArgs &args, const RelativeSide<A, T> &of_relative, int64_t batch, int64_t head,
+              int64_t first_query, int64_t count, Arena<A> arena) {
         q = head_of<T>(args.q, batch, head);
         dout = head_of<T>(args.dout, batch, head);
+        first = first_query;
+        relative = &of_relative;
         scoring = Scoring<A, T>::of(args, batch, head);
         scoring.narrow();
-        A *qs = arena.take(strips_size<A>(args.queries, args.dim)),
-          *ds = arena.take(strips_size<A>(args.queries, args.value_dim));
-        pack_strips<A, T>(q, args.queries, args.dim, args.q.row, scoring.factor(), qs);
-        pack_strips<A, T>(dout, args.queries, args.value_dim, args.dout.row, A(1), ds);
+        const T *q_rows = q + first * args.q.row, *dout_rows = dout + first * args.dout.row;
+        A *qs = arena.take(strips_size<A>(count, args.dim)), *ds = arena.take(strips_size<A>(count, args.value_dim));
+        pack_strips<A, T>(dout_rows, count, args.value_dim, args.dout.row, A(1), ds);
         q_strips = qs;
         dout_strips = ds;
-        delta = arena.take(args.queries);
-        shift = arena.take(args.queries);
-        A *copy = arena.take(lies_in_panels<A, T>(args.dim) ? 0 : panels_size<A>(args.queries, args.dim));
-        queries = as_panels<A, T>(q, args.queries, args.dim, args.q.row, copy);
-        douts = as_panels<A, T>(dout, args.queries, args.value_dim, args.dout.row, arena.next);
+        A *deltas = arena.take(count), *shifts = arena.take(count);
+        A *finite_flags = arena.take(ceil_div(count, kBlockQueries));
+        A *copy = arena.take(copies_queries(args) ? panels_size<A>(count, args.dim) : 0);
+        if (args.relative.r) {
+            A *rs = arena.take(strips_size<A>(count, args.dim));
+            pack_relative_queries(args, q_rows, count, qs, rs, copy, arena.take(kBlockQueries * args.dim));
+            relative_strips = rs;
+        } else {
+            pack_strips<A, T>(q_rows, count, args.dim, args.q.row, scoring.factor(), qs);
+            queries = as_panels<A, T>(q_rows, count, args.dim, args.q.row, copy);
+        }
+        douts = as_panels<A, T>(dout_rows, count, args.value_dim, args.dout.row, arena.next);
+        delta = deltas;
+        shift = shifts;
+        flags = finite_flags;
 
-        const T *out = head_of<T>(args.out, batch, head);
-        const int64_t lse_row = (batch * args.heads + head) * args.lse_row;
+        const T *out = head_of<T>(args.out, batch, head) + first * args.out.row;
+        const int64_t lse_row = (batch * args.heads + head) * args.lse_row + first;
         const A *lse = static_cast<const A *>(args.lse) + lse_row;
         const A *dlse = args.dlse ? static_cast<const A *>(args.dlse) + lse_row : nullptr;
         const double unit = scoring.plain ? kLog2e : 1;
-        A not_finite = 0;
-        for (int64_t i = 0; i < args.queries; ++i) {
-            Vec<A> sum = {};
-            for_each_vector<A>(args.value_dim, [&](int64_t d, int n) {
-                sum = fma(load_some(dout + i * args.dout.row + d, n), load_some(out + i * args.out.row + d, n), sum);
-            });
-            delta[i] = reduce_add<A>(sum) - (dlse ? dlse[i] : A(0));
-            shift[i] = A(double(lse[i]) * unit);
-            not_finite += delta[i] * 0 + (lse[i] == kMinusInfinity<A> ? A(0) : lse[i] * 0);
+        for (int64_t i0 = 0; i0 < count; i0 += kBlockQueries) {
+            const int64_t end = smaller(count, i0 + kBlockQueries);
+            A not_finite = 0;
+            for (int64_t i = i0; i < end; ++i) {
+                Vec<A> sum = {};
+                for_each_vector<A>(args.value_dim, [&](int64_t d, int n) {
+                    sum = fma(load_some(dout_rows + i * args.dout.row + d, n), load_some(out + i * args.out.row + d, n),
+                              sum);
+                });
+                deltas[i] = reduce_add<A>(sum) - (dlse ? dlse[i] : A(0));
+                shifts[i] = A(double(lse[i]) * unit);
+                not_finite += deltas[i] * 0 + (lse[i] == kMinusInfinity<A> ? A(0) : lse[i] * 0);
+            }
+            const bool good = not_finite == 0 && relative->finite &&
+                              all_finite<A>(q_rows + i0 * args.q.row, end - i0, args.dim, args.q.row) &&
+                              all_finite<A>(dout_rows + i0 * args.dout.row, end - i0, args.value_dim, args.dout.row);
+            finite_flags[i0 / kBlockQueries] = good ? A(1) : A(0);
         }
-        if (args.dsinks)
-            args.dsinks[batch * args.heads + head] = sink_gradient(args.sinks[head], lse, delta, args.queries);
-        finite = not_finite == 0 && all_finite<A>(q, args.queries, args.dim, args.q.row) &&
-                 all_finite<A>(dout, args.queries, args.value_dim, args.dout.row);
+        if (args.dsinks) {
+            double &sum = args.dsinks[batch * args.heads + head];
+            sum = (first == 0 ? 0.0 : sum) + sink_gradient(args.sinks[head], lse, delta, count);
+        }
+    }
+    // Of the block that begins with query0.
+    bool finite(int64_t query0) const { return flags[(query0 - first) / kBlockQueries] != 0; }
+
+  private:
+    // q + u in strips and in panels (`copy`), q + v in strips, block by block through `rows`.
+    void pack_relative_queries(const AttentionArgs &args, const T *q_rows, int64_t count, A *u_strips, A *v_strips,
+                               A *copy, A *rows) {
+        constexpr int64_t NR = kTileColumns<A>;
+        for (int64_t i0 = 0; i0 < count; i0 += kBlockQueries) {
+            const int64_t n = smaller(kBlockQueries, count - i0);
+            const T *from = q_rows + i0 * args.q.row;
+            add_to_queries(from, n, args.dim, args.q.row, relative->bias_v, rows);
+            pack_strips<A, A>(rows, n, args.dim, args.dim, scoring.factor(), v_strips + i0 * args.dim);
+            add_to_queries(from, n, args.dim, args.q.row, relative->bias_u, rows);
+            pack_strips<A, A>(rows, n, args.dim, args.dim, scoring.factor(), u_strips + i0 * args.dim);
+            for (int64_t j = 0; j < args.dim; j += NR)
+                pack_straight<A, A>(n, smaller(NR, args.dim - j), NR, rows + j, args.dim, copy + j * count + i0 * NR,
+                                    NR);
+        }
+        queries = {copy, NR, count * NR};
     }
 };
 
@@ -124,28 +220,37 @@ template <class A, class T> struct PackedHeads {
     int64_t kv_heads, heads;
     Scratch<KeySide<A, T>> keys;
     Scratch<QuerySide<A, T>> queries;
+    Scratch<RelativeSide<A, T>> relatives;     // of the heads of a sample, for all samples
     Scratch<int64_t> key_memory, query_memory; // where each part begins
+    int64_t relative_memory;
     Scratch<A> memory;
 
     explicit PackedHeads(const Sequences &sequences)
         : all(sequences), kv_heads(all.kv_heads()), heads(all.heads()), keys(kv_heads), queries(heads),
-          key_memory(kv_heads), query_memory(heads), memory(lay_out()) {}
+          relatives(relative_heads()), key_memory(kv_heads), query_memory(heads), memory(lay_out()) {}
 
     bool pack() {
-        if (!keys || !queries || !key_memory || !query_memory || !memory)
+        if (!keys || !queries || !relatives || !key_memory || !query_memory || !memory)
             return false;
+        parallel_tasks(relative_heads(), [&](int64_t head) {
+            relatives.data[head] = {};
+            A *to = memory.data + relative_memory + head * RelativeSide<A, T>::size(all.data[0]);
+            relatives.data[head].pack(all.data[0], head, Arena<A>{to});
+        });
         parallel_tasks(kv_heads + heads, [&](int64_t index) {
             if (index < kv_heads) {
                 const KvHead of = find_kv_head(all, index);
-                keys.data[index].pack(*of.args, of.batch, of.head, Arena<A>{memory.data + key_memory.data[index]});
+                keys.data[index].pack(*of.args, of.batch, of.head, 0, of.args->keys,
+                                      Arena<A>{memory.data + key_memory.data[index]});
             } else {
                 index -= kv_heads;
                 int64_t s = 0;
                 while (s + 1 < all.count && all.data[s + 1].first_head <= index)
                     ++s;
                 const AttentionArgs &args = all.data[s];
-                queries.data[index].pack(args, (index - args.first_head) / args.heads,
-                                         (index - args.first_head) % args.heads,
+                const int64_t batch = (index - args.first_head) / args.heads,
+                              head = (index - args.first_head) % args.heads;
+                queries.data[index].pack(args, relatives.data[args.relative.r ? head : 0], batch, head, 0, args.queries,
                                          Arena<A>{memory.data + query_memory.data[index]});
             }
         });
@@ -183,20 +288,24 @@ template <class A, class T> struct PackedHeads {
     }
 
   private:
+    // Packed sequences have no relative positions, but queries point to a side that says so.
+    int64_t relative_heads() const { return all.data[0].relative.r ? all.data[0].heads : 1; }
     int64_t lay_out() {
         int64_t size = 0;
         if (!key_memory || !query_memory)
             return 0;
         for (int64_t kv = 0; kv < kv_heads; ++kv) {
             key_memory.data[kv] = size;
-            size += KeySide<A, T>::size(*find_kv_head(all, kv).args);
+            const AttentionArgs &args = *find_kv_head(all, kv).args;
+            size += KeySide<A, T>::size(args, args.keys);
         }
         for (int64_t s = 0, head = 0; s < all.count; ++s)
             for (int64_t i = 0; i < all.data[s].batches * all.data[s].heads; ++i) {
                 query_memory.data[head++] = size;
-                size += QuerySide<A, T>::size(all.data[s]);
+                size += QuerySide<A, T>::size(all.data[s], all.data[s].queries);
             }
-        return size;
+        relative_memory = size;
+        return size + relative_heads() * RelativeSide<A, T>::size(all.data[0]);
     }
 };
 
@@ -239,26 +348,29 @@ static void differentiate_changed_row(const Scoring<A, T> &scoring, int64_t quer
 }
 
 // P and dS of the strip of queries [query, query + rows) and the keys [key0, key0 + width), written in whole vectors.
-// `through_cap`: see above; dS is multiplied by `scale`.
+// `through_cap`: see above; dS is multiplied by `scale`. `band`: kBandSize, for relative positions.
 template <class A, class T>
 NF_INLINE void differentiate_strip(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
                                    int64_t query, int64_t rows, int64_t key0, int64_t width, bool through_cap, A scale,
-                                   A *scores, A *gradient) {
+                                   A *scores, A *gradient, A *band) {
     constexpr int64_t NR = kTileColumns<A>;
     const Scoring<A, T> &scoring = queries.scoring;
-    const int64_t full_width = round_up(width, kLanes<A>);
+    const int64_t full_width = round_up(width, kLanes<A>), strip = query - queries.first, panel = key0 - keys.first;
     for (int64_t j = 0; j < width; j += NR) {
-        tile_for<A, A, InPanels>(rows, width - j)(args.dim, queries.q_strips + query * args.dim,
-                                                  keys.keys_transposed + (key0 + j) * args.dim, NR, scores + j,
+        tile_for<A, A, InPanels>(rows, width - j)(args.dim, queries.q_strips + strip * args.dim,
+                                                  keys.keys_transposed + (panel + j) * args.dim, NR, scores + j,
                                                   kGradientStride, Store::write);
-        tile_for<A, A, InPanels>(rows, width - j)(args.value_dim, queries.dout_strips + query * args.value_dim,
-                                                  keys.values_transposed + (key0 + j) * args.value_dim, NR,
+        tile_for<A, A, InPanels>(rows, width - j)(args.value_dim, queries.dout_strips + strip * args.value_dim,
+                                                  keys.values_transposed + (panel + j) * args.value_dim, NR,
                                                   gradient + j, kGradientStride, Store::write);
     }
+    if (args.relative.r)
+        add_relative(args, queries.relative_strips + strip * args.dim, queries.relative->transposed, query, rows, key0,
+                     width, band, scores, kGradientStride);
     const bool kept = width == full_width && all_kept(scoring, query, rows, key0, width);
     for (int64_t i = 0; i < rows; ++i) {
         A *row = scores + i * kGradientStride, *row_gradient = gradient + i * kGradientStride;
-        const A shift = queries.shift[query + i], delta = queries.delta[query + i];
+        const A shift = queries.shift[strip + i], delta = queries.delta[strip + i];
         if (shift == kMinusInfinity<A>) { // nothing to attend to
             memset(row, 0, size_t(full_width) * sizeof(A));
             memset(row_gradient, 0, size_t(full_width) * sizeof(A));
@@ -282,13 +394,22 @@ template <class A, class T>
 static bool differentiate_pair(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
                                int64_t i, int64_t j, bool through_cap, A scale, PairGradient<A> &result) {
     const Scoring<A, T> &scoring = queries.scoring;
-    if (queries.shift[i] == kMinusInfinity<A> || !may_attend(scoring, i, j))
+    const A shift = queries.shift[i - queries.first], delta = queries.delta[i - queries.first];
+    if (shift == kMinusInfinity<A> || !may_attend(scoring, i, j))
         return false;
     const T *q = queries.q + i * args.q.row, *k = keys.k + j * args.k.row, *v = keys.v + j * args.v.row;
     const T *dout = queries.dout + i * args.dout.row;
     A dot = 0, dp = 0;
-    for (int64_t d = 0; d < args.dim; ++d)
-        dot += A(load_one(q + d)) * A(load_one(k + d));
+    if (args.relative.r) {
+        const RelativeSide<A, T> &side = *queries.relative;
+        const T *r = side.r - relative_column(args.relative, i, j) * args.relative.row;
+        for (int64_t d = 0; d < args.dim; ++d)
+            dot += (A(load_one(q + d)) + A(side.bias_u[d])) * A(load_one(k + d)) +
+                   (A(load_one(q + d)) + A(side.bias_v[d])) * A(load_one(r + d));
+    } else {
+        for (int64_t d = 0; d < args.dim; ++d)
+            dot += A(load_one(q + d)) * A(load_one(k + d));
+    }
     for (int64_t d = 0; d < args.value_dim; ++d)
         dp += A(load_one(dout + d)) * A(load_one(v + d));
     alignas(kVectorBytes) A score[kLanes<A>] = {dot * scoring.factor()}, cap_slope[kLanes<A>] = {A(1)};
@@ -297,9 +418,9 @@ static bool differentiate_pair(const AttentionArgs &args, const KeySide<A, T> &k
         change_scores<A, T>(scoring, i, j, 1, score, through_cap && args.softcap != 0 ? cap_slope : nullptr);
     if (args.dropout.limit)
         dropout_factors<A, T, 1>(scoring, i, j, 1, factors);
-    const A p = exp2(broadcast((score[0] - queries.shift[i]) * scoring.unit()))[0];
+    const A p = exp2(broadcast((score[0] - shift) * scoring.unit()))[0];
     result.p = p * factors[0];
-    result.ds = p * (dp * factors[0] - queries.delta[i]) * scale * cap_slope[0];
+    result.ds = p * (dp * factors[0] - delta) * scale * cap_slope[0];
     return true;
 }
 

@@ -14,7 +14,7 @@ namespace {
 // only if `one_key`.
 template <class A, class T>
 void add_block(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries, int64_t query0,
-               int64_t key0, bool one_query, bool one_key, A *p, A *ds, A *sums) {
+               int64_t key0, bool one_query, bool one_key, A *p, A *ds, A *band, A *sums) {
     const int64_t key_end = smaller(key0 + kBackwardKeys, args.keys);
     const int64_t query_end = smaller(query0 + kBlockQueries, args.queries);
     for (int64_t query = query0; query < query_end; query += kTileRows) {
@@ -23,8 +23,8 @@ void add_block(const AttentionArgs &args, const KeySide<A, T> &keys, const Query
         const int64_t first = span.first, last = span.last;
         if (first >= last)
             continue;
-        if (keys.finite && queries.finite) {
-            differentiate_strip(args, keys, queries, query, rows, first, last - first, false, A(1), p, ds);
+        if (keys.finite(key0) && queries.finite(query0)) {
+            differentiate_strip(args, keys, queries, query, rows, first, last - first, false, A(1), p, ds, band);
         } else {
             for (int64_t i = 0; i < rows; ++i)
                 for (int64_t j = first; j < last; ++j) {
@@ -66,10 +66,10 @@ template <class T> bool attention_bias_backward(const AttentionArgs &args) {
         const int64_t query0 = task / key_blocks % query_blocks * kBlockQueries,
                       key0 = task % key_blocks * kBackwardKeys;
         constexpr int64_t kSums = kBlockQueries * kGradientStride, kStrip = kTileRows * kGradientStride;
-        Scratch<A> work(kSums + 2 * kStrip);
+        Scratch<A> work(kSums + 2 * kStrip + kBandSize);
         if (!work)
             return failure.set();
-        A *sums = work.data, *p = sums + kSums, *ds = p + kStrip;
+        A *sums = work.data, *p = sums + kSums, *ds = p + kStrip, *band = ds + kStrip;
         memset(sums, 0, size_t(kSums) * sizeof(A));
         const int64_t query_end = one_query ? args.queries : smaller(query0 + kBlockQueries, args.queries),
                       key_end = one_key ? args.keys : smaller(key0 + kBackwardKeys, args.keys);
@@ -79,7 +79,7 @@ template <class T> bool attention_bias_backward(const AttentionArgs &args) {
             for (int64_t query = query0; query < query_end; query += kBlockQueries)
                 for (int64_t key = key0; key < key_end; key += kBackwardKeys)
                     add_block<A, T>(args, packed.keys_of(of), packed.queries_of(args, batch, head), query, key,
-                                    one_query, one_key, p, ds, sums);
+                                    one_query, one_key, p, ds, band, sums);
         }
         const int64_t rows = one_query ? 1 : query_end - query0, columns = one_key ? 1 : key_end - key0;
         const int64_t at = (slice * dbias.queries + query0) * dbias.keys + key0;

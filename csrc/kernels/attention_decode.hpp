@@ -8,6 +8,7 @@
 //   2. the softmax of each row, relative to the chunk's own maximum
 //   3. o = sum of p_j v_j, in registers over 32 keys
 #pragma once
+#include "kernels/attention_relative.hpp"
 #include "kernels/attention_softmax.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
@@ -88,7 +89,36 @@ NF_INLINE void add_all_values(const A *p, int64_t count, const T *v, int64_t v_r
 // The queries of all heads that share the keys, times the factor of the scores, in rows of whole vectors.
 template <class A> NF_INLINE int64_t query_stride(const AttentionArgs &args) { return round_up(args.dim, kLanes<A>); }
 template <class A> NF_INLINE int64_t chunk_scratch(const KvHead &of) {
-    return of.group * of.args->queries * (query_stride<A>(*of.args) + kRowStride);
+    // The rows of queries and of scores, and one more query plus v where there are relative positions.
+    return of.group * of.args->queries * (query_stride<A>(*of.args) + kRowStride) +
+           (of.args->relative.r ? query_stride<A>(*of.args) : 0);
+}
+
+// A query plus a bias of its head, times the factor of the scores; no bias if it is null. Writes `dim` elements.
+template <class A, class T>
+NF_INLINE void scale_query(const T *query, int64_t dim, const double *bias, A factor, A *to) {
+    if (bias) {
+        add_to_queries(query, 1, dim, 0, bias, to);
+        for (int64_t d = 0; d < dim; ++d)
+            to[d] *= factor;
+    } else {
+        for_each_vector<A>(dim, [&](int64_t d, int n) { store_n(to + d, load_some(query + d, n) * factor, n); });
+    }
+}
+
+// Relative positions: q . r of each pair of this query and the keys of `range` that the pattern allows. q: query + v.
+template <class A, class T>
+NF_INLINE void add_relative_row(const AttentionArgs &args, int64_t head, int64_t query, const KeyRange &range,
+                                const A *q, A *scores) {
+    KeyRange own = keys_of(args, query);
+    if (args.global)
+        own = {0, smaller(args.keys, args.causal_high + query + 1)};
+    const int64_t end = smaller(own.last, range.last), row = args.relative.row;
+    for (int64_t key = larger(own.first, range.first); key < end; key += kLanes<A>) {
+        const T *r = first_column<T>(args.relative, head) - relative_column(args.relative, query, key) * row;
+        A *to = scores + key - range.first; // what is written behind `end` is masked
+        store(to, load(to) + dot_products<A, T>(q, r, -row, args.dim, smaller(kLanes<A>, end - key)));
+    }
 }
 
 template <class A, class T> static void decode_chunk(const KvHead &of, int64_t chunk, A *scratch, A *partials) {
@@ -103,13 +133,14 @@ template <class A, class T> static void decode_chunk(const KvHead &of, int64_t c
         return;
     }
     A *scores = scratch, *q = scratch + rows * kRowStride;
-    memset(q, 0, size_t(rows * stride) * sizeof(A));
+    const AttentionRelative &relative = args.relative;
+    memset(q, 0, size_t((rows + (relative.r ? 1 : 0)) * stride) * sizeof(A));
     const int64_t first_head = of.head * of.group, width = range.last - range.first;
     const A factor = A(args.plain ? args.scale * kLog2e : args.scale);
     for (int64_t r = 0; r < rows; ++r) {
-        const T *from = head_of<T>(args.q, of.batch, first_head + r / args.queries) + r % args.queries * args.q.row;
-        for_each_vector<A>(args.dim,
-                           [&](int64_t d, int n) { store_n(q + r * stride + d, load_some(from + d, n) * factor, n); });
+        const int64_t head = first_head + r / args.queries;
+        scale_query<A, T>(head_of<T>(args.q, of.batch, head) + r % args.queries * args.q.row, args.dim,
+                          relative.r ? relative.bias_u + head * args.dim : nullptr, factor, q + r * stride);
     }
     const T *k = head_of<T>(args.k, of.batch, of.head) + range.first * args.k.row;
     for (int64_t j0 = 0; j0 < width; j0 += kKeysAtOnce)
@@ -119,9 +150,15 @@ template <class A, class T> static void decode_chunk(const KvHead &of, int64_t c
                                                                       args.dim, smaller(kLanes<A>, width - j)));
     const int64_t full_width = round_up(width, kLanes<A>);
     for (int64_t r = 0; r < rows; ++r) {
-        const int64_t query = r % args.queries;
-        const Scoring<A, T> scoring = Scoring<A, T>::of(args, of.batch, first_head + r / args.queries);
+        const int64_t query = r % args.queries, head = first_head + r / args.queries;
+        const Scoring<A, T> scoring = Scoring<A, T>::of(args, of.batch, head);
         A *row = scores + r * kRowStride, maximum = kMinusInfinity<A>, sum = 0;
+        if (relative.r) {
+            A *q_relative = q + rows * stride;
+            scale_query<A, T>(head_of<T>(args.q, of.batch, head) + query * args.q.row, args.dim,
+                              relative.bias_v + head * args.dim, factor, q_relative);
+            add_relative_row<A, T>(args, head, query, range, q_relative, row);
+        }
         if (scoring.plain) {
             if (width != full_width || !all_kept(scoring, query, 1, range.first, width))
                 mask_scores(scoring, query, range.first, width, full_width, row);

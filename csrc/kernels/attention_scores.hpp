@@ -91,23 +91,65 @@ template <class A, class T> NF_INLINE bool sees_global(const Scoring<A, T> &s, i
     return s.global[key] && key <= s.args->causal_high + query && (s.args->global_rows || !s.global[query]);
 }
 
-// What a strip of queries has to visit of the keys [begin, end), in one piece or (global tokens) in several: the next
-// piece at or behind `begin`, which is a multiple of a panel or the end of the piece before. Empty: there is none.
+// Does the mask let one of the queries [query, query + rows) see one of the keys [begin, end)? With a dense mask the
+// first row says yes.
+template <class A, class T>
+NF_INLINE bool mask_keeps_any(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t begin, int64_t end) {
+    const AttentionPairs &mask = s.args->mask;
+    for (int64_t i = 0; i < (mask.query == 0 ? 1 : rows); ++i) {
+        const uint8_t *row = s.mask + (query + i) * mask.query;
+        uint8_t any = 0;
+        if (mask.key == 1)
+            for (int64_t j = begin; j < end; ++j)
+                any |= row[j];
+        else
+            for (int64_t j = begin; j < end; ++j)
+                any |= row[j * mask.key];
+        if (any)
+            return true;
+    }
+    return false;
+}
+// ... all of them all of these keys?
+template <class A, class T>
+NF_INLINE bool mask_keeps_all(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t begin, int64_t end) {
+    const AttentionPairs &mask = s.args->mask;
+    for (int64_t i = 0; i < (mask.query == 0 ? 1 : rows); ++i) {
+        const uint8_t *row = s.mask + (query + i) * mask.query;
+        if (mask.key == 1) {
+            if (memchr(row + begin, 0, size_t(end - begin)))
+                return false;
+        } else {
+            for (int64_t j = begin; j < end; ++j)
+                if (!row[j * mask.key])
+                    return false;
+        }
+    }
+    return true;
+}
+
+// What a strip of queries has to visit of the keys [begin, end): the next piece at or behind `begin`, which is a
+// multiple of a panel or the end of the piece before. Empty: there is none. Panels between pieces have no pair that the
+// window, global tokens and the mask leave.
 template <class A, class T>
 static KeyRange next_keys(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t begin, int64_t end) {
     constexpr int64_t NR = kTileColumns<A>;
     const AttentionArgs &args = *s.args;
     const KeyRange range = keys_of_any(s, query, query + rows);
-    if (!s.global)
-        return {larger(begin, range.first / NR * NR), smaller(end, range.last)};
-    const int64_t limit = smaller(end, smaller(args.keys, args.causal_high + query + rows));
-    if (args.global_rows && s.any_global(query, query + rows))
-        return {begin, limit};
+    int64_t first = larger(begin, range.first / NR * NR), limit = smaller(end, range.last);
+    if (!s.global && !s.mask)
+        return {first, limit};
+    bool all_in_reach = true; // before the mask
+    if (s.global) {
+        first = begin;
+        limit = smaller(end, smaller(args.keys, args.causal_high + query + rows));
+        all_in_reach = args.global_rows && s.any_global(query, query + rows);
+    }
     auto needed = [&](int64_t panel) {
         const int64_t panel_end = smaller(panel + NR, args.keys);
-        return (panel < range.last && panel_end > range.first) || s.any_global(panel, panel_end);
+        return (all_in_reach || (panel < range.last && panel_end > range.first) || s.any_global(panel, panel_end)) &&
+               (!s.mask || mask_keeps_any(s, query, rows, panel, smaller(panel_end, limit)));
     };
-    int64_t first = begin;
     while (first < limit && !needed(first))
         first += NR;
     int64_t last = first;
@@ -119,7 +161,7 @@ static KeyRange next_keys(const Scoring<A, T> &s, int64_t query, int64_t rows, i
 template <class A, class T>
 NF_INLINE KeyRange span_of_keys(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t begin, int64_t end) {
     KeyRange span = next_keys(s, query, rows, begin, end);
-    if (s.global)
+    if (s.global || s.mask)
         for (KeyRange next = span; next.first < next.last; next = next_keys(s, query, rows, next.last, end))
             span.last = next.last;
     return span;
@@ -228,9 +270,10 @@ NF_INLINE void mask_scores(const Scoring<A, T> &s, int64_t query, int64_t key0, 
 // True if each of the queries [query, query + rows) may attend to each of the keys, a bias apart.
 template <class A, class T>
 NF_INLINE bool all_kept(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t key0, int64_t width) {
-    if (s.mask || (s.global && !s.args->global_rows && s.any_global(query, query + rows)))
+    if (s.global && !s.args->global_rows && s.any_global(query, query + rows))
         return false;
-    return keys_of(s, query + rows - 1).first <= key0 && keys_of(s, query).last >= key0 + width;
+    return keys_of(s, query + rows - 1).first <= key0 && keys_of(s, query).last >= key0 + width &&
+           (!s.mask || mask_keeps_all(s, query, rows, key0, key0 + width));
 }
 
 // of_head(args, batch, head), of pairs that are visited, summed over the heads; one counts for all where the pattern

@@ -7,6 +7,7 @@ void fill_matmul(Kernels &);
 void fill_attention(Kernels &);
 void fill_attention_backward(Kernels &);
 void fill_attention_bias(Kernels &);
+void fill_attention_relative(Kernels &);
 void fill_ceiling(Kernels &);
 void fill_softmax(Kernels &);
 void fill_norm(Kernels &);
@@ -25,6 +26,7 @@ void fill_table(Kernels &table) {
     fill_attention(table);
     fill_attention_backward(table);
     fill_attention_bias(table);
+    fill_attention_relative(table);
     fill_ceiling(table);
     fill_softmax(table);
     fill_norm(table);

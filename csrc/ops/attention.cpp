@@ -201,6 +201,45 @@ void Attention::set_global_tokens(const View &tokens, bool rows) {
     args_.global_rows = rows;
 }
 
+void Attention::check_relative_bias(const char *argument, const View &view) const {
+    require_like_q(argument, view.dtype);
+    require_shape(operation_, argument, view, {args_.heads, args_.dim});
+}
+
+void Attention::set_relative(const View &r, const double *bias_u, const double *bias_v, int64_t origin) {
+    if (r.dtype != dtype_)
+        fail_type(operation_,
+                  std::string("rel's r must have the dtype of q, ") + name_of(dtype_) + ", got " + name_of(r.dtype));
+    if (r.ndim() != 3 || r.shape[0] != args_.heads || r.shape[2] != args_.dim)
+        fail_value(operation_, "rel's r must have shape (" + std::to_string(args_.heads) + ", L, " +
+                                   std::to_string(args_.dim) + "), got " + to_string(r.shape));
+    // Query i sees keys [max(0, low + i), min(M - 1, high + i)] at most, the first query that sees one the nearest key,
+    // the last one the farthest.
+    const int64_t low = args_.global ? -kNoLimit : args_.low, high = args_.global ? args_.causal_high : args_.high;
+    const int64_t first_query = std::max<int64_t>(0, -high), last_query = std::min(args_.queries, args_.keys - low) - 1;
+    if (first_query > last_query || args_.keys == 0 || args_.heads == 0)
+        return; // no query sees a key
+    const int64_t nearest = first_query + args_.diagonal - std::min(args_.keys - 1, high + first_query);
+    const int64_t farthest = last_query + args_.diagonal - std::max<int64_t>(0, low + last_query);
+    const int64_t middle = std::clamp(origin, -4 * kNoLimit, 4 * kNoLimit) + args_.diagonal;
+    const int64_t first = middle - args_.diagonal + nearest, last = middle - args_.diagonal + farthest;
+    if (first < 0 || last >= r.shape[1])
+        fail_value(operation_,
+                   "rel's r must have a row origin + d for each distance d within causal and window, here " +
+                       std::to_string(nearest) + " to " + std::to_string(farthest) + ", got " +
+                       std::to_string(r.shape[1]) + " rows and origin " + std::to_string(origin));
+    AttentionRelative &relative = args_.relative;
+    relative.r = r.data;
+    relative.head = r.strides[0];
+    relative.row = r.strides[1];
+    relative.length = r.shape[1];
+    relative.bias_u = bias_u;
+    relative.bias_v = bias_v;
+    relative.middle = middle;
+    relative.first = first;
+    relative.count = last - first + 1;
+}
+
 std::vector<int64_t> Attention::starts(const char *argument, const View &view, const char *packed,
                                        int64_t total) const {
     if (view.dtype != DType::i32 && view.dtype != DType::i64)
@@ -369,6 +408,24 @@ void Attention::backward(const View &dout, const View &out, const View &lse, con
                               [&] { return work::attention_bias_backward(args_, dtype_, *more.dbias); });
         if (!scope.plan())
             require_memory(runtime::kernels().attention_bias_backward[static_cast<int>(dtype_)](args_));
+    }
+    if (more.dr) {
+        const size_t of_bias = static_cast<size_t>(args_.heads * args_.dim) * sizeof(double);
+        if (more.dr->size() > 0)
+            std::memset(more.dr->data, 0, static_cast<size_t>(more.dr->size() * more.dr->item_size()));
+        if (of_bias > 0) {
+            std::memset(more.dbias_u, 0, of_bias);
+            std::memset(more.dbias_v, 0, of_bias);
+        }
+        if (!args_.relative.r || batches_ == 0)
+            return;
+        args_.relative.dr = more.dr->data;
+        args_.relative.du = more.dbias_u;
+        args_.relative.dv = more.dbias_v;
+        profiler::Scope scope("attention_relative_backward", dtype_,
+                              {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
+                              [&] { return work::attention_relative_backward(args_, dtype_); });
+        require_memory(runtime::kernels().attention_relative_backward[static_cast<int>(dtype_)](args_));
     }
 }
 

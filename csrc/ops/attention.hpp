@@ -18,8 +18,10 @@ struct AttentionSeed {
 
 // The gradients beside those of q, k and v, where they are wanted.
 struct AttentionGradients {
-    std::optional<View> dbias; // contiguous, in the shape and dtype of bias
-    double *dsinks = nullptr;  // one a head
+    std::optional<View> dbias;                     // contiguous, in the shape and dtype of bias
+    double *dsinks = nullptr;                      // one a head
+    std::optional<View> dr;                        // of relative positions: contiguous, in the shape and dtype of r
+    double *dbias_u = nullptr, *dbias_v = nullptr; // (H, D)
 };
 
 class Attention {
@@ -38,6 +40,10 @@ class Attention {
     void set_sinks(const double *sinks);
     // (..., N) boolean, of self-attention; any strides.
     void set_global_tokens(const View &tokens, bool rows);
+    // Transformer-XL's relative positions: r (H, L, D) with unit stride on the last axis, both biases (H, D) as long as
+    // this lives. After the pattern and global tokens, which say what rows of r are needed.
+    void check_relative_bias(const char *argument, const View &view) const;
+    void set_relative(const View &r, const double *bias_u, const double *bias_v, int64_t origin);
     // q, k and v are packed sequences, (H, total, D) each; sequence s has rows [starts[s], starts[s + 1]). Contiguous
     // integers. The last option to be set.
     void set_sequences(const View &query_starts, const View &key_starts);

@@ -59,21 +59,33 @@ inline double attention_operands(const AttentionArgs &args) {
            real(args.dim + args.value_dim);
 }
 
-// Two products a pair, and five backward: the scores again, dv, dp, dq and dk.
+// The rows of relative positions that the pattern needs.
+inline double relative_rows(const AttentionArgs &args, DType dtype) {
+    return args.relative.r ? item(dtype) * real(args.heads * args.relative.count * args.dim) : 0;
+}
+
+// Two products a pair, and five backward: the scores again, dv, dp, dq and dk. Relative positions are one more, and two
+// backward: the scores again and dq.
 inline Work attention(const AttentionArgs &args, DType dtype) {
     const double lse = real(args.batches * args.heads * args.queries) * statistic(dtype);
-    return {2 * pairs(args) * real(args.dim + args.value_dim), item(dtype) * attention_operands(args) + lse};
+    return {2 * pairs(args) * real((args.relative.r ? 2 : 1) * args.dim + args.value_dim),
+            item(dtype) * attention_operands(args) + relative_rows(args, dtype) + lse};
 }
 inline Work attention_backward(const AttentionArgs &args, DType dtype) {
     const double lse = real(args.batches * args.heads * args.queries) * statistic(dtype);
-    return {2 * pairs(args) * real(3 * args.dim + 2 * args.value_dim),
-            2 * item(dtype) * attention_operands(args) + lse};
+    return {2 * pairs(args) * real((args.relative.r ? 5 : 3) * args.dim + 2 * args.value_dim),
+            2 * item(dtype) * attention_operands(args) + relative_rows(args, dtype) + lse};
 }
 
 // Scores and dp again, for all pairs; the gradient is written once.
 inline Work attention_bias_backward(const AttentionArgs &args, DType dtype, const View &dbias) {
-    return {2 * pairs(args) * real(args.dim + args.value_dim),
+    return {2 * pairs(args) * real((args.relative.r ? 2 : 1) * args.dim + args.value_dim),
             item(dtype) * attention_operands(args) + bytes_of(dbias)};
+}
+// Scores (two products) and dp again, and dr; u and v are sums over rows.
+inline Work attention_relative_backward(const AttentionArgs &args, DType dtype) {
+    return {2 * pairs(args) * real(3 * args.dim + args.value_dim),
+            item(dtype) * attention_operands(args) + 2 * relative_rows(args, dtype)};
 }
 // Of all sequences of a packed batch.
 template <class F> Work sum(const std::vector<AttentionArgs> &sequences, DType dtype, F of) {

@@ -36,6 +36,18 @@ struct AttentionDropout {
     double factor;
 };
 
+// Transformer-XL: the product of query i and key j becomes (q_i + u) . k_j + (q_i + v) . r[middle + i - j]. Null r:
+// there is none.
+struct AttentionRelative {
+    const void *r; // (heads, length, dim), of the type of q
+    int64_t head, row, length;
+    const double *bias_u, *bias_v; // (heads, dim)
+    int64_t middle;                // row of r for key 0 and query 0
+    int64_t first, count;          // the rows that the pattern needs, at least one
+    void *dr;                      // backward only: contiguous (heads, length, dim), of the type of r
+    double *du, *dv;               // (heads, dim)
+};
+
 // Query i may attend to key j if low + i <= j <= high + i and the mask, if there is one, is not 0. A call has one of
 // these, or one for each sequence of a packed batch (then `batches` is 1).
 struct AttentionArgs {
@@ -55,6 +67,7 @@ struct AttentionArgs {
     bool global_rows;
     int64_t causal_high;
     double scale;
+    AttentionRelative relative;
     // score = softcap tanh(scale q.k / softcap) + bias - slope |j - i - diagonal|, each where there is one
     bool plain;     // none of these, no dropout and no sinks
     double softcap; // 0: none

@@ -24,6 +24,7 @@ FROZEN = f(4, 5)
 FROZEN.flags.writeable = False
 Q = f(2, 4, 10, 64)
 OUT, LSE = f(2, 4, 10, 64), f(2, 4, 10)
+REL = f(4, 20, 64), f(4, 64), f(4, 64), 10
 NAN = float("nan")
 
 
@@ -140,6 +141,19 @@ BAD = [
     (attend(dropout=0.5, seed=0.5), TypeError, "attention seed float"),
     (attend(dropout=0.5, seed=(1, 2)), ValueError, "attention seed layer step sample (1, 2)"),
     (attend(dropout=0.5, seed=(1, 2, 3, 2**32 - 1)), ValueError, "attention seed sample 4294967296"),
+    (attend(rel=f(4, 20, 64)), TypeError, "attention rel r, bias_u, bias_v, origin ndarray"),
+    (attend(rel=REL[:3]), ValueError, "attention rel r, bias_u, bias_v, origin 3"),
+    (attend(rel=(None, *REL[1:])), TypeError, "attention rel's r ndarray NoneType"),
+    (attend(rel=(f(20, 64), *REL[1:])), ValueError, "attention rel's r (4, L, 64) (20, 64)"),
+    (attend(rel=(f(4, 20, 63), *REL[1:])), ValueError, "attention rel's r (4, L, 64) (4, 20, 63)"),
+    (attend(rel=(f(4, 20, 64, dtype=np.float64), *REL[1:])), TypeError, "attention rel's r float32 float64"),
+    (attend(rel=(REL[0], f(64), *REL[2:])), ValueError, "attention rel's bias_u (4, 64) (64,)"),
+    (attend(rel=(*REL[:2], f(4, 64, dtype=np.float64), 10)), TypeError, "attention rel's bias_v float32 float64"),
+    (attend(rel=(*REL[:3], 1.5)), TypeError, "attention rel's origin integer float"),
+    (attend(rel=(*REL[:3], 8)), ValueError, "attention rel's r distance -9 to 9 20 origin 8"),
+    (attend(rel=(*REL[:3], 11)), ValueError, "attention rel's r distance -9 to 9 20 origin 11"),
+    (attend(rel=(*REL[:3], 2**80)), ValueError, "attention rel's origin 64 bits"),
+    (attend_back(grads=("rel",)), ValueError, "attention_backward grads rel None"),
     (attend(out=f(2, 4, 10, 63)), ValueError, "attention out (2, 4, 10, 64) (2, 4, 10, 63)"),
     (attend(out=f(2, 4, 10, 64, dtype=np.float64)), TypeError, "attention out float32 float64"),
     (attend_back(dout=f(2, 4, 10, 63)), ValueError, "attention_backward dout (2, 4, 10, 63)"),

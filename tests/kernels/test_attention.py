@@ -226,3 +226,96 @@ def test_padding_masks(rng, dtype, threads):
         assert same(out[0], short) and not out[3].any()
         whole = nf.attention(q, k, v, mask=np.ascontiguousarray(np.broadcast_to(mask, (4, 2, n, m))))
         np.testing.assert_allclose(whole.astype(float), out.astype(float), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_masks_with_empty_and_whole_blocks(rng, dtype):
+    """Tiles that a mask empties are skipped, whole ones are not masked: documents, holes, stripes, rows of nothing."""
+    n, m = 130, 1100
+    i, j = np.arange(n)[:, None], np.arange(m)
+    documents = (i // 50) == (j // 420)
+    blocks = np.kron(rng.random((10, 36)) < 0.3, np.ones((14, 32), bool))[:n, :m]
+    sparse = np.zeros((n, m), bool)
+    sparse[rng.integers(0, n, 40), rng.integers(0, m, 40)] = True
+    late = np.broadcast_to(j >= 1056, (n, m)) & (i % 60 < 30)
+    stripes = np.broadcast_to(j // 64 % 2 == 0, (1, m))
+    q, k, v, dout = inputs(rng, dtype, lead=(), heads=2, kv_heads=1, n=n, m=m, d=16)
+    for what, mask in {
+        "documents": documents,
+        "blocks": blocks,
+        "by head": np.stack([blocks, ~blocks]),
+        "sparse": sparse,
+        "late": late,
+        "stripes": stripes,
+        "all": np.ones((n, m), bool),
+        "nothing": np.zeros((n, m), bool),
+    }.items():
+        judge(q, k, v, what, dout, mask=mask)
+        judge(q, k, v, f"{what}, causal, sinks", dout, mask=mask, causal=True, sinks=normal(rng, 2, dtype=dtype))
+        judge(q, k, v, f"{what}, strided", dout, mask=np.repeat(mask, 2, axis=-1)[..., ::2], window=(600, 500))
+        judge(q[:, :3], k, v, f"{what}, few queries", dout[:, :3], mask=mask[..., :3, :])
+    square = blocks[:, :n]
+    tokens = rng.random(n) < 0.05
+    k, v = k[:, :n], v[:, :n]
+    judge(q, k, v, "global tokens", dout, mask=square, global_tokens=tokens, window=(9, 9))
+    judge(q, k, v, "global keys", dout, mask=square, global_tokens=tokens, global_rows=False, window=(9, 9))
+
+
+NOT_FINITE = {
+    "causal": {"causal": True},
+    "top_left": {"causal": "top_left"},
+    "window": {"window": (20, 10)},
+    "causal window": {"causal": True, "window": (50, None)},
+    "mask": {"mask": "random"},
+    "blocks": {"mask": "blocks"},
+    "padding": {"mask": "padding"},
+    "bias": {"bias": "masking"},
+    "global": {"global_tokens": "some", "window": (9, 9)},
+    "softcap": {"causal": True, "softcap": 3.0},
+    "dropout": {"causal": True, "dropout": 0.3, "seed": 4},
+    "sinks": {"causal": True, "sinks": "some"},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("which", NOT_FINITE)
+@pytest.mark.parametrize("n", [3, 40, 300])
+def test_nan_reaches_exactly_what_sees_it(rng, dtype, which, n):
+    """One key and one value that are not finite: every result is NaN where the twin's is, and elsewhere as if both were
+    finite. 300 rows have blocks with neither, and diagonal tiles with either."""
+    q, k, v, dout = inputs(rng, dtype, lead=(), heads=2, kv_heads=1, n=n, m=n, d=20)
+    options = dict(NOT_FINITE[which])
+    make = {
+        "random": lambda: rng.random((n, n)) < 0.5,
+        "blocks": lambda: np.kron(rng.random((22, 10)) < 0.4, np.ones((14, 32), bool))[:n, :n],
+        "padding": lambda: np.broadcast_to(np.arange(n) < n // 2, (1, n)),
+        "masking": lambda: np.where(rng.random((n, n)) < 0.5, -np.inf, 0.0).astype(dtype),
+        "some": lambda: rng.random(n) < 0.1 if "global_tokens" in options else normal(rng, 2, dtype=dtype),
+    }
+    options = {name: make[x]() if isinstance(x, str) and x in make else x for name, x in options.items()}
+    bad_k, bad_v = k.copy(), v.copy()
+    bad_k[0, rng.integers(n), 3] = np.nan
+    bad_v[0, rng.integers(n), 5] = np.inf
+    clean = reference.attention(q, k, v, return_lse=True, **options)
+    bounds = tolerance.attention(q, k, v, dtype, **options)
+    out, lse = nf.attention(q, bad_k, bad_v, return_lse=True, **options)
+
+    def compare(got, spoiled, clean, bound, what):
+        finite = np.isfinite(np.asarray(got, np.float64))
+        assert (finite == np.isfinite(spoiled)).all(), f"{what}: {np.argwhere(finite != np.isfinite(spoiled))[:3]}"
+        got, clean = np.where(finite, got, 0).astype(got.dtype), np.where(finite, clean, 0)
+        check(got, clean, rounded(bound, clean, got.dtype), what)
+
+    spoiled = reference.attention(q, bad_k, bad_v, return_lse=True, **options)
+    empty = np.isneginf(clean[1])  # rows that see nothing
+    assert (np.isneginf(lse) == empty).all()
+    compare(out, spoiled[0], clean[0], bounds[0], "out")
+    of_lse = (np.where(empty, np.zeros((), x.dtype), x) for x in (lse, spoiled[1], clean[1]))
+    compare(*of_lse, bounds[1], "lse")
+    got = nf.attention_backward(dout, q, bad_k, bad_v, out, lse, **options)
+    spoiled = reference.attention_backward(dout, q, bad_k, bad_v, out, lse, **options)
+    clean = nf.attention(q, k, v, return_lse=True, **options)
+    bounds = tolerance.attention_backward(dout, q, k, v, *clean, dtype, **options)
+    clean = reference.attention_backward(dout, q, k, v, *clean, **options)
+    for what, g, s, c, bound in zip(("dq", "dk", "dv"), got, spoiled, clean, bounds, strict=True):
+        compare(g, s, c, 2 * bound, what)  # either starts from its own out and lse

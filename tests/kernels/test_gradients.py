@@ -117,6 +117,27 @@ def test_attention_scores(rng, bias_shape):
     gradient_check(rng, f, backward, [q, k, v, bias, sinks])
 
 
+@pytest.mark.parametrize("options", [{}, {"causal": True, "softcap": 2.0, "dropout": 0.3, "seed": 5}])
+def test_attention_relative(rng, options):
+    """r and both biases, of one head for each and of groups, with the gradients of out and of lse."""
+    for heads, kv_heads, n, m in ((2, 2, 13, 21), (4, 2, 21, 21), (2, 1, 3, 9)):
+        q, k, v = (normal(rng, 2, h, s, 6, dtype=F64) for h, s in ((heads, n), (kv_heads, m), (kv_heads, m)))
+        r, u, w = (normal(rng, heads, *shape, 6, dtype=F64) for shape in ((n + m,), (), ()))
+
+        def f(q, k, v, r, u, w, n=n):
+            out, lse = nf.attention(q, k, v, rel=(r, u, w, n), return_lse=True, **options)
+            return np.concatenate([out, lse[..., None]], axis=-1)
+
+        def backward(dy, arrays=(q, k, v), rel=(r, u, w, n)):
+            out, lse = nf.attention(*arrays, rel=rel, return_lse=True, **options)
+            *grads, more = nf.attention_backward(
+                dy[..., :-1], *arrays, out, lse, rel=rel, dlse=dy[..., -1], grads=("rel",), **options
+            )
+            return (*grads, *more["rel"])
+
+        gradient_check(rng, f, backward, [q, k, v, r, u, w])
+
+
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 def test_softmax(rng, axis):
     x = normal(rng, 3, 5, 19, dtype=F64)

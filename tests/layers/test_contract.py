@@ -18,6 +18,7 @@ LAYERS: dict[str, Any] = {
     "dropout": lambda: nn.Dropout(0.5),
     "feed-forward": lambda: nn.FeedForward(8),
     "attention": lambda: nn.MultiHeadAttention(8, 2),
+    "relative-attention": lambda: nn.RelativeAttention(8, 2),
     "pre-norm": lambda: nn.PreNormBlock(8, 2, dropout=0.1),
     "post-norm": lambda: nn.PostNormBlock(8, 2),
 }

@@ -32,6 +32,8 @@ def _layers() -> dict[str, Any]:
         "attention": nn.MultiHeadAttention(8, 2, **common),
         "attention-causal": nn.MultiHeadAttention(8, 4, causal=True, bias=False, **common),
         "attention-grouped": nn.MultiHeadAttention(8, 4, num_kv_heads=2, causal=True, dropout=0.2, **common),
+        "relative": nn.RelativeAttention(8, 2, **common),
+        "relative-dropout": nn.RelativeAttention(8, 4, bias=True, transposed=True, dropout=0.2, **common),
         "pre-norm": nn.PreNormBlock(8, 2, causal=True, **common),
         "pre-norm-dropout-rms": nn.PreNormBlock(8, 4, num_kv_heads=1, norm="rms", dropout=0.3, bias=False, **common),
         "post-norm": nn.PostNormBlock(8, 2, activation="silu", **common),
@@ -165,6 +167,34 @@ def test_attention_mask(mask_shape: tuple[int, ...]) -> None:
     x = rng.standard_normal((2, 6, 8))
     check(lambda x: layer(x, mask=mask), x, layer.parameters(), rng)
     np.testing.assert_allclose(layer.infer(x, mask=mask), layer(x, mask=mask)[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("before", [1, 9])
+def test_relative_attention_with_memory(before: int) -> None:
+    """Gradients with a memory, which gets none; and a segment after its memory is the end of the whole."""
+    rng = np.random.default_rng(13)
+    layer = nn.RelativeAttention(8, 2, bias=True, dtype=F64, rng=rng)
+    for parameter in layer.parameters():
+        parameter.value += 0.3 * rng.standard_normal(parameter.value.shape)
+    x, memory = rng.standard_normal((2, 6, 8)), rng.standard_normal((2, before, 8))
+    check(lambda x: layer(x, memory=memory), x, layer.parameters(), rng)
+    y, backward = layer(x, memory=memory)
+    whole = layer.infer(np.concatenate([memory, x], axis=1))
+    np.testing.assert_allclose(y, whole[:, before:], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(layer.infer(x, memory=memory), y, rtol=1e-12, atol=1e-12)
+    dy, residual, other = (rng.standard_normal(y.shape) for _ in range(3))
+    dx = backward(dy)
+    assert dx.shape == x.shape
+    z, backward = layer(x, memory=memory, residual=residual)
+    np.testing.assert_allclose(z, y + residual, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(backward(dy, residual=other), dx + other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [(2, 3, 7), (3, 3, 8), (3, 8)])
+def test_relative_attention_refuses_another_memory(wrong: tuple[int, ...]) -> None:
+    layer = nn.RelativeAttention(8, 2)
+    with pytest.raises(ValueError, match="memory must have shape"):
+        layer(np.zeros((2, 5, 8), np.float32), memory=np.zeros(wrong, np.float32))
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])

@@ -118,6 +118,38 @@ def test_attention(rng, dtype, which, heads, kv_heads, n, m, d):
 
 
 @FLOATS
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "n", "m", "d"), [(4, 4, 33, 47, 16), (2, 1, 120, 300, 20), (4, 2, 3, 90, 64)]
+)
+def test_attention_relative(rng, dtype, causal, heads, kv_heads, n, m, d):
+    """Transformer-XL's scores by explicit matrices, with the gradients of r and of both biases."""
+    q, k, v = (normal(rng, 2, h, s, d, dtype=dtype) for h, s in ((heads, n), (kv_heads, m), (kv_heads, m)))
+    dout = normal(rng, 2, heads, n, d, dtype=dtype)
+    origin = n + 2
+    r, u, w = (normal(rng, heads, *shape, d, dtype=dtype) for shape in ((n + m + 5,), (), ()))
+    options = {"causal": causal, "rel": (r, u, w, origin)}
+    out, lse = nf.attention(q, k, v, return_lse=True, **options)
+    *grads, more = nf.attention_backward(dout, q, k, v, out, lse, grads=("rel",), **options)
+    bound, bound_lse = tolerance.attention(q, k, v, dtype, **options)
+    *back, e_more = tolerance.attention_backward(dout, q, k, v, out, lse, dtype, grads=("rel",), **options)
+    # Ours starts from its own out and lse, as above.
+    given = rounded(bound_lse, lse, dtype).max(), rounded(bound, out, dtype)
+    slips = tolerance.attention_sensitivity(dout, q, k, v, out, lse, *given, grads=("rel",), **options)
+    bounds = [bound, *(e + s for e, s in zip((*back, *e_more["rel"]), slips, strict=True))]
+
+    def attend(q, k, v, r, u, w):
+        k, v = (x.repeat_interleave(heads // kv_heads, dim=-3) for x in (k, v))
+        distance = torch.arange(n)[:, None] + m - n - torch.arange(m)
+        s = (q + u[:, None]) @ k.mT + torch.einsum("bhid,hijd->bhij", q + w[:, None], r[:, origin + distance])
+        if causal:
+            s = s.masked_fill(distance < 0, -torch.inf)
+        return torch.softmax(s / d**0.5, -1) @ v
+
+    judge((out, *grads, *more["rel"]), attend, [q, k, v, r, u, w], dout, bounds, "relative")
+
+
+@FLOATS
 @pytest.mark.parametrize(
     ("f", "options"), [("relu", {}), ("gelu", {}), ("gelu", {"approximate": "tanh"}), ("silu", {})]
 )

@@ -325,6 +325,30 @@ def test_attention_bias_backward():
     assert moved == 4 * (q.size + k.size + v.size + y.size + bias.size)
 
 
+@pytest.mark.parametrize(("queries", "keys", "causal", "window"), [(7, 12, False, None), (9, 9, True, (3, None))])
+def test_attention_with_relative_positions(queries, keys, causal, window):
+    """One product more a pair; backward the scores again and dq; its own gradient: scores and dp again, and dr."""
+    heads, dim, value_dim = 2, 5, 3
+    q, k, v = _ones(heads, queries, dim), _ones(heads, keys, dim), _ones(heads, keys, value_dim)
+    sees = np.array([[1] * keys] * queries)
+    distance = np.arange(queries)[:, None] + keys - queries - np.arange(keys)
+    if causal:
+        sees = (distance >= 0) & (distance <= window[0])
+    pairs, needed = heads * int(sees.sum()), len(np.unique(distance[sees.astype(bool)]))
+    rel = _ones(heads, queries + keys, dim), _ones(heads, dim), _ones(heads, dim), queries
+    options = {"rel": rel, "causal": causal, "window": window}
+    operands = 4 * heads * (queries + keys) * (dim + value_dim)
+    lse, r = 4 * heads * queries, 4 * heads * needed * dim
+    assert work(lambda: nf.attention(q, k, v, **options), "attention") == (
+        2 * pairs * (2 * dim + value_dim),
+        operands + r + lse,
+    )
+    out, stats = nf.attention(q, k, v, return_lse=True, **options)
+    call = lambda: nf.attention_backward(out, q, k, v, out, stats, grads=("rel",), **options)
+    assert work(call, "attention_backward") == (2 * pairs * (5 * dim + 2 * value_dim), 2 * operands + r + lse)
+    assert work(call, "attention_relative_backward") == (2 * pairs * (3 * dim + value_dim), operands + 2 * r)
+
+
 def test_attention_of_packed_sequences():
     """The sum over the sequences, and no pair across two of them."""
     starts = np.array([0, 3, 3, 8])
@@ -363,7 +387,7 @@ def test_every_kernel_is_counted_here():
         pytest.skip("csrc/ is not here: this is an installed package")
     formulas = set(re.findall(r"^inline Work (\w+)\(", (ops / "work.hpp").read_text(), re.MULTILINE))
     assert formulas == {
-        *("matmul", "attention", "attention_backward", "attention_bias_backward"),
+        *("matmul", "attention", "attention_backward", "attention_bias_backward", "attention_relative_backward"),
         *("softmax", "softmax_backward", "norm", "norm_backward"),
         *("activation", "activation_backward", "cross_entropy", "cross_entropy_backward", "embedding"),
         *("embedding_backward", "dropout", "add", "sum_rows", "sgd", "adam", "adagrad", "rmsprop"),

@@ -20,6 +20,7 @@ from numformer.nn.linear import Linear
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
 from numformer.nn.positions import LearnedPositions, SinusoidalPositions
+from numformer.nn.relative_attention import RelativeAttention
 from numformer.nn.rms_norm import RMSNorm
 
 __all__ = [
@@ -42,5 +43,6 @@ __all__ = [
     "PreNormBlock",
     "PreNormDecoderBlock",
     "RMSNorm",
+    "RelativeAttention",
     "SinusoidalPositions",
 ]

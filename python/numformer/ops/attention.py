@@ -24,6 +24,7 @@ def attention(
     sinks: Array | None = None,
     global_tokens: Array | None = None,
     global_rows: bool = True,
+    rel: tuple[Array, Array, Array, int] | None = None,
     dropout: float = 0.0,
     seed: int | tuple[int, int, int, int] | None = None,
     return_lse: bool = False,
@@ -32,7 +33,7 @@ def attention(
     """Exact attention, ``softmax(scores + masks) @ v``, without an N x M matrix in memory.
 
     The score of query i and key j is ``softcap * tanh(scale * q[i] @ k[j] / softcap) + bias[i, j] - slope * abs(j -
-    diagonal(i))``, each term where it is asked for.
+    diagonal(i))``, each term where it is asked for. With `rel` the product has two parts, see there.
 
     Parameters
     ----------
@@ -61,7 +62,14 @@ def attention(
               . . x x x
               . . . x x
     mask : boolean array, optional
-        True = attend. Broadcasts to (..., H, N, M) without being expanded.
+        True = attend. Broadcasts to (..., H, N, M) without being expanded. Tiles in which it is False throughout cost
+        nothing but a look at it: two documents side by side in one sequence take half the time of one::
+
+              x x . . .
+              x x . . .
+              . . x x x
+              . . x x x
+              . . x x x
     bias : array, optional
         Added to the scores. Broadcasts to (..., H, N, M) without being expanded; the dtype of `q`, or float32 with a
         16-bit `q`. -inf counts as masked, +inf or NaN where a query may look gives a NaN row.
@@ -86,6 +94,15 @@ def attention(
     global_rows : bool
         False: the rows of global tokens see nothing (a model computes them with other projections, as Longformer
         does), and others still see them as keys.
+    rel : (r, bias_u, bias_v, origin), optional
+        Relative positions as in Transformer-XL: the product of query i and key j is ``(q[i] + bias_u[h]) @ k[j] +
+        (q[i] + bias_v[h]) @ r[h, origin + diagonal(i) - j]``. r is (H, L, D), positions projected already, a row for
+        each distance; `origin` is the row of distance 0. It has a row for each distance that `causal` and `window`
+        allow (with global tokens: `causal` alone). The dtype of `q`; the biases, (H, D), may be float32 with a 16-bit
+        `q`. No N x M matrix is made of them. Rows of r by pair, for N = 2, M = 4, causal, and L = 4, origin = 0::
+
+              2 1 0 .
+              3 2 1 0
     dropout : float
         Probability, in [0, 1], with which each probability of a pair is set to 0; the others are divided by
         1 - dropout. `lse` is that of the scores before dropout.
@@ -107,7 +124,8 @@ def attention(
     TypeError
         For what is not an array, an unknown dtype, or dtypes that differ.
     ValueError
-        For shapes that do not fit, an unknown `causal`, a negative window, numbers out of range, dropout without seed.
+        For shapes that do not fit, an unknown `causal`, a negative window, numbers out of range, dropout without seed,
+        a distance that `rel` has no row for.
 
     Notes
     -----
@@ -116,10 +134,10 @@ def attention(
     for float64). Algorithm: Dao, "FlashAttention-2: faster attention with better parallelism and work partitioning",
     2023. ALiBi: Press, Smith, Lewis, "Train Short, Test Long", 2022. Softcap: Gemma Team, "Gemma 2", 2024. Sinks:
     Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2024, there with a key. Global tokens:
-    Beltagy, Peters, Cohan, "Longformer", 2020.
+    Beltagy, Peters, Cohan, "Longformer", 2020. Relative positions: Dai et al., "Transformer-XL", 2019.
     """
     options = (causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed)
-    more = (global_tokens, global_rows, None, None)
+    more = (global_tokens, global_rows, None, None, rel)
     return _core.attention(q, k, v, (*options, *more), return_lse, out)
 
 
@@ -141,6 +159,7 @@ def attention_backward(
     sinks: Array | None = None,
     global_tokens: Array | None = None,
     global_rows: bool = True,
+    rel: tuple[Array, Array, Array, int] | None = None,
     dropout: float = 0.0,
     seed: int | tuple[int, int, int, int] | None = None,
     dlse: Array | None = None,
@@ -157,11 +176,11 @@ def attention_backward(
         As given to `attention`.
     out, lse
         As returned by ``attention(..., return_lse=True)``.
-    causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, global_tokens, global_rows, dropout, seed
+    causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, global_tokens, global_rows, rel, dropout, seed
         As given to `attention`.
     dlse : (..., H, N) array, optional
         Gradient of `lse`, of its dtype, where that was used too.
-    grads : tuple of {"bias", "sinks"}
+    grads : tuple of {"bias", "sinks", "rel"}
         The gradients that are wanted beside those of q, k and v.
     into : (dq, dk, dv), optional
         Arrays to write into, None for a new one; unit stride on the last axis, no overlap with an input.
@@ -171,8 +190,9 @@ def attention_backward(
     dq, dk, dv : arrays
         In the shapes and dtype of q, k and v. Rows with nothing to attend to have zero gradients.
     more : dict
-        Only with `grads`: their arrays by name, in the shape and dtype of `bias` and `sinks`. A bias's gradient is
-        summed over what it was broadcast over, in its own shape.
+        Only with `grads`: their arrays by name, in the shape and dtype of `bias` and `sinks`; "rel" is a tuple, the
+        gradients of r, bias_u and bias_v. A bias's gradient is summed over what it was broadcast over, in its own
+        shape; those of `rel` over the leading axes.
 
     Raises
     ------
@@ -185,5 +205,5 @@ def attention_backward(
     2023.
     """
     options = (causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed)
-    more = (global_tokens, global_rows, None, None)
+    more = (global_tokens, global_rows, None, None, rel)
     return _core.attention_backward(dout, q, k, v, out, lse, (*options, *more), dlse, grads, into)

@@ -65,7 +65,8 @@ def attention_varlen(
     Each sequence has the bits that it has alone.
     """
     options = (causal, window, None, None, scale, softcap, alibi_slopes, sinks, dropout, seed, None, True)
-    return _core.attention(q, k, v, (*options, cu_seqlens_q, cu_seqlens_k), return_lse, out)
+    more = (cu_seqlens_q, cu_seqlens_k, None)
+    return _core.attention(q, k, v, (*options, *more), return_lse, out)
 
 
 def attention_varlen_backward(
@@ -122,4 +123,6 @@ def attention_varlen_backward(
         As `attention_varlen`.
     """
     options = (causal, window, None, None, scale, softcap, alibi_slopes, sinks, dropout, seed, None, True)
-    return _core.attention_backward(dout, q, k, v, out, lse, (*options, cu_seqlens_q, cu_seqlens_k), dlse, grads, into)
+    return _core.attention_backward(
+        dout, q, k, v, out, lse, (*options, cu_seqlens_q, cu_seqlens_k, None), dlse, grads, into
+    )

@@ -24,6 +24,7 @@ def attention(
     sinks: Array | None = None,
     global_tokens: Array | None = None,
     global_rows: bool = True,
+    rel: tuple[Array, Array, Array, int] | None = None,
     dropout: float = 0.0,
     seed: int | tuple[int, int, int, int] | None = None,
     return_lse: bool = False,
@@ -43,6 +44,9 @@ def attention(
 
     Global tokens see all and are seen by all, whatever the window; without `global_rows` they see nothing.
 
+    With ``rel=(r, u, v, origin)`` the product q[i] @ k[j] becomes (q[i] + u[h]) @ k[j] + (q[i] + v[h]) @ r[h, origin +
+    d(i) - j]: r has a row for each distance, projected already. (Transformer-XL.)
+
     A sink is one more score of each row of its head, with no value: it is in the denominator and in lse. Dropout sets
     probabilities to 0 after the softmax: those that `dropout` sets to 0 in an array (batch, H, N, M).
 
@@ -55,11 +59,13 @@ def attention(
     A. Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
     J. Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", EMNLP
     2023.
+    Z. Dai et al., "Transformer-XL: Attentive Language Models Beyond a Fixed-Length Context", ACL 2019.
     """
     q64 = f64(q)
     k64, v64 = _heads(f64(k), q64), _heads(f64(v), q64)
     sees = _sees(q64, k64, causal, window, mask, bias, global_tokens, global_rows)
-    s, _ = _scores(q64, k64, sees, scale, bias, softcap, alibi_slopes, causal)
+    relative = None if rel is None else Relative(rel, q64, k64, causal, window, global_tokens)
+    s, _ = _scores(q64, k64, sees, scale, bias, softcap, alibi_slopes, causal, relative)
     lse = _log_sum_exp(s, sees, sinks)
     p = _probabilities(s, lse, sees) * _kept(s.shape, dropout, seed)
     o = deliver(_product(p, v64, sees), out)
@@ -84,6 +90,7 @@ def attention_backward(
     sinks: Array | None = None,
     global_tokens: Array | None = None,
     global_rows: bool = True,
+    rel: tuple[Array, Array, Array, int] | None = None,
     dropout: float = 0.0,
     seed: int | tuple[int, int, int, int] | None = None,
     dlse: Array | None = None,
@@ -98,6 +105,9 @@ def attention_backward(
     dQ = scale * dS @ K; dK = scale * dS.T @ Q; the heads of a group add up. The gradient of a sink is that of a score
     whose value is 0: the sum of exp(sink - lse) * (dlse - delta).
 
+    Relative positions: with G[i, x] = dS[i, j] for the j at x = origin + d(i) - j, dQ gets scale * G @ r as well; dr =
+    scale * G.T @ (Q + v), du = scale * rowsum(dS @ K), dv = scale * rowsum(G @ r); dK has Q + u for Q.
+
     References
     ----------
     T. Dao, D. Fu, S. Ermon, A. Rudra, C. Ré, "FlashAttention: Fast and Memory-Efficient Exact Attention with
@@ -108,21 +118,28 @@ def attention_backward(
     sees = _sees(q64, k64, causal, window, mask, bias, global_tokens, global_rows)
     seen = sees.swapaxes(-1, -2)
     scale = _scale(scale, q64)
-    s, cap_slope = _scores(q64, k64, sees, scale, bias, softcap, alibi_slopes, causal)
+    relative = None if rel is None else Relative(rel, q64, k64, causal, window, global_tokens)
+    s, cap_slope = _scores(q64, k64, sees, scale, bias, softcap, alibi_slopes, causal, relative)
     p, kept = _probabilities(s, lse64, sees), _kept(s.shape, dropout, seed)
     with np.errstate(invalid="ignore"):
         delta = (do * o64).sum(axis=-1) - (0.0 if dlse is None else f64(dlse))
         dp = kept * np.matmul(do, v64.swapaxes(-1, -2))
         ds = np.where(sees, p * (dp - delta[..., None]), 0.0)
         through = np.where(sees, ds * cap_slope, 0.0)
-    dq = scale * _product(through, k64, sees)
-    dk = _ungroup(scale * _product(through.swapaxes(-1, -2), q64, seen), np.shape(k))
+    dq = of_keys = scale * _product(through, k64, sees)
+    with_u = q64
+    if relative is not None:
+        by_row, by_row_sees = relative.by_row(through), relative.by_row(sees)
+        r = np.broadcast_to(relative.r, (*q64.shape[:-2], *relative.r.shape[-2:]))
+        of_rows = scale * _product(by_row, r, by_row_sees)
+        dq, with_u = of_keys + of_rows, q64 + relative.u
+    dk = _ungroup(scale * _product(through.swapaxes(-1, -2), with_u, seen), np.shape(k))
     dv = _ungroup(_product((kept * p).swapaxes(-1, -2), do, seen), np.shape(v))
     if into is not None:
         dq, dk, dv = (deliver(x, to) for x, to in zip((dq, dk, dv), into, strict=True))
     if not grads:
         return dq, dk, dv
-    more: dict[str, F64] = {}
+    more: dict[str, Any] = {}
     if "bias" in grads and bias is not None:
         more["bias"] = _unbroadcast(ds, np.shape(bias))
     if "sinks" in grads:
@@ -130,7 +147,53 @@ def attention_backward(
             of_sink = np.exp(_by_head(sinks, q64) - lse64)
             rows = np.where(np.isneginf(lse64), 0.0, -of_sink * delta)
         more["sinks"] = rows.sum(axis=tuple(axis for axis in range(rows.ndim) if axis != rows.ndim - 2)).reshape(-1)
+    if "rel" in grads and rel is not None and relative is not None:
+        dr = scale * _product(by_row.swapaxes(-1, -2), q64 + relative.v, by_row_sees.swapaxes(-1, -2))
+        parts = (dr, of_keys.sum(axis=-2), of_rows.sum(axis=-2))
+        more["rel"] = tuple(_over_samples(x, like.shape) for x, like in zip(parts, rel[:3], strict=True))
     return dq, dk, dv, more
+
+
+class Relative:
+    """Transformer-XL's relative positions: (q + u) @ k.T + ((q + v) @ r.T)[i, origin + d(i) - j]."""
+
+    def __init__(
+        self,
+        rel: tuple[Array, Array, Array, int],
+        q: F64,
+        k: F64,
+        causal: bool | str,
+        window: tuple[int | None, int | None] | None,
+        global_tokens: Array | None,
+    ) -> None:
+        n, m = q.shape[-2], k.shape[-2]
+        self.r, self.u, self.v = f64(rel[0]), f64(rel[1]), f64(rel[2])
+        length = self.r.shape[1]
+        if q.ndim > 2:
+            self.u, self.v = self.u[:, None], self.v[:, None]
+        else:
+            self.r = self.r[0]
+        self.rows = rel[3] + _diagonal(n, m, causal) - np.arange(m)
+        self.inside = (self.rows >= 0) & (self.rows < length)
+        # Global tokens may see any key, so that with them the window does not limit the distances.
+        pattern = _sees(q[..., :1], k[..., :1], causal, window if global_tokens is None else None, None)
+        if (pattern & ~self.inside).any():
+            raise ValueError(f"attention: rel's r must have a row for each distance, got {length} rows")
+
+    def products(self, q: F64) -> F64:
+        """(q + v) @ r of each pair; 0 where there is no such row."""
+        products = np.matmul(q + self.v, self.r.swapaxes(-1, -2))
+        i = np.arange(len(self.rows))[:, None]
+        if not self.inside.any():
+            return np.zeros((*q.shape[:-1], self.rows.shape[1]))
+        return np.where(self.inside, products[..., i, np.where(self.inside, self.rows, 0)], 0.0)
+
+    def by_row(self, x: Array) -> Array:
+        """Of pairs (i, j), the pairs (i, row of r)."""
+        y = np.zeros((*x.shape[:-1], self.r.shape[-2]), x.dtype)
+        for i, (rows, inside) in enumerate(zip(self.rows, self.inside, strict=True)):
+            y[..., i, rows[inside]] = x[..., i, inside]
+        return y
 
 
 def _heads(x: F64, q: F64) -> F64:
@@ -147,7 +210,8 @@ def _ungroup(dx: F64, shape: tuple[int, ...]) -> F64:
     if dx.ndim == 2:
         return dx
     heads = shape[-3]
-    return dx.reshape(*dx.shape[:-3], heads, dx.shape[-3] // heads, *dx.shape[-2:]).sum(axis=-3)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return np.asarray(dx.reshape(*dx.shape[:-3], heads, dx.shape[-3] // heads, *dx.shape[-2:]).sum(axis=-3))
 
 
 def _sees(
@@ -208,11 +272,16 @@ def _scores(
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
     causal: bool | str = False,
+    relative: Relative | None = None,
 ) -> tuple[F64, F64 | float]:
     """The scores, -inf where a query does not look, and the slope of the softcap."""
     cap_slope: F64 | float = 1.0
     with np.errstate(invalid="ignore"):
-        s = _scale(scale, q) * np.matmul(q, k.swapaxes(-1, -2))
+        if relative is None:
+            s = np.matmul(q, k.swapaxes(-1, -2))
+        else:
+            s = np.matmul(q + relative.u, k.swapaxes(-1, -2)) + relative.products(q)
+        s = _scale(scale, q) * s
         if softcap is not None:
             t = np.tanh(s / softcap)
             s, cap_slope = softcap * t, 1.0 - t * t
@@ -252,6 +321,11 @@ def _kept(shape: tuple[int, ...], dropout: float, seed: int | tuple[int, int, in
     return np.where(kept.reshape(shape), 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0, 0.0)
 
 
+def _over_samples(x: F64, shape: tuple[int, ...]) -> F64:
+    """The sum over the axes before those of `shape`, which has a head more where q has two axes."""
+    return x.sum(axis=tuple(range(max(x.ndim - len(shape), 0)))).reshape(shape)
+
+
 def _unbroadcast(x: F64, shape: tuple[int, ...]) -> F64:
     """The sum over the axes that `shape` was broadcast over."""
     x = x.sum(axis=tuple(range(x.ndim - len(shape))))
@@ -266,7 +340,8 @@ def _probabilities(s: F64, lse: F64, sees: Array) -> F64:
 def _product(weights: F64, x: F64, sees: Array) -> F64:
     """Weights @ x in which what is not seen adds nothing, not even 0 * NaN."""
     finite = np.asarray(np.isfinite(x).all(axis=-1))
-    y = np.matmul(weights, np.where(finite[..., None], x, 0.0))
+    with np.errstate(invalid="ignore"):  # weights of queries that see a NaN
+        y = np.matmul(weights, np.where(finite[..., None], x, 0.0))
     # The rows of x with a NaN or inf, one by one: each reaches only the sums that see it.
     for index in np.argwhere(~finite):
         batch, j = tuple(index[:-1]), index[-1]
