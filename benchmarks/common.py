@@ -30,6 +30,7 @@ class Result:
     ceiling_gflops: float
     aim: float
     extra: dict[str, Any] = field(default_factory=dict)
+    cap: float | None = None
 
     @property
     def best_peer(self) -> str:
@@ -39,6 +40,17 @@ class Result:
     def ratio(self) -> float:
         """How many times faster than the best peer."""
         return self.seconds[self.best_peer] / self.seconds["numformer"]
+
+    @property
+    def met(self) -> bool:
+        """Whether the lower of `aim` times the best peer and `cap` times the ceiling is reached."""
+        return self.ratio >= self.aim or (self.cap is not None and self.share >= self.cap)
+
+    @property
+    def decides(self) -> str:
+        """Which of the two is the lower one."""
+        peer = self.aim * self.flops / self.seconds[self.best_peer] * 1e-9
+        return "peer" if self.cap is None or peer <= self.cap * self.ceiling_gflops else "ceiling"
 
     @property
     def share(self) -> float:
@@ -108,11 +120,11 @@ def print_result(result: Result, peers: list[str]) -> None:
     columns = "".join(
         f"{result.seconds[peer] / ours:10.2f}" if peer in result.seconds else f"{'-':>10}" for peer in peers
     )
-    verdict = "met" if result.ratio >= result.aim else "below"
+    verdict = "met" if result.met else "below"
     print(
         f"{result.case:34}{result.threads:4}{ours * 1e3:10.3f}"
         f"{result.flops / ours * 1e-9:9.1f}{result.share:7.0%}{columns}"
-        f"{result.ratio:7.2f}{result.aim:6.2f} {verdict}",
+        f"{result.ratio:7.2f}{result.aim:6.2f} {verdict} ({result.decides})",
         flush=True,
     )
 
@@ -121,6 +133,6 @@ def write(subject: str, results: list[Result], folder: pathlib.Path) -> pathlib.
     """All figures of a subject as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{subject}.json"
-    rows = [asdict(r) | {"ratio": r.ratio, "best_peer": r.best_peer, "share": r.share} for r in results]
+    rows = [asdict(r) | {"ratio": r.ratio, "best_peer": r.best_peer, "share": r.share, "met": r.met} for r in results]
     path.write_text(json.dumps({"machine": machine(), "results": rows}, indent=1) + "\n")
     return path

@@ -111,6 +111,13 @@ def _cross_entropy(rng: Rng, dtype: Any) -> Callable[[], Any]:
     return run
 
 
+def _linear_cross_entropy(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    x, weight, targets = normal(rng, 211, 65, dtype=dtype), normal(rng, 531, 65, dtype=dtype), rng.integers(0, 531, 211)
+    targets[::7] = -100
+    options = {"bias": normal(rng, 531, dtype=dtype), "label_smoothing": 0.1, "chunk": 50}
+    return lambda: nf.linear_cross_entropy(x, weight, targets, **options)
+
+
 def _embedding(rng: Rng, dtype: Any) -> Callable[[], Any]:
     w, ids, dy = normal(rng, 61, 203, dtype=dtype), rng.integers(0, 61, (7, 301)), normal(rng, 7, 301, 203, dtype=dtype)
     return lambda: (nf.embedding(w, ids), nf.embedding_backward(dy, ids, 61))
@@ -155,6 +162,7 @@ CASES: dict[str, Case] = {
     "gelu_tanh": _rows(lambda x, dy: (nf.gelu(x, approximate="tanh"), nf.gelu_backward(dy, x, approximate="tanh")), 2),
     "silu": _rows(lambda x, dy: (nf.silu(x), nf.silu_backward(dy, x)), 2),
     "cross_entropy": _cross_entropy,
+    "linear_cross_entropy": _linear_cross_entropy,
     "embedding": _embedding,
     "dropout": _dropout,
     "add": _rows(nf.add, 2),

@@ -283,6 +283,33 @@ def cross_entropy_backward(dloss: Any, logits: Array, targets: Array, lse: Array
     return np.where(counts[..., None], e * np.broadcast_to(weight, counts.shape)[..., None], 0.0)
 
 
+def linear_cross_entropy(
+    x: Array, weight: Array, targets: Array, dtype: Any, *, bias: Any = None, dloss: float = 1.0, **options: Any
+) -> tuple[Array, ...]:
+    """Of the loss, dx, dweight and dbias: an error of the logits moves a loss and each probability by twice that."""
+    counts, wide = np.asarray(targets) != options.get("ignore_index", -100), working(dtype)
+    rows, t = f64(x)[counts], np.asarray(targets)[counts]
+    w, smoothing = f64(weight), options.get("label_smoothing", 0.0)
+    share = 1 / max(t.size, 1) if options.get("reduction", "mean") == "mean" else 1.0
+    z = rows @ w.T + (0.0 if bias is None else f64(bias))
+    e_z = matmul(rows, w.T, dtype, bias=bias) + u(wide) * np.abs(z)
+    e_loss, e_lse = cross_entropy(z, t, smoothing, wide)
+    losses, lse = reference.cross_entropy(z, t, label_smoothing=smoothing, reduction="none", return_lse=True)
+    most = e_z.max(axis=-1, initial=0.0)
+    loss = share * ((e_loss + 2 * most).sum() + gamma(t.size, dtype) * np.abs(losses).sum())
+    p = np.exp(z - lse[..., None])
+    options = {"label_smoothing": smoothing, "reduction": "none"}
+    dz = reference.cross_entropy_backward(np.ones(t.size), z, t, lse, **options)
+    e_dz = cross_entropy_backward(np.ones(t.size), z, t, lse, wide, **options) + p * (2 * most + e_lse)[..., None]
+    if dtype.itemsize == 2:  # products take the gradient of the logits in the dtype of x, before it is scaled
+        e_dz = e_dz + u(dtype) * np.abs(dz) + float(ml_dtypes.finfo(dtype).smallest_subnormal)
+    factor, dz = share * abs(dloss), np.abs(dz)
+    dx = np.zeros((*counts.shape, w.shape[1]))
+    dx[counts] = factor * ((e_dz + (gamma(w.shape[0], dtype) + TERMS * u(wide)) * dz) @ np.abs(w))
+    e_rows = e_dz + (gamma(t.size, dtype) + TERMS * u(wide)) * dz
+    return loss, dx, factor * e_rows.T @ np.abs(rows), factor * e_rows.sum(axis=0)
+
+
 def embedding_backward(dy: Array, ids: Array, rows: int, dtype: Any) -> Array:
     size = reference.embedding_backward(np.abs(f64(dy)), ids, rows)
     most = int(np.bincount(np.asarray(ids).ravel()).max()) if np.asarray(ids).size else 0

@@ -53,6 +53,7 @@ void bind_runtime(py::module_ &m);
 void bind_matmul(py::module_ &m);
 void bind_attention(py::module_ &m);
 void bind_rowwise(py::module_ &m);
+void bind_linear_cross_entropy(py::module_ &m);
 void bind_elementwise(py::module_ &m);
 void bind_optimizer(py::module_ &m);
 

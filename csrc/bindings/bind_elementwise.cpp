@@ -48,26 +48,13 @@ py::object add(py::handle a_object, py::handle b_object) {
     return out.array;
 }
 
-// `out` of a sum: the dtype of what is summed, or float32 for a 16-bit one.
-std::optional<Input> sum_output(const char *name, py::handle object, DType dtype, bool accumulate) {
-    if (object.is_none()) {
-        if (accumulate)
-            fail_value(name, "accumulate=True needs out");
-        return std::nullopt;
-    }
-    Input out = output(name, "out", object);
-    if (out.view.dtype != DType::f32 || dtype == DType::f64)
-        require_same_dtype(name, "out", out.view, dtype);
-    return out;
-}
-
 py::object sum_rows(py::handle x_object, py::handle accumulate_object, py::handle out_object) {
     const char *name = "sum_rows";
     const Input x = float_input(name, "x", x_object);
     ops::require_axes(name, "x", x.view, 1);
     const bool accumulate = boolean(name, "accumulate", accumulate_object);
     const Shape shape = {x.view.shape.back()};
-    const std::optional<Input> given = sum_output(name, out_object, x.view.dtype, accumulate);
+    const std::optional<Input> given = sum_output(name, "out", out_object, x.view.dtype, accumulate);
     if (given)
         ops::require_shape(name, "out", given->view, shape);
     Result result = given ? Result(*given, accumulate, {&x.view}) : Result(allocate(shape, x.view.dtype));
@@ -97,7 +84,7 @@ py::object embedding_backward(py::handle dy_object, py::handle ids_object, py::h
     const bool accumulate = boolean(name, "accumulate", accumulate_object);
     const Shape shape =
         ops::check_embedding_backward(dy.view, ids.view, integer(name, "num_embeddings", num_embeddings));
-    const std::optional<Input> given = sum_output(name, out_object, dy.view.dtype, accumulate);
+    const std::optional<Input> given = sum_output(name, "out", out_object, dy.view.dtype, accumulate);
     if (given)
         ops::require_shape(name, "out", given->view, shape);
     Result result = given ? Result(*given, accumulate, {&dy.view, &ids.view}) : Result(allocate(shape, dy.view.dtype));

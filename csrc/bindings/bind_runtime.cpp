@@ -1,4 +1,4 @@
-#include "bindings/arrays.hpp"
+#include "bindings/scalars.hpp"
 #include "core/pool.hpp"
 #include "runtime/kernels.hpp"
 #include "runtime/parallel.hpp"
@@ -16,6 +16,18 @@
 
 namespace nf::bindings {
 namespace {
+
+py::object empty(py::handle shape_object, py::handle dtype) {
+    if (!py::isinstance<py::tuple>(shape_object))
+        fail_type("empty", "shape must be a tuple of integers, got " + type_name(shape_object));
+    Shape shape;
+    for (const py::handle size : py::reinterpret_borrow<py::tuple>(shape_object)) {
+        shape.push_back(integer("empty", "shape", size));
+        if (shape.back() < 0)
+            fail_value("empty", "shape must not be negative, got " + std::to_string(shape.back()));
+    }
+    return allocate(shape, dtype_from("empty", "dtype", dtype)).array;
+}
 
 py::dict pool_statistics() {
     const pool::Statistics s = pool::statistics();
@@ -176,6 +188,7 @@ void bind_runtime(py::module_ &m) {
         runtime::set_num_threads(static_cast<int>(threads));
     });
     m.def("available_processors", &runtime::available_processors);
+    m.def("empty", &empty);
     m.def("pool_statistics", &pool_statistics);
     m.def("pool_reset_peak", &pool::reset_peak);
     m.def("set_pool_limit", [](int64_t bytes) {

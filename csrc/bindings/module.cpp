@@ -19,6 +19,7 @@ PYBIND11_MODULE(_core, m) {
     bind_matmul(m);
     bind_attention(m);
     bind_rowwise(m);
+    bind_linear_cross_entropy(m);
     bind_elementwise(m);
     bind_optimizer(m);
 }

@@ -72,6 +72,20 @@ inline std::optional<Input> optional_float_input(const char *operation, const ch
     return float_input(operation, argument, object, expected);
 }
 
+// Where a sum goes: the dtype of what is summed, or float32 for a 16-bit one.
+inline std::optional<Input> sum_output(const char *name, const char *argument, py::handle object, DType dtype,
+                                       bool accumulate) {
+    if (object.is_none()) {
+        if (accumulate)
+            fail_value(name, std::string("accumulate=True needs ") + argument);
+        return std::nullopt;
+    }
+    Input out = output(name, argument, object);
+    if (out.view.dtype != DType::f32 || dtype == DType::f64)
+        require_same_dtype(name, argument, out.view, dtype);
+    return out;
+}
+
 // Where a result goes: a new array, or the caller's `out`. An `out` that is not contiguous, or that overlaps an input
 // other than in place, is computed beside and copied by finish().
 class Result {

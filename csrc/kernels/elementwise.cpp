@@ -1,4 +1,5 @@
 // add: out = a + b.   sum_rows: out_j (+)= sum_i x_ij, in chunks of kChunkRows rows whose sums are added in order.
+// round_sums: out (+)= sums, rounded once.
 #include "kernels/rows.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
@@ -43,11 +44,26 @@ template <class T> bool sum_rows(const SumRowsArgs &args) {
     return true;
 }
 
+template <class T> bool round_sums(const RoundSumsArgs &args) {
+    T *out = static_cast<T *>(args.out);
+    parallel_ranges(args.count, kGrain, [&](int64_t begin, int64_t end) {
+        for_each_vector<float>(end - begin, [&](int64_t i, int n) {
+            Vec<float> sum = load_some(args.sums + begin + i, n);
+            if (args.accumulate)
+                sum += load_some(out + begin + i, n);
+            store_some(out + begin + i, sum, n);
+        });
+    });
+    return true;
+}
+
 } // namespace
 
 void fill_elementwise(Kernels &table) {
     NF_FILL(add, add);
     NF_FILL(sum_rows, sum_rows);
+    table.round_sums[int(DType::f16)] = round_sums<f16>;
+    table.round_sums[int(DType::bf16)] = round_sums<bf16>;
 }
 
 } // namespace nf::NUMFORMER_LEVEL

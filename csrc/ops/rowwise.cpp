@@ -143,11 +143,16 @@ void CrossEntropy::run(const View &row_losses, const View &lse) const {
     require_memory(runtime::kernels().cross_entropy[int(logits.dtype)](args));
 }
 
-double CrossEntropy::reduce(const View &row_losses) const {
+double sum_of(const View &row_losses) {
     double sum = 0;
     for (int64_t i = 0; i < row_losses.size(); ++i)
         sum += row_losses.dtype == DType::f64 ? reinterpret_cast<const double *>(row_losses.data)[i]
                                               : double(reinterpret_cast<const float *>(row_losses.data)[i]);
+    return sum;
+}
+
+double CrossEntropy::reduce(const View &row_losses) const {
+    const double sum = sum_of(row_losses);
     return reduction == Reduction::mean && used > 0 ? sum / work::real(used) : sum;
 }
 

@@ -26,6 +26,9 @@ struct Norm {
 enum class Reduction { mean, sum, none };
 Reduction reduction_from(const char *operation, const std::string &name);
 
+// Over the rows in order, in double.
+double sum_of(const View &row_losses);
+
 struct CrossEntropy {
     const char *operation;
     View logits, targets;
@@ -37,7 +40,7 @@ struct CrossEntropy {
     void check();
     Shape loss_shape() const { return reduction == Reduction::none ? targets.shape : Shape{}; }
     void run(const View &row_losses, const View &lse) const;
-    // The sum over rows, in order and in double; divided by `used` for the mean.
+    // The sum over rows; divided by `used` for the mean.
     double reduce(const View &row_losses) const;
     void run_backward(const View &dloss, const View &lse, const View &out) const;
 };

@@ -143,6 +143,13 @@ inline Work cross_entropy_backward(const CrossEntropyArgs &args, const View &log
                 (real(used) + (args.dloss_stride ? real(used) : 1)) * statistic(logits.dtype)};
 }
 
+// As above, and the product of each exp with the same factor; with label smoothing a difference.
+inline Work cross_entropy_gradient(const CrossEntropyGradientArgs &args, DType dtype) {
+    const double elements = real(args.rows) * real(args.columns);
+    return {(args.label_smoothing != 0 ? 8 : 5) * elements,
+            elements * (statistic(dtype) + item(dtype)) + real(args.rows) * (8 + statistic(dtype))};
+}
+
 inline Work embedding(const EmbeddingArgs &args, const View &out) {
     return {0, 2 * bytes_of(out) + integers(args.ids, args.count)};
 }
@@ -159,6 +166,11 @@ inline Work dropout(const View &x, bool residual) {
 inline Work add(const View &a) { return {real(a.size()), 3 * bytes_of(a)}; }
 inline Work sum_rows(const View &x, const View &out, bool accumulate) {
     return {real(x.size()), bytes_of(x) + (accumulate ? 2 : 1) * bytes_of(out)};
+}
+
+inline Work round_sums(const RoundSumsArgs &args) {
+    const double count = real(args.count);
+    return {args.accumulate ? count : 0, (4 + (args.accumulate ? 4 : 2)) * count};
 }
 
 // See kernels/optimizer.cpp: g 3; momentum 2, Nesterov's form 2, step 2.

@@ -79,6 +79,16 @@ struct CrossEntropyArgs {
     double label_smoothing, weight; // weight multiplies dloss
 };
 
+// Loss and gradient of rows of logits that are there for a moment only: `logits` are float (double for double) whatever
+// the type of `out`, which may be `logits` where the types are one. Every target counts.
+struct CrossEntropyGradientArgs {
+    const void *logits;
+    const int64_t *targets;
+    void *loss, *out; // (rows,), float or double; dlogits
+    int64_t rows, columns;
+    double label_smoothing, dloss;
+};
+
 struct EmbeddingArgs {
     const void *rows; // forward: the table; backward: dy
     Integers ids;
@@ -101,6 +111,14 @@ struct AddArgs {
     const void *a, *b;
     void *out;
     int64_t count;
+};
+
+// out = or += sums, which are float, rounded once to a 16-bit type.
+struct RoundSumsArgs {
+    const float *sums;
+    void *out;
+    int64_t count;
+    bool accumulate;
 };
 
 struct SumRowsArgs {
@@ -154,12 +172,14 @@ struct Kernels {
     bool (*activation_backward[kFloatTypes])(const ActivationArgs &args);
     bool (*cross_entropy[kFloatTypes])(const CrossEntropyArgs &args);
     bool (*cross_entropy_backward[kFloatTypes])(const CrossEntropyArgs &args);
+    bool (*cross_entropy_gradient[kFloatTypes])(const CrossEntropyGradientArgs &args);
     bool (*embedding)(const EmbeddingArgs &args);
     bool (*embedding_backward[kFloatTypes])(const EmbeddingArgs &args);
     bool (*dropout[kFloatTypes])(const DropoutArgs &args);
     bool (*add[kFloatTypes])(const AddArgs &args);
     bool (*sum_rows[kFloatTypes])(const SumRowsArgs &args);
-    bool (*sgd_update[2])(const UpdateArgs &args); // float32 and float64 only
+    bool (*round_sums[kFloatTypes])(const RoundSumsArgs &args); // float16 and bfloat16 only
+    bool (*sgd_update[2])(const UpdateArgs &args);              // float32 and float64 only
     bool (*adam_update[2])(const UpdateArgs &args);
     bool (*adagrad_update[2])(const UpdateArgs &args);
     bool (*rmsprop_update[2])(const UpdateArgs &args);

@@ -63,6 +63,10 @@ def entropy_back(dloss=np.float32(1), logits=X, targets=IDS, lse=f(4), **options
     return lambda: nf.cross_entropy_backward(dloss, logits, targets, lse, **options)
 
 
+def linear(x=X, weight=f(6, 8), targets=IDS, **options):  # noqa: B008
+    return lambda: nf.linear_cross_entropy(x, weight, targets, **options)
+
+
 def drop(x=X, p=0.5, **options):
     return lambda: nf.dropout(x, p, **{"seed": 1, **options})
 
@@ -201,6 +205,33 @@ BAD = [
     (entropy_back(dloss=f(4)), ValueError, "cross_entropy_backward dloss"),
     (entropy_back(out=f(4, 9)), ValueError, "cross_entropy_backward out (4, 8) (4, 9)"),
     (entropy_back(targets=ids(0, 1, 2, 99)), ValueError, "cross_entropy_backward targets 99"),
+    (linear(x=[[1.0]]), TypeError, "linear_cross_entropy x ndarray list"),
+    (linear(x=np.float32(1).reshape(())), ValueError, "linear_cross_entropy x ()"),
+    (linear(weight=f(6, 7)), ValueError, "linear_cross_entropy weight (V, 8) (6, 7)"),
+    (linear(weight=f(0, 8)), ValueError, "linear_cross_entropy weight (V, 8) (0, 8)"),
+    (linear(weight=f(1, 6, 8)), ValueError, "linear_cross_entropy weight (V, 8) (1, 6, 8)"),
+    (linear(weight=f(6, 8, dtype=np.float64)), TypeError, "linear_cross_entropy weight float32 float64"),
+    (linear(weight=None), TypeError, "linear_cross_entropy weight ndarray NoneType"),
+    (linear(targets=ids(0, 1, 2)), ValueError, "linear_cross_entropy targets (4,) (3,)"),
+    (linear(targets=ids(0, 1, 2, 6)), ValueError, "linear_cross_entropy targets 6"),
+    (linear(targets=f(4)), TypeError, "linear_cross_entropy targets float32"),
+    (linear(bias=f(7)), ValueError, "linear_cross_entropy bias (6,) (7,)"),
+    (linear(bias=f(6, dtype=np.float64)), TypeError, "linear_cross_entropy bias float32 float64"),
+    (linear(label_smoothing=-0.1), ValueError, "linear_cross_entropy label_smoothing -0.1"),
+    (linear(reduction="none"), ValueError, "linear_cross_entropy reduction mean sum none"),
+    (linear(reduction=1), TypeError, "linear_cross_entropy reduction int"),
+    (linear(dloss=NAN), ValueError, "linear_cross_entropy dloss nan"),
+    (linear(dloss="1"), TypeError, "linear_cross_entropy dloss str"),
+    (linear(chunk=0), ValueError, "linear_cross_entropy chunk 0"),
+    (linear(chunk=1.5), TypeError, "linear_cross_entropy chunk float"),
+    (linear(dweight=f(6, 7)), ValueError, "linear_cross_entropy dweight (6, 8) (6, 7)"),
+    (linear(dweight=f(6, 8, dtype=np.float64)), TypeError, "linear_cross_entropy dweight float32 float64"),
+    (linear(dweight=[0]), TypeError, "linear_cross_entropy dweight ndarray list"),
+    (linear(bias=f(6), dbias=f(7)), ValueError, "linear_cross_entropy dbias (6,) (7,)"),
+    (linear(dbias=f(6)), ValueError, "linear_cross_entropy dbias bias None"),
+    (linear(accumulate=True), ValueError, "linear_cross_entropy accumulate dweight"),
+    (linear(bias=f(6), dweight=f(6, 8), accumulate=True), ValueError, "linear_cross_entropy accumulate dbias"),
+    (linear(gradients=False, dweight=f(6, 8)), ValueError, "linear_cross_entropy dweight gradients"),
     (lambda: nf.embedding(X, ids(0, 4)), ValueError, "embedding ids 4"),
     (lambda: nf.embedding(X, ids(-1)), ValueError, "embedding ids -1"),
     (lambda: nf.embedding(X, f(2)), TypeError, "embedding ids float32"),
@@ -294,6 +325,10 @@ def test_nothing_is_written_before_the_checks():
     with pytest.raises(ValueError, match="targets"):
         nf.cross_entropy_backward(np.float32(1), X, ids(0, 1, 2, 99), f(4), out=out)
     assert (out == 7).all()
+    dweight = np.full((6, 8), 7, np.float32)
+    with pytest.raises(ValueError, match="targets"):
+        linear(targets=ids(0, 1, 2, 6), dweight=dweight)()
+    assert (dweight == 7).all()
     table = np.full((4, 8), 7, np.float32)
     with pytest.raises(ValueError, match="ids"):
         nf.embedding_backward(f(2, 8), ids(0, 4), 4, out=table)

@@ -184,6 +184,21 @@ def test_cross_entropy(rng, label_smoothing, reduction):
     )
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_linear_cross_entropy(rng, label_smoothing, reduction):
+    x, weight, bias = normal(rng, 3, 9, 6, dtype=F64), normal(rng, 23, 6, dtype=F64), normal(rng, 23, dtype=F64)
+    targets = rng.integers(0, 23, (3, 9))
+    targets[1, 2:] = -100
+    options = {"label_smoothing": label_smoothing, "reduction": reduction, "chunk": 5}
+    gradient_check(
+        rng,
+        lambda x, weight, bias: nf.linear_cross_entropy(x, weight, targets, bias=bias, gradients=False, **options),
+        lambda dy: nf.linear_cross_entropy(x, weight, targets, bias=bias, dloss=float(dy), **options)[1:],
+        [x, weight, bias],
+    )
+
+
 def test_embedding(rng):
     w, ids = normal(rng, 9, 17, dtype=F64), rng.integers(0, 9, (4, 6))
     gradient_check(rng, lambda w: nf.embedding(w, ids), lambda dy: nf.embedding_backward(dy, ids, 9), [w])

@@ -50,6 +50,15 @@ def test_cross_entropy_by_hand():
     assert abs(reference.cross_entropy(x, np.array([1, -100])) - math.log(4 / 3)) < 1e-15
 
 
+def test_linear_cross_entropy_by_hand():
+    """Logits 0 and log 3: probabilities 1/4 and 3/4."""
+    x, weight = np.array([[1.0], [9.0]]), np.array([[0.0], [math.log(3)]])
+    loss, dx, dweight = reference.linear_cross_entropy(x, weight, np.array([1, -100]), dloss=2.0)
+    assert abs(loss - math.log(4 / 3)) < 1e-15
+    np.testing.assert_allclose(dx, [[-0.5 * math.log(3)], [0.0]], atol=1e-15)
+    np.testing.assert_allclose(dweight, [[0.5], [-0.5]], atol=1e-15)
+
+
 def test_adamw_first_step_by_hand():
     """The first step of Adam is lr * sign(gradient), before eps."""
     w, g, m, v = (np.array([x]) for x in (2.0, -5.0, 0.0, 0.0))

@@ -246,6 +246,24 @@ def test_cross_entropy(rng, dtype, label_smoothing, reduction):
 
 
 @FLOATS
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_linear_cross_entropy(rng, dtype, label_smoothing, reduction):
+    x, weight = normal(rng, 70, 33, dtype=dtype), normal(rng, 61, 33, dtype=dtype, scale=0.3)
+    bias, targets = normal(rng, 61, dtype=dtype), rng.integers(0, 61, 70)
+    targets[::5] = -100
+    options = {"label_smoothing": label_smoothing, "reduction": reduction}
+    dloss = float(rng.standard_normal())
+    ours = nf.linear_cross_entropy(x, weight, targets, bias=bias, dloss=dloss, chunk=30, **options)
+    bounds = tolerance.linear_cross_entropy(x, weight, targets, dtype, bias=bias, dloss=dloss, **options)
+
+    def theirs(x, weight, bias):
+        return F.cross_entropy(F.linear(x, weight, bias), torch.tensor(targets), **options)
+
+    judge(ours, theirs, (x, weight, bias), dloss, bounds, "linear_cross_entropy")
+
+
+@FLOATS
 def test_embedding(rng, dtype):
     w, ids = normal(rng, 11, 9, dtype=dtype), rng.integers(0, 11, (5, 20))
     dy = normal(rng, 5, 20, 9, dtype=dtype)

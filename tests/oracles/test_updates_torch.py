@@ -141,6 +141,37 @@ def test_optimizers_with_groups_and_rests(rng, ours, theirs, options):
             np.testing.assert_allclose(p.value, q.detach().numpy(), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("piece", [40, 1 << 17])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lr": 0.3, "beta2_decay": -0.5, "d": 1.1, "weight_decay": 0.1}, {"eps": (1e-3, 0.5), "lr": 0.05}],
+)
+def test_adafactor(rng, monkeypatch, options, piece, dtype):
+    """Vectors, matrices and stacks of them, in pieces or whole; a gradient of zeros; rests; a group of its own."""
+    monkeypatch.setattr("numformer.optim.adafactor.PIECE", piece)
+    shapes = [(7,), (1,), (9, 13), (50, 3), (1, 6), (2, 3, 5), (4, 4)]
+    starts = [normal(rng, *shape, dtype=dtype) for shape in shapes]
+    mine, other = [nn.Parameter(x.copy()) for x in starts], [torch.tensor(x).requires_grad_() for x in starts]
+    decay, lr = options.get("weight_decay", 0.0), options.get("lr", 1e-2)
+    a = optim.Adafactor([optim.Group(mine[:3], decay), optim.Group(mine[3:], 0.0, 0.5)], **options)
+    groups = [{"params": other[:3]}, {"params": other[3:], "weight_decay": 0.0, "lr": 0.5 * lr}]
+    b = torch.optim.Adafactor(groups, **options)
+    for step in range(STEPS):
+        b.zero_grad(set_to_none=True)
+        for i, (p, q) in enumerate(zip(mine, other, strict=True)):
+            if i != 1 or step % 3 == 2:
+                gradient = normal(rng, *p.value.shape, dtype=dtype) * (0.0 if i == 6 else 10.0 ** rng.integers(-4, 2))
+                p.add(gradient.astype(dtype))
+                q.grad = torch.tensor(gradient.astype(dtype))
+        a.step()
+        b.step()
+        for p, q in zip(mine, other, strict=True):
+            want = q.detach().numpy()
+            bound = (1e-9 if dtype == np.float64 else 1e-4) * np.abs(want).max()
+            np.testing.assert_allclose(p.value, want, rtol=0, atol=bound)
+
+
 def rates(make, lr, steps=STEPS):
     """The rates of a scheduler of PyTorch."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)

@@ -188,6 +188,38 @@ def test_cross_entropy(smoothing):
     assert moved == 4 * (used * COLUMNS + E) + 8 * ROWS + 4 * (used + 1)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_linear_cross_entropy(smoothing):
+    """Three products and, on the logits, loss and gradient in one; 16-bit sums are rounded at the end."""
+
+    def both(x: Number) -> None:
+        top = one(x)
+        e = one(x - top)
+        _ = Sum() + e
+        if smoothing:
+            _ = Sum() + (x - top)
+        d = e * 1.0
+        _ = d - 1.0 if smoothing else d
+
+    classes = 7
+    for dtype, item in ((F32, 4), (ml_dtypes.bfloat16, 2)):
+        x, weight = _ones(ROWS, COLUMNS, dtype=dtype), _ones(classes, COLUMNS, dtype=dtype)
+        call = lambda x=x, weight=weight: nf.linear_cross_entropy(
+            x, weight, np.zeros(ROWS, int), label_smoothing=smoothing
+        )
+        elements = ROWS * classes
+        flops, moved = work(call, "cross_entropy_gradient")
+        assert (flops, moved) == (count(both, 1) * elements, elements * (4 + item) + ROWS * (8 + 4))
+        with nf.profile() as p:
+            call()
+        assert sum(r["flops"] for r in p.records() if r["name"] == "matmul") == 3 * 2 * elements * COLUMNS
+    weights = classes * COLUMNS
+    assert work(call, "round_sums") == (0, weights * (4 + 2))
+    dweight = weight.copy()
+    add = lambda: nf.linear_cross_entropy(x, weight, np.zeros(ROWS, int), dweight=dweight, accumulate=True)
+    assert work(add, "round_sums") == (weights, weights * (4 + 2 + 2))
+
+
 def test_embedding():
     table, ids = _ones(9, COLUMNS), np.array([1, 2, 2, 8])
     assert work(lambda: nf.embedding(table, ids), "embedding") == (0, 2 * 4 * COLUMNS * 4 + 8 * 4)
@@ -389,6 +421,7 @@ def test_every_kernel_is_counted_here():
     assert formulas == {
         *("matmul", "attention", "attention_backward", "attention_bias_backward", "attention_relative_backward"),
         *("softmax", "softmax_backward", "norm", "norm_backward"),
-        *("activation", "activation_backward", "cross_entropy", "cross_entropy_backward", "embedding"),
+        *("activation", "activation_backward", "cross_entropy", "cross_entropy_backward"),
+        *("cross_entropy_gradient", "round_sums", "embedding"),
         *("embedding_backward", "dropout", "add", "sum_rows", "sgd", "adam", "adagrad", "rmsprop"),
     }

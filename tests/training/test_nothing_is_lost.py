@@ -324,6 +324,7 @@ OPTIMIZERS = {
     "AdamW": lambda p: optim.AdamW(optim.decay_groups(p, 0.1), clip_norm=0.5),
     "Adagrad": optim.Adagrad,
     "Lion": optim.Lion,
+    "Adafactor": optim.Adafactor,
     "RMSprop": lambda p: optim.RMSprop(p, momentum=0.5, centered=True),
 }
 

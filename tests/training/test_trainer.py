@@ -61,6 +61,14 @@ def test_micro_batches_change_nothing(micro: int) -> None:
         np.testing.assert_allclose(a.value, b.value, rtol=1e-9, atol=1e-12)
 
 
+def test_checkpointed_activations_change_nothing() -> None:
+    plain, recomputed = (_model(dropout=0.2) for _ in range(2))
+    _trainer(plain, micro_batch=2).run()
+    _trainer(recomputed, micro_batch=2, checkpoint_activations=True).run()
+    for a, b in zip(plain.parameters(), recomputed.parameters(), strict=True):
+        np.testing.assert_array_equal(a.value, b.value)
+
+
 def test_memory_of_a_batch_is_that_of_a_micro_batch() -> None:
     sizes: list[int] = []
     model = _model()

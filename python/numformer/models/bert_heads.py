@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 from numformer import ops
 from numformer.models.bert_config import BERTConfig
 from numformer.models.parts import Pooler, chain, first_position, select_rows
-from numformer.nn import Backward, Context, CrossEntropy, Dropout, LayerNorm, Linear, Module, Parameter, initial
+from numformer.nn import (
+    Backward,
+    Context,
+    CrossEntropy,
+    Dropout,
+    LayerNorm,
+    Linear,
+    LinearCrossEntropy,
+    Module,
+    Parameter,
+    initial,
+)
 from numformer.nn.backward import take
 
 Array = NDArray[Any]
@@ -55,7 +66,7 @@ class MaskedTokens(Head):
         self.dense = Linear(c.width, c.width, activation=activation, transposed=True, **common)
         self.norm = LayerNorm(c.width, eps=c.eps, dtype=c.dtype)
         self.decoder = Linear(c.width, c.vocab_size, transposed=True, weight=table if c.tie_weights else None, **common)
-        self.cross_entropy = CrossEntropy(overwrite=True)
+        self.cross_entropy = LinearCrossEntropy()
 
     def loss(self, x: Array, targets: tuple[Array, ...], *, ctx: Context | None = None) -> tuple[Any, Backward]:
         """Return the mean over the targets that count, and its backward."""
@@ -63,9 +74,8 @@ class MaskedTokens(Head):
         x, rows = select_rows(x, np.flatnonzero(wanted != -100))
         x, dense = self.dense(x)
         x, norm = self.norm(x)
-        x, decoder = self.decoder(x)
-        loss, entropy = self.cross_entropy(x, wanted[wanted != -100])
-        return loss, Backward(chain, [rows, dense, norm, decoder, entropy])
+        loss, entropy = self.cross_entropy(self.decoder, x, wanted[wanted != -100])
+        return loss, Backward(chain, [rows, dense, norm, entropy])
 
     def infer(self, x: Array) -> Array:
         """Return logits, (batch, positions, vocab_size)."""
@@ -74,8 +84,8 @@ class MaskedTokens(Head):
     def infer_loss(self, x: Array, targets: tuple[Array, ...]) -> float:
         """Return the mean over the targets that count."""
         counted = targets[0] != -100
-        logits = self.infer(x.reshape(-1, x.shape[-1])[counted.reshape(-1)])
-        return float(ops.cross_entropy(logits, targets[0][counted]))
+        x = self.norm.infer(self.dense.infer(x.reshape(-1, x.shape[-1])[counted.reshape(-1)]))
+        return float(self.cross_entropy.infer(self.decoder, x, targets[0][counted]))
 
 
 class NextSentence(Head):

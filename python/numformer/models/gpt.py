@@ -16,13 +16,13 @@ from numformer.models.parts import chain
 from numformer.nn import (
     Backward,
     Context,
-    CrossEntropy,
     Dropout,
     Embedding,
     KVCache,
     LayerNorm,
     LearnedPositions,
     Linear,
+    LinearCrossEntropy,
     PreNormBlock,
     initial,
 )
@@ -108,7 +108,7 @@ class GPT(pretrained.PretrainedModel):
             dtype=dtype,
             rng=source,
         )
-        self.cross_entropy = CrossEntropy(overwrite=True)
+        self.cross_entropy = LinearCrossEntropy()
         number_dropouts(self)
         self.parameters()  # sets their names
 
@@ -141,9 +141,7 @@ class GPT(pretrained.PretrainedModel):
             backwards.append(backward)
         x, backward = self.norm(x)
         backwards.append(backward)
-        logits, backward = self.head(x)
-        backwards.append(backward)
-        loss, backward = self.cross_entropy(logits, targets)
+        loss, backward = self.cross_entropy(self.head, x, targets)
         backwards.append(backward)
         return float(loss), Backward(self._backward, backwards)
 
@@ -153,8 +151,8 @@ class GPT(pretrained.PretrainedModel):
     def infer_loss(self, batch: tuple[ArrayLike, ...], *, ctx: Context | None = None) -> float:
         """Return the mean cross-entropy of a batch; without dropout, and nothing is kept."""
         ids, mask, targets = self._batch(batch)
-        logits = self._infer(ids, mask, (ctx or DEFAULT).dtype)
-        return float(self.cross_entropy.infer(logits, targets))
+        x = self._hidden(ids, mask, (ctx or DEFAULT).dtype)
+        return float(self.cross_entropy.infer(self.head, x, targets))
 
     def infer(
         self,
@@ -206,6 +204,18 @@ class GPT(pretrained.PretrainedModel):
         last: bool = False,
         hidden: list[Array] | None = None,
     ) -> Array:
+        return self.head.infer(self._hidden(ids, mask, dtype, cache, last, hidden))
+
+    def _hidden(
+        self,
+        ids: Array,
+        mask: Array | None,
+        dtype: np.dtype[Any] | None,
+        cache: list[KVCache] | None = None,
+        last: bool = False,
+        hidden: list[Array] | None = None,
+    ) -> Array:
+        """Return what the output layer reads."""
         offset = cache[0].length if cache else 0
         if offset + ids.shape[1] > self.config.context:
             raise ValueError(
@@ -223,7 +233,7 @@ class GPT(pretrained.PretrainedModel):
         x = self.norm.infer(x)
         if hidden is not None:
             states.append(x)
-        return self.head.infer(np.ascontiguousarray(x[:, -1:]) if last else x)
+        return np.ascontiguousarray(x[:, -1:]) if last else x
 
     def new_cache(self) -> list[KVCache]:
         """Return an empty cache of keys and values for :meth:`infer`."""

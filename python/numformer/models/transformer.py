@@ -7,21 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numformer import ops
 from numformer.models.generation import check_sampling
-from numformer.models.parts import chain, select_rows
+from numformer.models.parts import chain
 from numformer.models.pretrained import PretrainedModel
 from numformer.models.transformer_config import TransformerConfig
 from numformer.models.translation import beam_search, check_search, sample_sentences
 from numformer.nn import (
     Backward,
     Context,
-    CrossEntropy,
     Dropout,
     Embedding,
     KVCache,
     LayerNorm,
     Linear,
+    LinearCrossEntropy,
     PostNormBlock,
     PostNormDecoderBlock,
     PreNormBlock,
@@ -98,7 +97,7 @@ class Transformer(PretrainedModel):
             dtype=dtype,
             rng=source,
         )
-        self.cross_entropy = CrossEntropy(label_smoothing=c.label_smoothing, overwrite=True)
+        self.cross_entropy = LinearCrossEntropy(label_smoothing=c.label_smoothing)
         number_dropouts(self)
         self.parameters()  # sets their names
 
@@ -144,11 +143,7 @@ class Transformer(PretrainedModel):
             x, backward = self.decoder_norm(x)
             ends.append(backward)
         # The output layer, a quarter of all the work, is computed where a target counts only.
-        x, backward = select_rows(x, np.flatnonzero(targets != -100))
-        ends.append(backward)
-        logits, backward = self.head(x)
-        ends.append(backward)
-        loss, backward = self.cross_entropy(logits, targets[targets != -100])
+        loss, backward = self.cross_entropy(self.head, x, targets)
         ends.append(backward)
         return float(loss), Backward(self._backward, [encoder, embed_target, decoder, ends])
 
@@ -176,9 +171,7 @@ class Transformer(PretrainedModel):
         dtype = (ctx or DEFAULT).dtype
         mask = self._mask(source)
         x = self._decode(target, self._encode(source, mask, dtype), mask, dtype)
-        x = x.reshape(-1, x.shape[2])
-        counted = targets != -100
-        return float(ops.cross_entropy(self.head.infer(x[counted.reshape(-1)]), targets[counted]))
+        return float(self.cross_entropy.infer(self.head, x, targets))
 
     def encode(self, source_ids: ArrayLike, *, dtype: np.dtype[Any] | None = None) -> Array:
         """Return the encoder's output, (batch, source positions, width); rows at `pad_id` mean nothing."""

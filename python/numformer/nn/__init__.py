@@ -17,6 +17,7 @@ from numformer.nn.embedding import Embedding
 from numformer.nn.feed_forward import FeedForward
 from numformer.nn.layer_norm import LayerNorm
 from numformer.nn.linear import Linear
+from numformer.nn.linear_cross_entropy import LinearCrossEntropy
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
 from numformer.nn.positions import LearnedPositions, SinusoidalPositions
@@ -35,6 +36,7 @@ __all__ = [
     "LayerNorm",
     "LearnedPositions",
     "Linear",
+    "LinearCrossEntropy",
     "Module",
     "MultiHeadAttention",
     "Parameter",

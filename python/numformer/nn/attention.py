@@ -15,6 +15,7 @@ from numformer.nn.context import Context
 from numformer.nn.dropout import Dropout
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
+from numformer.ops.memory import empty
 
 Array = NDArray[Any]
 
@@ -86,7 +87,7 @@ class MultiHeadAttention(Module):
 
     def _merged(self, x: Array) -> tuple[Array, Array]:
         """Make an array for the heads side by side, and its view by head."""
-        merged = np.empty(x.shape, x.dtype)
+        merged = empty(x.shape, x.dtype)
         return merged, merged.reshape(*x.shape[:2], self.heads, self.size).transpose(0, 2, 1, 3)
 
     def __call__(
@@ -132,7 +133,7 @@ class MultiHeadAttention(Module):
         dheads = output(dy)
         dheads = dheads.reshape(*dheads.shape[:2], self.heads, self.size).transpose(0, 2, 1, 3)
         q, k, v = self._split(qkv)
-        dqkv = np.empty(qkv.shape, qkv.dtype)
+        dqkv = empty(qkv.shape, qkv.dtype)
         ops.attention_backward(dheads, q, k, v, heads, lse, causal=self.causal, mask=mask, into=self._split(dqkv))
         del qkv, q, k, v, heads, dheads, lse
         return project(dqkv, residual=residual)

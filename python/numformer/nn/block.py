@@ -15,6 +15,7 @@ from numformer.nn.context import Context
 from numformer.nn.feed_forward import FeedForward
 from numformer.nn.layer_norm import LayerNorm
 from numformer.nn.module import Module
+from numformer.nn.recompute import recomputable
 from numformer.nn.rms_norm import RMSNorm
 
 Array = NDArray[Any]
@@ -112,6 +113,7 @@ class Block(Module):
 class PreNormBlock(Block):
     """h = x + attention(norm1(x)); y = h + mlp(norm2(h)), as in GPT-2; the parameters are those of :class:`Block`."""
 
+    @recomputable
     def __call__(self, x: Array, *, mask: Array | None = None, ctx: Context | None = None) -> tuple[Array, Backward]:
         """Return y and its backward; ``backward(dy)`` gives dx."""
         n, norm1 = self.norm1(x)
@@ -140,6 +142,7 @@ class PostNormBlock(Block):
     The parameters are those of :class:`Block`.
     """
 
+    @recomputable
     def __call__(self, x: Array, *, mask: Array | None = None, ctx: Context | None = None) -> tuple[Array, Backward]:
         """Return y and its backward; ``backward(dy)`` gives dx."""
         s, attention = self.attention(x, mask=mask, residual=x, ctx=ctx)

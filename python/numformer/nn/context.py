@@ -24,12 +24,15 @@ class Context:
     dtype : dtype, optional
         Compute dtype; None is that of the parameters. A 16-bit one reads float32 parameters through a rounded copy
         and keeps their gradients in float32.
+    recompute : bool
+        Blocks keep their inputs only and run forward once more in their backward: less memory, a third more time.
     """
 
     seed: int | None = None
     step: int = 0
     sample: int = 0
     dtype: np.dtype[Any] | None = None
+    recompute: bool = False
 
 
 DEFAULT = Context()

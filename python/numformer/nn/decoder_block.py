@@ -16,6 +16,7 @@ from numformer.nn.cross_attention import CrossAttention
 from numformer.nn.feed_forward import FeedForward
 from numformer.nn.layer_norm import LayerNorm
 from numformer.nn.module import Module
+from numformer.nn.recompute import recomputable
 
 Array = NDArray[Any]
 
@@ -91,6 +92,7 @@ class PreNormDecoderBlock(DecoderBlock):
     The parameters are those of :class:`DecoderBlock`.
     """
 
+    @recomputable
     def __call__(
         self, x: Array, memory: Array, *, mask: Array | None = None, ctx: Context | None = None
     ) -> tuple[Array, Backward]:
@@ -144,6 +146,7 @@ class PostNormDecoderBlock(DecoderBlock):
     It is the decoder's layer of Vaswani et al., 2017. The parameters are those of :class:`DecoderBlock`.
     """
 
+    @recomputable
     def __call__(
         self, x: Array, memory: Array, *, mask: Array | None = None, ctx: Context | None = None
     ) -> tuple[Array, Backward]:

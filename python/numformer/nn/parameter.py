@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from numformer import ops
+from numformer.ops.memory import empty
+
+
+class Draft:
+    """A gradient that is there before its backward runs: see :meth:`Parameter.draft`."""
+
+    __slots__ = ("__weakref__", "array")
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
 
 
 class Parameter:
@@ -24,7 +37,7 @@ class Parameter:
         Its name in the state dict; set by the model.
     """
 
-    __slots__ = ("fresh", "grad", "name", "on_complete", "pending", "value")
+    __slots__ = ("_draft", "fresh", "grad", "name", "on_complete", "pending", "value")
 
     def __init__(self, value: NDArray[Any], name: str = "") -> None:
         self.name = name
@@ -33,6 +46,7 @@ class Parameter:
         self.fresh = True
         self.pending = 0
         self.on_complete: Callable[[Parameter], None] | None = None
+        self._draft: weakref.ref[Draft] | None = None
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.value.shape}, dtype={self.value.dtype})"
@@ -54,7 +68,35 @@ class Parameter:
         grad = self.grad
         if grad is None:
             grad = self.grad = np.empty_like(self.value)
+        if self._draft is not None:
+            draft, self._draft = self._draft(), None
+            if draft is not None:  # its backward is still to come, and now finds another's gradient here
+                draft.array = grad.copy()
         return grad
+
+    def draft(self) -> Draft:
+        """Return an array for a gradient that is made in the forward pass; follow with :meth:`settle` in the backward.
+
+        It is the array of the gradient itself where that holds nothing: a large one is made where it belongs. Where
+        the backward never runs, nothing has happened.
+        """
+        if self.fresh and (self._draft is None or self._draft() is None):
+            draft = Draft(self.buffer())
+            self._draft = weakref.ref(draft)
+            return draft
+        return Draft(empty(self.value.shape, self.value.dtype))
+
+    def settle(self, draft: Draft, scale: float = 1.0) -> None:
+        """Write or add `scale` times a draft, which is used up."""
+        if self._draft is not None and self._draft() is draft:
+            self._draft = None
+            if scale != 1.0:
+                draft.array *= scale
+        elif self.fresh:
+            np.multiply(draft.array, scale, out=self.buffer())
+        else:  # grad += scale * draft is a step of gradient descent
+            ops.sgd_update([self.buffer()], [draft.array], None, lr=-scale)
+        self.done()
 
     def done(self) -> None:
         """Say that one use has left its gradient."""
@@ -64,7 +106,7 @@ class Parameter:
             self.on_complete(self)
 
     def add(self, gradient: NDArray[Any]) -> None:
-        """Write or add a gradient that has an array of its own (small ones: norms)."""
+        """Write or add a gradient that has an array of its own."""
         grad = self.buffer()
         if self.fresh:
             grad[...] = gradient

@@ -6,7 +6,7 @@ from numformer.ops.attention_varlen import attention_varlen, attention_varlen_ba
 from numformer.ops.dropout import dropout, dropout_backward
 from numformer.ops.elementwise import add, sum_rows
 from numformer.ops.embedding import embedding, embedding_backward
-from numformer.ops.losses import cross_entropy, cross_entropy_backward
+from numformer.ops.losses import cross_entropy, cross_entropy_backward, linear_cross_entropy
 from numformer.ops.matmul import matmul, matmul_backward
 from numformer.ops.norms import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from numformer.ops.softmax import softmax, softmax_backward
@@ -39,6 +39,7 @@ __all__ = [
     "global_norm",
     "layer_norm",
     "layer_norm_backward",
+    "linear_cross_entropy",
     "matmul",
     "matmul_backward",
     "relu",

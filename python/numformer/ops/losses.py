@@ -1,4 +1,4 @@
-"""Cross-entropy, with the logarithm of softmax inside."""
+"""Cross-entropy, with the logarithm of softmax inside, and with the linear map before it."""
 
 from typing import Any
 
@@ -97,3 +97,106 @@ def cross_entropy_backward(
         If shapes do not fit, a target is out of range, or an option is unknown.
     """
     return _core.cross_entropy_backward(dloss, logits, targets, lse, ignore_index, label_smoothing, reduction, out)
+
+
+def linear_cross_entropy(
+    x: Array,
+    weight: Array,
+    targets: Array,
+    *,
+    bias: Array | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    dloss: float = 1.0,
+    gradients: bool = True,
+    dweight: Array | None = None,
+    dbias: Array | None = None,
+    accumulate: bool = False,
+    chunk: int | None = None,
+) -> Any:
+    """Cross-entropy of the logits ``x @ weight.T + bias`` and its gradients, without ever holding the logits.
+
+    One pass over chunks of rows: the logits of a chunk, their losses and, over them, their gradient
+    ``dlogits = dloss * weight_of_a_row * (softmax(logits) - smoothed onehot(target))``, then ``dx = dlogits @ weight``
+    and ``dweight += dlogits.T @ x``. The loss is linear in `dloss`, so gradients made with 1 may be scaled later.
+
+    Parameters
+    ----------
+    x : (..., D) array
+        float32, float64, float16 or bfloat16.
+    weight : (V, D) array
+        The dtype of `x`; the table of a tied head. A transposed view of a (D, V) array is read in place too.
+    targets : (...) array
+        int32 or int64, in [0, V) or `ignore_index`.
+    bias : (V,) array, optional
+        The dtype of `x`; float32 beside a 16-bit `x` as well.
+    ignore_index : int
+        Rows with this target have loss 0 and gradient 0, do not count in the mean, and cost nothing.
+    label_smoothing : float
+        In [0, 1].
+    reduction : {"mean", "sum"}
+        Over the rows that count; a mean over no row is 0.
+    dloss : float
+        Gradient of the loss: multiplies the gradients, as a share of a larger batch or the scale of a loss does.
+    gradients : bool
+        False gives the loss alone, to evaluate.
+    dweight, dbias : arrays, optional
+        Where to write these gradients, in the dtype of `x`, or float32 beside a 16-bit one.
+    accumulate : bool
+        Add to `dweight` and `dbias` instead of writing them.
+    chunk : int, optional
+        Rows whose logits are held at once. By default as many as 64 MiB have room for, but 64 or more.
+
+    Returns
+    -------
+    loss : scalar
+        float32, or float64 for float64.
+    dx : (..., D) array
+        In the dtype of `x`; with `gradients`.
+    dweight : (V, D) array
+        The given one, or a new one in the dtype of `x`; with `gradients`.
+    dbias : (V,) array
+        Likewise, in the dtype of `bias`; with `gradients` and `bias` only.
+
+    Raises
+    ------
+    TypeError
+        If dtypes are not as said.
+    ValueError
+        If shapes do not fit, V is 0, a target is out of range, an option is unknown or out of range, `accumulate` is
+        without the arrays to add to, or `dbias` without `bias`.
+
+    Notes
+    -----
+    Logits and sums over rows are float32 for 16-bit types. The order of the sums over rows depends on `chunk`, by
+    default a function of V and of how many rows count; the loss is that of `cross_entropy` on the same logits.
+
+    References
+    ----------
+    P.-L. Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training", 2024 (gradients in the forward pass).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numformer as nf
+    >>> x, weight = np.zeros((6, 4), np.float32), np.zeros((10, 4), np.float32)
+    >>> loss, dx, dweight = nf.linear_cross_entropy(x, weight, np.arange(6))
+    >>> round(float(loss), 4), dx.shape, dweight.shape
+    (2.3026, (6, 4), (10, 4))
+    """
+    return _core.linear_cross_entropy(
+        x,
+        weight,
+        targets,
+        bias,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        dloss,
+        gradients,
+        dweight,
+        dbias,
+        accumulate,
+        chunk,
+    )

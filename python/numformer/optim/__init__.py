@@ -1,5 +1,6 @@
 """Updates of parameters, and learning rates over time."""
 
+from numformer.optim.adafactor import Adafactor
 from numformer.optim.adam import Adam, AdamW
 from numformer.optim.adaptive import Adagrad, RMSprop
 from numformer.optim.average import Average
@@ -10,6 +11,7 @@ from numformer.optim.sgd import SGD, GradientDescent
 
 __all__ = [
     "SGD",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",

@@ -109,7 +109,11 @@ class Optimizer:
         self.steps = 0
         self._counts = np.zeros(len(self.parameters), np.int64)
         """Updates of each parameter: fewer than `steps` where it was without a gradient."""
-        self._state = {slot: [np.zeros_like(p.value) for p in self.parameters] for slot in self.slots}
+        self._state = {slot: [self._new_state(slot, p.value) for p in self.parameters] for slot in self.slots}
+
+    def _new_state(self, slot: str, value: Array) -> Array:
+        """Return what is kept of a parameter before its first step."""
+        return np.zeros_like(value)
 
     def step(self, lr: float | None = None) -> float | None:
         """Update the parameters that have a gradient, and begin a new step.

@@ -12,7 +12,7 @@ from numformer.reference.attention_varlen import attention_varlen, attention_var
 from numformer.reference.dropout import dropout, dropout_backward, philox4x32
 from numformer.reference.elementwise import add, sum_rows
 from numformer.reference.embedding import embedding, embedding_backward
-from numformer.reference.losses import cross_entropy, cross_entropy_backward
+from numformer.reference.losses import cross_entropy, cross_entropy_backward, linear_cross_entropy
 from numformer.reference.matmul import matmul, matmul_backward
 from numformer.reference.norms import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from numformer.reference.softmax import softmax, softmax_backward
@@ -45,6 +45,7 @@ __all__ = [
     "global_norm",
     "layer_norm",
     "layer_norm_backward",
+    "linear_cross_entropy",
     "matmul",
     "matmul_backward",
     "philox4x32",

@@ -1,4 +1,6 @@
-"""Cross-entropy, with the logarithm of softmax inside."""
+"""Cross-entropy, with the logarithm of softmax inside, and with the linear map before it."""
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -69,6 +71,59 @@ def cross_entropy_backward(
     weight = f64(dloss) * _weight(counts, reduction)
     d = d * np.broadcast_to(weight, counts.shape)[..., None]
     return deliver(np.where(counts[..., None], d, 0.0), out)
+
+
+def linear_cross_entropy(
+    x: Array,
+    weight: Array,
+    targets: Array,
+    *,
+    bias: Array | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    dloss: float = 1.0,
+    gradients: bool = True,
+    dweight: Array | None = None,
+    dbias: Array | None = None,
+    accumulate: bool = False,
+    chunk: int | None = None,
+) -> Any:
+    r"""Cross-entropy of z = x W^T + b, and its gradients: dx = dz W, dW = dz^T x, db = sum over the rows of dz.
+
+    `dloss` multiplies the gradients. Without `gradients` the loss alone is returned. `dweight` and `dbias` are arrays
+    to write into or, with `accumulate`, to add to. What a row that does not count holds reaches nothing. `chunk`, how
+    many rows of z are held at once, changes nothing here.
+
+    Parameters
+    ----------
+    x : (..., D); weight : (V, D); targets : (...), integers in [0, V) or `ignore_index`; bias : (V,), optional
+    reduction : "mean" or "sum"
+
+    Returns
+    -------
+    loss, or (loss, dx, dweight), or with a bias (loss, dx, dweight, dbias)
+    """
+    if reduction == "none":
+        raise ValueError("linear_cross_entropy: reduction must be 'mean' or 'sum', got 'none'")
+    t, w = np.asarray(targets), f64(weight)
+    rows = np.where((t != ignore_index)[..., None], f64(x), 0.0)
+    z = rows @ w.T + (0.0 if bias is None else f64(bias))
+    options: dict[str, Any] = {
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "reduction": reduction,
+    }
+    loss, lse = cross_entropy(z, t, return_lse=True, **options)
+    if not gradients:
+        return loss
+    dz = cross_entropy_backward(dloss, z, t, lse, **options)
+    flat = dz.reshape(t.size, w.shape[0])
+    dw = flat.T @ rows.reshape(t.size, w.shape[1])
+    found = [loss, dz @ w, deliver(dw, dweight, accumulate)]
+    if bias is not None:
+        found.append(deliver(flat.sum(axis=0), dbias, accumulate))
+    return tuple(found)
 
 
 def _checked(logits: Array, targets: Array, ignore_index: int) -> tuple[F64, Array, Array]:

@@ -1,0 +1,87 @@
+"""The loss of a language model: the output layer and the classifier's loss in one, without logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numformer import ops
+from numformer.nn.backward import Backward, take
+from numformer.nn.context import Context
+from numformer.nn.linear import Linear
+from numformer.nn.module import Module
+
+Array = NDArray[Any]
+
+
+class LinearCrossEntropy(Module):
+    """Mean over the targets of -log softmax(head(x))[target].
+
+    The gradients are made in the forward pass, where the logits of a chunk of rows are there for a moment; they are
+    linear in the gradient of the loss, by which the backward scales them.
+
+    Parameters
+    ----------
+    ignore_index : int
+        Targets that do not count; their rows cost nothing.
+    label_smoothing : float
+        Weight of the uniform distribution in the target.
+    """
+
+    def __init__(self, *, ignore_index: int = -100, label_smoothing: float = 0.0) -> None:
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ValueError(f"LinearCrossEntropy: label_smoothing must be between 0 and 1, got {label_smoothing}")
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, head: Linear, x: Array, targets: Array, *, ctx: Context | None = None) -> tuple[Any, Backward]:
+        """Return the loss and its backward; ``backward(dloss=1.0)`` gives dx, (..., inputs).
+
+        `head` has its weight as (outputs, inputs) and no activation; its gradients are those of its parameters.
+        """
+        _check(head)
+        parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
+        values = [p.use(x.dtype) for p in parameters]
+        drafts = [p.draft() for p in parameters]
+        # float16 has no room for the gradient of a mean over many rows before that is scaled.
+        dloss = float(max(np.size(targets), 1)) if x.dtype == np.float16 else 1.0
+        loss, dx, *_ = ops.linear_cross_entropy(
+            x,
+            values[0],
+            targets,
+            bias=None if head.bias is None else values[1],
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            dloss=dloss,
+            dweight=drafts[0].array,
+            dbias=None if head.bias is None else drafts[1].array,
+        )
+        return loss, Backward(self._backward, [parameters, drafts, dx, dloss])
+
+    def _backward(self, saved: list[Any], dloss: float = 1.0) -> Array:
+        parameters, drafts, dx, made = take(saved)
+        scale = float(dloss) / made
+        for parameter, draft in zip(parameters, drafts, strict=True):
+            parameter.settle(draft, scale)
+        if scale != 1.0:
+            dx *= dx.dtype.type(scale)
+        return dx
+
+    def infer(self, head: Linear, x: Array, targets: Array) -> Any:
+        """Return the loss without label smoothing; nothing is kept."""
+        _check(head)
+        return ops.linear_cross_entropy(
+            x,
+            head.weight.read(x.dtype),
+            targets,
+            bias=None if head.bias is None else head.bias.read(x.dtype),
+            ignore_index=self.ignore_index,
+            gradients=False,
+        )
+
+
+def _check(head: Linear) -> None:
+    if not head.transposed or head.activation is not None:
+        raise ValueError("LinearCrossEntropy: head must be transposed and without an activation")
