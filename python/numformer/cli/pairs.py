@@ -175,10 +175,9 @@ def run(
     if resume:
         trainer.resume()
     count = sum(p.value.size for p in model.parameters())
-    padding = 0.0 if batch is None else pairs.padding(batch, seed=seed)
     typer.echo(
         f"transformer: {count:,} parameters, {len(vocabulary):,} {vocabulary.name}, {len(pairs):,} pairs to train on, "
-        f"{in_epoch:,} batches an epoch, {padding:.1%} of them padding"
+        f"{in_epoch:,} batches an epoch"
     )
     begin = time.monotonic()
     try:
@@ -257,7 +256,7 @@ def mean_loss(model: Transformer, pairs: Pairs) -> float:
     total, count = 0.0, 0
     for first in range(0, len(pairs), translation.SENTENCES):
         piece = pairs.samples(first, min(first + translation.SENTENCES, len(pairs)))
-        targets = int(np.count_nonzero(piece[2] != -100))
+        targets = len(piece[2].values)
         total += targets * model.infer_loss(piece)
         count += targets
     return total / count
