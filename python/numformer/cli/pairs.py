@@ -94,10 +94,14 @@ def run(
     dtype: str,
     threads: int | None,
     eval_every: int | None,
+    watch: dict[str, Any],
     resume: bool,
     quiet: bool,
 ) -> None:
-    """Train, then print losses, BLEU, translations and where things are."""
+    """Train, then print losses, BLEU, translations and where things are.
+
+    `watch` has the options of the Trainer that say what is kept, averaged and stopped.
+    """
     if threads is not None:
         import numformer as nf
 
@@ -171,6 +175,7 @@ def run(
         config=config.to_json(),
         progress=not quiet,
         on_best=save,
+        **watch,
     )
     if resume:
         trainer.resume()
