@@ -1,12 +1,12 @@
 """The encoder-decoder on Multi30k, German to English: the first steps of ``numformer train --model transformer``.
 
-Both sides start from the same weights and see the same batches of ``$NUMFORMER_DATA/multi30k``, with dropout, whose
-masks differ; afterwards the validation losses are compared. Wall time counts training steps only.
+Both sides start from the same weights and see the same batches of ``$NUMFORMER_DATA/multi30k``, ours packed, PyTorch's
+as rows, with dropout, whose masks differ; afterwards the validation losses are compared. Wall time counts training
+steps only.
 """
 
 import os
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from numformer.optim import Adam, inverse_sqrt
 
 from benchmarks import common
 from benchmarks.torch_peer import TorchStep, train_in_turns
-from benchmarks.torch_transformer import TorchTransformer
-from benchmarks.transformer_step import step_flops
+from benchmarks.torch_transformer import TorchTransformer, padded
+from benchmarks.transformer_step import Batch, step_flops, tokens
 
 SUBWORDS, BATCH, STEPS, TURN = 8000, 64, 300, 25
 NOISE = 0.1
@@ -39,12 +39,13 @@ def read() -> tuple[Pairs, Pairs]:
 
 
 @torch.no_grad()
-def torch_loss(model: TorchTransformer, source: np.ndarray, target: np.ndarray, targets: np.ndarray) -> float:
+def torch_loss(model: TorchTransformer, batch: Batch) -> float:
     """Mean cross-entropy without label smoothing."""
     model.eval()
-    counted = torch.from_numpy(targets != -100)
-    logits = model.head(model.hidden(torch.from_numpy(source).long(), torch.from_numpy(target).long())[counted])
-    return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(targets).long()[counted]))
+    source, target, targets = padded(batch)
+    counted = targets != -100
+    logits = model.head(model.hidden(source, target)[counted])
+    return float(torch.nn.functional.cross_entropy(logits, targets[counted]))
 
 
 def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
@@ -63,28 +64,28 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
     common.print_header("multi30k", PEERS)
     top = common.ceiling()
     batches = [training.draw(BATCH, seed=0, step=step) for step in range(STEPS)]
-    tokens = sum(int((source != config.pad_id).sum() + (targets != -100).sum()) for source, _, targets in batches)
+    total = sum(map(tokens, batches))
     flops = sum(step_flops(batch, config) for batch in batches)
 
-    def ours(step: int, batch: Sequence[np.ndarray]) -> None:
-        _, backward = model.loss((batch[0], batch[1], batch[2]), ctx=Context(seed=0, step=step))
+    def ours(step: int, batch: Batch) -> None:
+        _, backward = model.loss(batch, ctx=Context(seed=0, step=step))
         backward()
         optimizer.step(lr=schedule(step))
 
     theirs.train()
     seconds = train_in_turns(
-        STEPS, TURN, batches.__getitem__, ours, lambda step, batch: torch_step(*batch, lr=schedule(step))
+        STEPS, TURN, batches.__getitem__, ours, lambda step, batch: torch_step(*batch, lr=schedule(step)), padded
     )
     losses: dict[str, list[float]] = {"numformer": [], "torch": []}
     weights = []
     for first in range(0, len(validation), BATCH):
         batch = validation.samples(first, min(first + BATCH, len(validation)))
-        weights.append(int((batch[2] != -100).sum()))
+        weights.append(len(batch[2].values))
         losses["numformer"].append(model.infer_loss(batch))
-        losses["torch"].append(torch_loss(theirs, *batch))
+        losses["torch"].append(torch_loss(theirs, batch))
     means = {name: float(np.average(values, weights=weights)) for name, values in losses.items()}
     print(f"validation loss (nats a subword): numformer {means['numformer']:.4f}, torch {means['torch']:.4f}")
-    print("tokens/s, source and target: " + ", ".join(f"{n} {tokens / s:.0f}" for n, s in seconds.items()))
+    print("tokens/s, source and target: " + ", ".join(f"{n} {total / s:.0f}" for n, s in seconds.items()))
     if abs(means["numformer"] - means["torch"]) > NOISE:
         raise RuntimeError(f"the losses differ by more than {NOISE}: {means}")
     result = common.Result(

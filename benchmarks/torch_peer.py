@@ -82,22 +82,29 @@ class TorchStep:
         return float(loss.detach())
 
 
+def tensors_of(batch: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
+    """Return arrays of integers as PyTorch reads them."""
+    return [torch.from_numpy(array).long() for array in batch]
+
+
 def train_in_turns(
     steps: int,
     turn: int,
-    draw: Callable[[int], Sequence[np.ndarray[Any, Any]]],
-    ours: Callable[[int, Sequence[np.ndarray[Any, Any]]], Any],
+    draw: Callable[[int], Sequence[Any]],
+    ours: Callable[[int, Sequence[Any]], Any],
     theirs: Callable[[int, Sequence[Tensor]], Any],
+    convert: Callable[[Sequence[Any]], list[Tensor]] = tensors_of,
 ) -> dict[str, float]:
     """Train both sides on the batches of `draw`, and return the seconds of their steps.
 
-    Each takes `turn` steps before the other goes on, so that a busy neighbour slows both down.
+    Each takes `turn` steps before the other goes on, so that a busy neighbour slows both down. PyTorch's batches are
+    made by `convert`, outside the time.
     """
     seconds = {"numformer": 0.0, "torch": 0.0}
     for begin in range(0, steps, turn):
         numbers = range(begin, min(begin + turn, steps))
         batches = [draw(step) for step in numbers]
-        tensors = [[torch.from_numpy(array).long() for array in batch] for batch in batches]
+        tensors = [convert(batch) for batch in batches]
         for name, take, given in (("numformer", ours, batches), ("torch", theirs, tensors)):
             time.sleep(0.25)
             start = time.perf_counter()

@@ -6,12 +6,15 @@ target counts only, the fused AdamW, clipping. Modules have numformer's names; m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from numformer.data import Packed
 from numformer.models import TransformerConfig
 from torch import Tensor, nn
 
-from benchmarks.torch_peer import ACTIVATIONS, Peer
+from benchmarks.torch_peer import ACTIVATIONS, Peer, tensors_of
 
 
 class Attention(nn.Module):
@@ -78,6 +81,12 @@ class Block(nn.Module):
         for norm, layer in steps:
             x = x + layer(norm(x)) if self.pre else norm(x + layer(x))
         return x
+
+
+def padded(batch: Sequence[Packed]) -> list[Tensor]:
+    """Return packed (source, target, targets) as rows, which is how PyTorch reads them."""
+    source, target, targets = batch
+    return tensors_of([source.padded(0), target.padded(0), targets.padded(-100)])
 
 
 class TorchTransformer(Peer):

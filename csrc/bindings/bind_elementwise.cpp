@@ -96,16 +96,18 @@ py::object embedding_backward(py::handle dy_object, py::handle ids_object, py::h
 }
 
 py::object dropout(const char *name, const char *argument, py::handle x_object, py::handle p, py::handle seed,
-                   py::handle layer, py::handle step, py::handle sample, py::handle residual_object) {
+                   py::handle layer, py::handle step, py::handle sample, py::handle residual_object,
+                   py::handle starts_object) {
     const Input x = float_input(name, argument, x_object);
     const std::optional<Input> residual = optional_float_input(name, "residual", residual_object, x.view.dtype);
-    const ops::Dropout call{name,
-                            number(name, "p", p),
-                            integer(name, "seed", seed),
-                            integer(name, "layer", layer),
-                            integer(name, "step", step),
-                            integer(name, "sample", sample)};
-    call.check(x.view, pointer_to(residual));
+    const std::optional<Input> starts = optional_input(name, "cu_seqlens", starts_object, Layout::contiguous);
+    ops::Dropout call{name,
+                      number(name, "p", p),
+                      integer(name, "seed", seed),
+                      integer(name, "layer", layer),
+                      integer(name, "step", step),
+                      integer(name, "sample", sample)};
+    call.check(x.view, pointer_to(residual), pointer_to(starts));
     Input out = allocate(x.view.shape, x.view.dtype);
     {
         py::gil_scoped_release release;
@@ -132,13 +134,14 @@ void bind_elementwise(py::module_ &m) {
     m.def("sum_rows", &sum_rows);
     m.def("embedding", &embedding);
     m.def("embedding_backward", &embedding_backward);
-    m.def("dropout",
-          [](py::handle x, py::handle p, py::handle seed, py::handle layer, py::handle step, py::handle sample,
-             py::handle residual) { return dropout("dropout", "x", x, p, seed, layer, step, sample, residual); });
-    m.def("dropout_backward",
-          [](py::handle dy, py::handle p, py::handle seed, py::handle layer, py::handle step, py::handle sample) {
-              return dropout("dropout_backward", "dy", dy, p, seed, layer, step, sample, py::none());
-          });
+    m.def("dropout", [](py::handle x, py::handle p, py::handle seed, py::handle layer, py::handle step,
+                        py::handle sample, py::handle residual, py::handle cu_seqlens) {
+        return dropout("dropout", "x", x, p, seed, layer, step, sample, residual, cu_seqlens);
+    });
+    m.def("dropout_backward", [](py::handle dy, py::handle p, py::handle seed, py::handle layer, py::handle step,
+                                 py::handle sample, py::handle cu_seqlens) {
+        return dropout("dropout_backward", "dy", dy, p, seed, layer, step, sample, py::none(), cu_seqlens);
+    });
 }
 
 } // namespace nf::bindings

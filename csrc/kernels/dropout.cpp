@@ -6,26 +6,33 @@
 namespace nf::NUMFORMER_LEVEL {
 namespace {
 
+// Threads divide the elements anywhere: the words of a group that two of them share are made twice.
 template <class T> bool dropout(const DropoutArgs &args) {
     typedef Acc<T> A;
     const RoundKeys keys = round_keys(args.seed, args.layer);
     const A factor = A(args.factor);
-    const int64_t groups = ceil_div(args.elements, kWords); // of a sample
-    parallel_ranges(args.samples * groups, larger(1, kHeavyGrain / kWords), [&](int64_t begin, int64_t end) {
+    const int64_t each = args.elements / args.samples;
+    auto start = [&](int64_t sample) { return args.starts ? args.starts[sample] : sample * each; };
+    parallel_ranges(args.elements, kHeavyGrain, [&](int64_t begin, int64_t end) {
         alignas(kVectorBytes) uint32_t words[kWords];
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t sample = i / groups, group = i % groups, first = group * kWords;
-            random_words(keys, group * kCounters, uint32_t(args.sample + sample), args.step, words);
-            const int64_t at = sample * args.elements + first;
-            const T *x = static_cast<const T *>(args.x) + at;
-            const T *residual = args.residual ? static_cast<const T *>(args.residual) + at : nullptr;
-            T *out = static_cast<T *>(args.out) + at;
-            for_each_vector<A>(smaller(kWords, args.elements - first), [&](int64_t j, int n) {
-                Vec<A> y = kept(A(0), words + j, args.limit) ? load_some(x + j, n) * factor : Vec<A>{};
-                if (residual)
-                    y += load_some(residual + j, n);
-                store_some(out + j, y, n);
-            });
+        int64_t sample = args.starts ? 0 : begin / each;
+        for (int64_t at = begin; at < end; ++sample) {
+            const int64_t origin = start(sample), stop = smaller(end, start(sample + 1));
+            while (at < stop) {
+                const int64_t group = (at - origin) / kWords, skipped = (at - origin) % kWords;
+                random_words(keys, group * kCounters, uint32_t(args.sample + sample), args.step, words);
+                const int64_t count = smaller(kWords - skipped, stop - at);
+                const T *x = static_cast<const T *>(args.x) + at;
+                const T *residual = args.residual ? static_cast<const T *>(args.residual) + at : nullptr;
+                T *out = static_cast<T *>(args.out) + at;
+                for_each_vector<A>(count, [&](int64_t j, int n) {
+                    Vec<A> y = kept(A(0), words + skipped + j, args.limit) ? load_some(x + j, n) * factor : Vec<A>{};
+                    if (residual)
+                        y += load_some(residual + j, n);
+                    store_some(out + j, y, n);
+                });
+                at += count;
+            }
         }
     });
     return true;

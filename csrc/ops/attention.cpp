@@ -240,32 +240,9 @@ void Attention::set_relative(const View &r, const double *bias_u, const double *
     relative.count = last - first + 1;
 }
 
-std::vector<int64_t> Attention::starts(const char *argument, const View &view, const char *packed,
-                                       int64_t total) const {
-    if (view.dtype != DType::i32 && view.dtype != DType::i64)
-        fail_type(operation_, std::string(argument) + " must have dtype int32 or int64, got " + name_of(view.dtype));
-    if (view.ndim() != 1 || view.size() == 0)
-        fail_value(operation_,
-                   std::string(argument) + " must have shape (sequences + 1,), got " + to_string(view.shape));
-    std::vector<int64_t> values(static_cast<size_t>(view.size()));
-    for (size_t i = 0; i < values.size(); ++i)
-        values[i] = view.dtype == DType::i64 ? reinterpret_cast<const int64_t *>(view.data)[i]
-                                             : reinterpret_cast<const int32_t *>(view.data)[i];
-    if (values.front() != 0)
-        fail_value(operation_, std::string(argument) + " must begin with 0, got " + std::to_string(values.front()));
-    for (size_t i = 1; i < values.size(); ++i)
-        if (values[i] < values[i - 1])
-            fail_value(operation_, std::string(argument) + " must not decrease, got " + std::to_string(values[i]) +
-                                       " after " + std::to_string(values[i - 1]));
-    if (values.back() != total)
-        fail_value(operation_, std::string(argument) + " must end with the rows of " + packed + ", " +
-                                   std::to_string(total) + ", got " + std::to_string(values.back()));
-    return values;
-}
-
 void Attention::set_sequences(const View &query_starts, const View &key_starts) {
-    query_starts_ = starts("cu_seqlens_q", query_starts, "q", args_.queries);
-    key_starts_ = starts("cu_seqlens_k", key_starts, "k", args_.keys);
+    query_starts_ = check_starts(operation_, "cu_seqlens_q", query_starts, "q", args_.queries);
+    key_starts_ = check_starts(operation_, "cu_seqlens_k", key_starts, "k", args_.keys);
     if (query_starts_->size() != key_starts_->size())
         fail_value(operation_, "cu_seqlens_k must have as many elements as cu_seqlens_q, " +
                                    std::to_string(query_starts_->size()) + ", got " +

@@ -65,7 +65,6 @@ class Attention {
     void require_like_q(const char *argument, DType dtype) const;
     void lay_out_bias_gradient(const View &dbias);
     void apply_pattern(AttentionArgs &args) const;
-    std::vector<int64_t> starts(const char *argument, const View &view, const char *packed, int64_t total) const;
     // One for each sequence, with pointers to its rows.
     std::vector<AttentionArgs> sequences() const;
 

@@ -88,6 +88,29 @@ int64_t check_integers(const char *operation, const char *argument, const View &
 
 Integers integers_of(const View &view) { return {view.data, view.dtype == DType::i64}; }
 
+std::vector<int64_t> check_starts(const char *operation, const char *argument, const View &view, const char *packed,
+                                  int64_t total) {
+    if (view.dtype != DType::i32 && view.dtype != DType::i64)
+        fail_type(operation, std::string(argument) + " must have dtype int32 or int64, got " + name_of(view.dtype));
+    if (view.ndim() != 1 || view.size() == 0)
+        fail_value(operation,
+                   std::string(argument) + " must have shape (sequences + 1,), got " + to_string(view.shape));
+    std::vector<int64_t> values(static_cast<size_t>(view.size()));
+    for (size_t i = 0; i < values.size(); ++i)
+        values[i] = view.dtype == DType::i64 ? reinterpret_cast<const int64_t *>(view.data)[i]
+                                             : reinterpret_cast<const int32_t *>(view.data)[i];
+    if (values.front() != 0)
+        fail_value(operation, std::string(argument) + " must begin with 0, got " + std::to_string(values.front()));
+    for (size_t i = 1; i < values.size(); ++i)
+        if (values[i] < values[i - 1])
+            fail_value(operation, std::string(argument) + " must not decrease, got " + std::to_string(values[i]) +
+                                      " after " + std::to_string(values[i - 1]));
+    if (values.back() != total)
+        fail_value(operation, std::string(argument) + " must end with the rows of " + packed + ", " +
+                                  std::to_string(total) + ", got " + std::to_string(values.back()));
+    return values;
+}
+
 void require_memory(bool done) {
     if (!done)
         throw std::bad_alloc();

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace nf::ops {
 
@@ -28,6 +29,10 @@ int64_t column_count(const View &view);
 int64_t check_integers(const char *operation, const char *argument, const View &view, int64_t limit,
                        std::optional<int64_t> ignored = std::nullopt);
 Integers integers_of(const View &view);
+
+// Where packed sequences begin, and the end: integers from 0 to `total`, the rows of `packed`, not decreasing.
+std::vector<int64_t> check_starts(const char *operation, const char *argument, const View &view, const char *packed,
+                                  int64_t total);
 
 // A kernel returned false: memory ran out.
 void require_memory(bool done);

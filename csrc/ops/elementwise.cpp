@@ -4,6 +4,7 @@
 #include "ops/work.hpp"
 #include "runtime/profiler.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 namespace nf::ops {
@@ -94,7 +95,7 @@ void run_embedding_backward(const View &dy, const View &ids, bool accumulate, co
     require_memory(runtime::kernels().embedding_backward[int(dy.dtype)](args));
 }
 
-void Dropout::check(const View &x, const View *residual) const {
+void Dropout::check(const View &x, const View *residual, const View *starts) {
     require_axes(operation, "the array", x, 1);
     require_range(operation, "p", p, 0, 1);
     require_word(operation, "seed", seed);
@@ -103,9 +104,21 @@ void Dropout::check(const View &x, const View *residual) const {
     require_word(operation, "sample", sample);
     if (residual)
         require_shape(operation, "residual", *residual, x.shape);
-    if (x.shape[0] > 0) {
-        require_word(operation, "sample + samples", sample + x.shape[0] - 1);
-        require_word(operation, "elements of a sample / 4", x.size() / x.shape[0] / 4);
+    samples = x.shape[0];
+    const int64_t row = x.shape[0] > 0 ? x.size() / x.shape[0] : 0;
+    int64_t longest = row;
+    if (starts) {
+        starts_of_samples = check_starts(operation, "cu_seqlens", *starts, "the array", x.shape[0]);
+        samples = static_cast<int64_t>(starts_of_samples.size()) - 1;
+        longest = 0;
+        for (int64_t s = 0; s < samples; ++s)
+            longest = std::max(longest, (starts_of_samples[s + 1] - starts_of_samples[s]) * row);
+        for (int64_t &start : starts_of_samples)
+            start *= row;
+    }
+    if (samples > 0) {
+        require_word(operation, "sample + samples", sample + samples - 1);
+        require_word(operation, "elements of a sample / 4", longest / 4);
     }
 }
 
@@ -116,15 +129,16 @@ void Dropout::run(const View &x, const View *residual, const View &out) const {
     args.x = x.data;
     args.residual = residual ? residual->data : nullptr;
     args.out = out.data;
-    args.samples = x.shape[0];
-    args.elements = x.size() / x.shape[0];
+    args.samples = samples;
+    args.elements = x.size();
+    args.starts = starts_of_samples.empty() ? nullptr : starts_of_samples.data();
     args.seed = static_cast<uint32_t>(seed);
     args.layer = static_cast<uint32_t>(layer);
     args.step = static_cast<uint32_t>(step);
     args.sample = static_cast<uint32_t>(sample);
     args.limit = static_cast<uint32_t>(std::ceil(p * 0x1p24));
     args.factor = p < 1 ? 1 / (1 - p) : 0;
-    profiler::Scope scope(operation, x.dtype, {args.samples, args.elements},
+    profiler::Scope scope(operation, x.dtype, {x.shape[0], x.size() / x.shape[0]},
                           [&] { return work::dropout(x, residual); });
     require_memory(runtime::kernels().dropout[int(x.dtype)](args));
 }

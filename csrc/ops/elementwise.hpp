@@ -22,8 +22,13 @@ struct Dropout {
     double p;
     int64_t seed, layer, step, sample;
 
-    void check(const View &x, const View *residual) const;
+    // Axis 0 is the sample; with `starts`, contiguous integers, sample s is rows [starts[s], starts[s + 1]) of it.
+    void check(const View &x, const View *residual, const View *starts);
     void run(const View &x, const View *residual, const View &out) const;
+
+    // Set by check().
+    int64_t samples = 0;
+    std::vector<int64_t> starts_of_samples = {}; // in elements, where they are of different lengths
 };
 
 } // namespace nf::ops

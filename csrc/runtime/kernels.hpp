@@ -102,7 +102,8 @@ struct EmbeddingArgs {
 struct DropoutArgs {
     const void *x, *residual;
     void *out;
-    int64_t samples, elements;
+    int64_t samples, elements; // of all samples together
+    const int64_t *starts;     // (samples + 1): where the elements of each sample begin; null: all have as many
     uint32_t seed, layer, step, sample, limit;
     double factor;
 };

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from numformer.cli import app
 from numformer.models import GPT, GPTConfig
+from numformer.optim import AdamW, Average, decay_groups
+from numformer.train import load_checkpoint
 from typer.testing import CliRunner
 
 TINY = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "16", "--batch", "4"]
@@ -100,6 +103,44 @@ def test_resume(tmp_path: Path, text: Path) -> None:
     assert "must have shape" in wrong.stderr
 
 
+def test_what_is_kept_and_averaged(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--steps", "12", "--eval-every", "3", "--keep", "2", "--keep-best", "--ema", "0.9"]
+    result = RUN.invoke(app, ["train", str(text), "--out", str(out), "--quiet", *options, *TINY])
+    assert result.exit_code == 0, result.output
+    names = ["checkpoint-00000009.safetensors", "checkpoint-best.safetensors", "checkpoint.safetensors"]
+    assert sorted(path.name for path in out.glob("checkpoint*")) == names
+    model = GPT.from_pretrained(out)
+    written = {name: value.copy() for name, value in model.state_dict().items()}
+    average = Average(model.parameters(), decay=0.9)
+    load_checkpoint(
+        out / "checkpoint.safetensors", model, AdamW(decay_groups(model.parameters(), 0.1)), average=average
+    )
+    assert any((written[name] != value).any() for name, value in model.state_dict().items()), "the weights trained on"
+    with average.applied():
+        for name, value in model.state_dict().items():
+            np.testing.assert_array_equal(written[name], value)
+
+
+def test_patience_ends_a_run(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--steps", "50", "--eval-every", "1", "--patience", "2", "--lr", "1e-30"]  # nothing ever moves
+    result = RUN.invoke(app, ["train", str(text), "--out", str(out), "--quiet", *options, *TINY])
+    assert result.exit_code == 0, result.output
+    steps = [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()]
+    assert steps == ["step", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("nan", "words"), [("stop", "at step 2"), ("skip", "10 steps before it were skipped at step 12")]
+)
+def test_steps_that_are_not_finite(tmp_path: Path, text: Path, nan: str, words: str) -> None:
+    options = ["--out", str(tmp_path / "run"), "--quiet", "--steps", "50", "--lr", "1e38", "--nan", nan]
+    result = RUN.invoke(app, ["train", str(text), *options, *TINY])
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt(tmp_path: Path, text: Path, number: signal.Signals, code: int) -> None:
     out = tmp_path / "run"
@@ -151,6 +192,10 @@ def _files(path: Path) -> set[str]:
         (["text.txt", "--dropout", "1.5"], "dropout must be"),
         (["text.txt", "--seed", "-1"], "seed"),
         (["text.txt", "--threads", "0"], "threads"),
+        (["text.txt", "--keep", "0"], "keep must be at least 1"),
+        (["text.txt", "--patience", "0"], "patience must be at least 1"),
+        (["text.txt", "--ema", "1.5"], "decay"),
+        (["text.txt", "--nan", "hope"], "hope"),
         (["text.txt", "--resume"], "--resume needs --out"),
         (["text.txt", "--resume", "--out", "none"], "no such file"),
         (["text.txt", "--model", "elephant"], "elephant"),

@@ -70,8 +70,11 @@ def test_train_on_bytes(tmp_path: Path, tsv: Path) -> None:
     if importlib.util.find_spec("matplotlib"):
         assert (out / "attention.png").read_bytes()[:4] == b"\x89PNG"
     assert isinstance(data.load_vocabulary(out), data.ByteVocabulary)
-    result = RUN.invoke(app, [*TINY, "--pairs", str(tsv), "--out", str(out), "--steps", "8", "--resume"])
+    more = ["--steps", "8", "--resume", "--keep", "3", "--keep-best", "--patience", "9", "--nan", "skip"]
+    result = RUN.invoke(app, [*TINY, "--pairs", str(tsv), "--out", str(out), *more])
     assert result.exit_code == 0, result.output
+    names = ["checkpoint-00000003.safetensors", "checkpoint-00000005.safetensors", "checkpoint.safetensors"]
+    assert set(names) <= {path.name for path in out.glob("checkpoint*")}
     with (out / "log.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "3", "5", "8"]
 

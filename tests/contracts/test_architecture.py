@@ -32,11 +32,12 @@ PYTHON = {
     "profiling": {"_core", "files"},
     "files": set(),
     "cache": set(),
+    "packed": set(),
     "nn": {"cache", "ops", "profiling"},
     "optim": {"ops", "nn", "profiling"},
-    "data": set(),
-    "models": {"nn", "ops", "files"},
-    "train": {"optim", "data", "nn", "ops", "profiling", "files"},
+    "data": {"packed"},
+    "models": {"nn", "ops", "files", "packed"},
+    "train": {"optim", "data", "nn", "ops", "profiling", "files", "packed"},
     "cli": {"models", "train", "optim", "data", "nn", "ops", "profiling", "files", "numformer"},
 }
 

@@ -1,5 +1,7 @@
 """Softmax, norms, activations, losses, embedding, dropout and sums against their twins."""
 
+from itertools import pairwise
+
 import numformer as nf
 import numpy as np
 import pytest
@@ -247,6 +249,30 @@ def test_dropout(rng, dtype):
             got, want = nf.dropout(x, p, residual=res, **options), reference.dropout(x, p, residual=res, **options)
             e = tolerance.dropout(np.abs(want) + 2 * np.abs(f64(res)), dtype)
             check(got, want, rounded(e, want, dtype), "with residual")
+
+
+@by_dtype
+@pytest.mark.parametrize("width", [(), (1,), (7,), (64,), (3, 11)], ids=str)
+def test_dropout_of_packed_samples(rng, dtype, width, threads):
+    """Each sample has the mask that it has alone, wherever threads divide the elements of all."""
+    lengths = [5, 0, 1, 400, 0, 33, 2]
+    starts = np.append(0, np.cumsum(lengths))
+    x, res = (normal(rng, starts[-1], *width, dtype=dtype) for _ in range(2))
+    place = {"seed": 5, "layer": 2, "step": 3}
+    y = nf.dropout(x, 0.3, sample=7, residual=res, cu_seqlens=starts, **place)
+    for s, (a, b) in enumerate(pairwise(starts)):
+        alone = nf.dropout(x[None, a:b], 0.3, sample=7 + s, residual=res[None, a:b], **place)[0]
+        assert same(y[a:b], alone), f"sample {s}"
+    dx = nf.dropout_backward(x, 0.3, sample=7, cu_seqlens=starts.astype(np.int32), **place)
+    assert same(dx, nf.dropout(x, 0.3, sample=7, cu_seqlens=starts, **place))
+    want = reference.dropout_backward(x, 0.3, sample=7, cu_seqlens=starts, **place)
+    assert same(dx == 0, np.asarray(want == 0))
+    want = reference.dropout(x, 0.3, sample=7, residual=res, cu_seqlens=starts, **place)
+    e = tolerance.dropout(np.abs(want) + 2 * np.abs(f64(res)), dtype)
+    check(y, want, rounded(e, want, dtype), "beside the twin")
+    for count in (1, 2, 5):
+        threads(count)
+        assert same(nf.dropout(x, 0.3, sample=7, residual=res, cu_seqlens=starts, **place), y)
 
 
 def test_dropout_is_a_function_of_place(rng):

@@ -231,6 +231,29 @@ def test_sines() -> None:
         ),
         (lambda: nn.CrossAttention(8, 2)(_x(), _x()[:1]), "x has a batch of 2, but memory one of 1"),
         (lambda: nn.CrossAttention(8, 2).infer(_x()), "either memory or kv"),
+        (lambda: nn.MultiHeadAttention(8, 2)(_x(), cu_seqlens=np.array([0, 2])), r"x must have shape \(total, 8\)"),
+        (
+            lambda: nn.MultiHeadAttention(8, 2)(_x()[0], cu_seqlens=np.array([0, 99])),
+            "cu_seqlens_q must end with the rows of q",
+        ),
+        (
+            lambda: nn.MultiHeadAttention(8, 2)(_x()[0], cu_seqlens=np.array([0, 5]), mask=np.ones((5, 5), bool)),
+            "mask must be None with cu_seqlens",
+        ),
+        (
+            lambda: nn.MultiHeadAttention(8, 2).infer(_x()[0], cu_seqlens=np.array([0, 5]), cache=nn.KVCache()),
+            "cache must be None with cu_seqlens",
+        ),
+        (
+            lambda: nn.CrossAttention(8, 2)(_x()[0], _x()[0], cu_seqlens=np.array([0, 5])),
+            "both cu_seqlens and memory_cu_seqlens, or neither",
+        ),
+        (
+            lambda: nn.CrossAttention(8, 2).infer(
+                _x()[0], _x(), cu_seqlens=np.array([0, 5]), memory_cu_seqlens=np.array([0, 5])
+            ),
+            r"memory must have shape \(total, 8\)",
+        ),
         (lambda: nn.CrossAttention(8, 2).infer(_x(), kv=_x()), r"kv must have shape \(batch, memory positions, 16\)"),
         (lambda: nn.Linear(0, 3), "inputs must be at least 1"),
         (lambda: nn.Linear(3, 3, activation="tanh"), "activation must be None or one of relu"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -114,6 +116,68 @@ def test_gradient_with_memory(name: str, masked: bool) -> None:
     )
     if masked:
         np.testing.assert_array_equal(dmemory[1, 3:], 0.0)
+
+
+STARTS, MEMORY_STARTS = np.array([0, 4, 4, 5, 12]), np.array([0, 3, 5, 11, 11])
+"""Of four packed sequences, one of which is empty; so is the memory of another."""
+
+
+@pytest.mark.parametrize("name", [n for n in _layers() if n.startswith(("attention", "pre", "post", "feed", "drop"))])
+def test_packed(name: str) -> None:
+    """Each sequence has what it has alone, in a batch of one at its place; gradients of parameters are summed."""
+    layer = _layers()[name]
+    rng = np.random.default_rng(20)
+    x, weights = rng.standard_normal((2, 12, 8))
+    check(lambda x: layer(x, cu_seqlens=STARTS, ctx=CTX), x, layer.parameters(), rng)
+    layer.zero_grad()
+    y, backward = layer(x, cu_seqlens=STARTS, ctx=CTX)
+    dx = backward(weights)
+    summed = [p.grad.copy() for p in layer.parameters()]
+    layer.zero_grad()
+    for sample, (a, b) in enumerate(pairwise(STARTS)):
+        alone, backward = layer(x[None, a:b], ctx=dataclasses.replace(CTX, sample=CTX.sample + sample))
+        np.testing.assert_allclose(y[a:b], alone[0], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(dx[a:b], backward(weights[None, a:b])[0], rtol=1e-12, atol=1e-12)
+    for parameter, gradient in zip(layer.parameters(), summed, strict=True):
+        np.testing.assert_allclose(gradient, parameter.grad, rtol=1e-11, atol=1e-12)
+    if "drop" not in name and "grouped" not in name and "feed" not in name:
+        np.testing.assert_allclose(layer.infer(x, cu_seqlens=STARTS), y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", list(_with_memory()))
+def test_packed_with_memory(name: str) -> None:
+    layer = _with_memory()[name]
+    rng = np.random.default_rng(21)
+    x, memory, weights = rng.standard_normal((12, 8)), rng.standard_normal((11, 8)), rng.standard_normal((12, 8))
+    packed: dict[str, Any] = {"cu_seqlens": STARTS, "memory_cu_seqlens": MEMORY_STARTS}
+
+    def by(which: int) -> Any:
+        def forward(changed: Any) -> Any:
+            y, backward = layer(*((changed, memory) if which == 0 else (x, changed)), ctx=CTX, **packed)
+            return y, lambda dy: backward(dy)[which]
+
+        return forward
+
+    check(by(0), x, layer.parameters(), rng)
+    layer.zero_grad()
+    check(by(1), memory, layer.parameters(), rng)
+    layer.zero_grad()
+    y, backward = layer(x, memory, ctx=CTX, **packed)
+    dx, dmemory = backward(weights)
+    summed = [p.grad.copy() for p in layer.parameters()]
+    layer.zero_grad()
+    for sample, ((a, b), (c, d)) in enumerate(zip(pairwise(STARTS), pairwise(MEMORY_STARTS), strict=True)):
+        ctx = dataclasses.replace(CTX, sample=CTX.sample + sample)
+        alone, backward = layer(x[None, a:b], memory[None, c:d], ctx=ctx)
+        np.testing.assert_allclose(y[a:b], alone[0], rtol=1e-12, atol=1e-12)
+        for whole, part in zip((dx[a:b], dmemory[c:d]), backward(weights[None, a:b]), strict=True):
+            np.testing.assert_allclose(whole, part[0], rtol=1e-12, atol=1e-12)
+    for parameter, gradient in zip(layer.parameters(), summed, strict=True):
+        np.testing.assert_allclose(gradient, parameter.grad, rtol=1e-11, atol=1e-12)
+    if "dropout" not in name:
+        np.testing.assert_allclose(layer.infer(x, memory, **packed), y, rtol=1e-12, atol=1e-12)
+        cross = getattr(layer, "cross_attention", layer)
+        np.testing.assert_allclose(layer.infer(x, kv=cross.project(memory), **packed), y, rtol=1e-12, atol=1e-12)
 
 
 def test_cross_attention_to_a_memory_of_another_width() -> None:

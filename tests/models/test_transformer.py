@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numformer as nf
 import numpy as np
 import pytest
 from gradient import along
 from numformer import nn
+from numformer.data import Packed, Pairs
 from numformer.models import Transformer, TransformerConfig
+from numformer.optim import SGD
+from numformer.train import Trainer
 
 SMALL: dict[str, Any] = {
     "vocab_size": 11,
@@ -96,6 +101,116 @@ def test_padding_changes_nothing(norm: str, pads: tuple[int, int], dropout: floa
     # A sentence alone gives what it gives in a batch.
     np.testing.assert_allclose(model.infer(source[1, :3], target[1, :4]), logits[1, :4], rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(model.encode(source[1, :3]), model.encode(source)[1, :3], rtol=1e-11, atol=1e-12)
+
+
+def _packed() -> tuple[Packed, Packed, Packed]:
+    """The batch of :func:`_batch`, packed by hand."""
+    source, target, targets = _batch()
+    lengths = ((5, 6), (3, 4), (1, 1))
+    return (
+        Packed.of([row[:n] for row, (n, _) in zip(source, lengths, strict=True)]),
+        Packed.of([row[:m] for row, (_, m) in zip(target, lengths, strict=True)]),
+        Packed.of([row[:m] for row, (_, m) in zip(targets, lengths, strict=True)]),
+    )
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_packing_changes_nothing(norm: str, dropout: float, threads: Any) -> None:
+    """Rows have the bits of packed sentences; a sentence alone, at its place in the batch, has its share of both."""
+    model = _model(norm=norm, dropout=dropout, dtype="float64")
+    ctx = nn.Context(seed=3, step=2, sample=4)
+    results = []
+    for batch, count in ((_batch(), 1), (_packed(), 1), (_packed(), 3)):
+        threads(count)
+        loss, backward = model.loss(batch, ctx=ctx)
+        backward()
+        results.append((loss, [p.grad.copy() for p in model.parameters()], model.infer_loss(batch)))
+        model.zero_grad()
+    for loss, gradients, held in results[1:]:
+        assert (loss, held) == (results[0][0], results[0][2])
+        for a, b in zip(gradients, results[0][1], strict=True):
+            np.testing.assert_array_equal(a, b)
+    total = held = 0.0
+    for i in range(3):
+        source, target, targets = (part[i : i + 1] for part in _packed())
+        share = len(targets.values) / 11
+        loss, backward = model.loss((source, target, targets), ctx=dataclasses.replace(ctx, sample=4 + i))
+        backward(share)
+        total, held = total + share * loss, held + share * model.infer_loss((source, target, targets))
+    np.testing.assert_allclose(total, results[0][0], rtol=1e-13)
+    np.testing.assert_allclose(held, results[0][2], rtol=1e-13)
+    for parameter, gradient in zip(model.parameters(), results[0][1], strict=True):
+        np.testing.assert_allclose(parameter.grad, gradient, rtol=1e-10, atol=1e-13, err_msg=parameter.name)
+
+
+def test_no_padding_is_computed() -> None:
+    """Maps, norms and dropout see 9 source and 11 target tokens, whatever rows they came in."""
+    model = _model(dropout=0.1)
+    names = ("matmul", "layer_norm", "layer_norm_backward", "dropout", "dropout_backward", "embedding", "add")
+    counts = []
+    for batch in (_packed(), _batch(), _batch((7, 6))):
+        with nf.profile() as profile:
+            _, backward = model.loss(batch, ctx=nn.Context(seed=1))
+            backward()
+        counts.append([(r["name"], tuple(r["shape"])) for r in profile.records() if r["name"] in names])
+    assert counts[0] == counts[1] == counts[2]
+    rows = {shape[0] for name, shape in counts[0] if name in ("layer_norm", "layer_norm_backward", "dropout")}
+    assert rows == {9, 11}
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_micro_batches_of_packed_pairs_change_nothing(micro: int) -> None:
+    rng = np.random.default_rng(4)
+    pairs = Pairs(*([rng.integers(3, 11, rng.integers(1, 10)) for _ in range(17)] for _ in range(2)))
+    models = []
+    for size in (None, micro):
+        model = _model(dtype="float64", dropout=0.3)
+        optimizer = SGD(model.parameters(), lr=0.1)
+        trainer = Trainer(model, optimizer, pairs, batch_size=5, micro_batch=size, steps=5, seed=2, progress=False)
+        models.append((model, [row["loss"] for row in trainer.run()]))
+    np.testing.assert_allclose(models[0][1], models[1][1], rtol=1e-11)
+    for a, b in zip(models[0][0].parameters(), models[1][0].parameters(), strict=True):
+        np.testing.assert_allclose(a.value, b.value, rtol=1e-9, atol=1e-12)
+
+
+def test_empty_sentences() -> None:
+    """A source without tokens has nothing to attend to, a target without tokens no loss; neither harms the others."""
+    model = _model(dtype="float64")
+    source, target, targets = _packed()
+    empty = np.array([], int)
+    with_one = (
+        Packed.of([source[0], empty, source[1]]),
+        Packed.of([target[0], empty, target[1]]),
+        Packed.of([targets[0], empty, targets[1]]),
+    )
+    assert model.loss(with_one)[0] == model.loss((source[:2], target[:2], targets[:2]))[0]
+    loss, backward = model.loss((Packed.of([source[0], empty]), target[:2], targets[:2]))
+    backward()
+    assert np.isfinite(loss)
+    assert all(np.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_bad_packed_batches() -> None:
+    model = _model()
+    source, target, targets = _packed()
+    rows = _batch()
+    middle = rows[0].copy()
+    middle[0, 1] = 0
+    long = Packed.of([np.full(13, 3), *list(source)[1:]])
+    for batch, error, words in (
+        ((source, target, rows[2]), TypeError, "must all be packed, or none"),
+        ((source[:2], target, targets), ValueError, "target must have as many sequences as source, 2, got 3"),
+        ((source, target, targets[:2]), ValueError, "targets must have the lengths of target"),
+        ((long, target, targets), ValueError, "source may have up to 12 positions, got 13"),
+        ((source, Packed(target.values + 9, target.cu_seqlens), targets), ValueError, "target must be .* below"),
+        ((Packed(source.values * 1.0, source.cu_seqlens), target, targets), TypeError, "source must be integers"),
+        ((Packed(source.values[:, None], source.cu_seqlens), target, targets), ValueError, r"source .* got \(9, 1\)"),
+        ((middle, *rows[1:]), ValueError, "source must have pad_id 0 at the end of its rows only"),
+    ):
+        for call in (model.loss, model.infer_loss):
+            with pytest.raises(error, match=words):
+                call(batch)
 
 
 def test_what_fills_a_target_does_not_matter() -> None:

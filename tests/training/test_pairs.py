@@ -127,42 +127,88 @@ def test_an_epoch_has_every_pair_once(count: int) -> None:
         for step in range(epoch * steps, (epoch + 1) * steps):
             source, target, targets = pairs.draw(count, seed=5, step=step)
             assert len(source) == len(target) == len(targets) <= count
-            np.testing.assert_array_equal(source[:, 0], targets[:, 0])
-            seen += list(source[:, 0])
+            firsts = [sentence[0] for sentence in source]
+            assert firsts == [sentence[0] for sentence in targets]
+            seen += firsts
         assert sorted(seen) == list(range(3, 303))
         epochs.append(seen)
     assert epochs[0] != epochs[1]
     again, other = _pairs(pool=3), _pairs(pool=3)
     for step in (steps + 1, 0):  # any step, in any order
         for a, b in zip(pairs.draw(count, seed=5, step=step), again.draw(count, seed=5, step=step), strict=True):
-            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(a.values, b.values)
+            np.testing.assert_array_equal(a.cu_seqlens, b.cu_seqlens)
     assert count == 1000 or any(
-        other.draw(count, seed=6, step=s)[0].tolist() != pairs.draw(count, seed=5, step=s)[0].tolist()
+        other.draw(count, seed=6, step=s)[0].values.tolist() != pairs.draw(count, seed=5, step=s)[0].values.tolist()
         for s in range(steps)
     )
 
 
-def test_batches_are_padded_as_the_model_expects() -> None:
+def test_batches_are_packed() -> None:
     pairs = data.Pairs([np.array([7, 8]), np.array([9])], [np.array([5]), np.array([4, 3, 6])])
     source, target, targets = pairs.samples(0, 2)
     assert pairs.order.tolist() == [1, 0]
-    np.testing.assert_array_equal(source, [[9, 2, 0], [7, 8, 2]])
-    np.testing.assert_array_equal(target, [[1, 4, 3, 6], [1, 5, 0, 0]])
-    np.testing.assert_array_equal(targets, [[4, 3, 6, 2], [5, 2, -100, -100]])
+    assert [s.tolist() for s in source] == [[9, 2], [7, 8, 2]]
+    assert [s.tolist() for s in target] == [[1, 4, 3, 6], [1, 5]]
+    assert [s.tolist() for s in targets] == [[4, 3, 6, 2], [5, 2]]
+    assert [s.tolist() for s in pairs.sources] == [[9], [7, 8]]
+    assert [s.tolist() for s in pairs.targets] == [[4, 3, 6], [5]]
+    np.testing.assert_array_equal(pairs.lengths, [[4, 2], [2, 3]])
+    assert all(part.values.dtype == np.int32 for part in (source, target, targets))
     np.testing.assert_array_equal(data.pad_sources([np.array([7, 8]), np.array([9])]), [[7, 8, 2], [9, 2, 0]])
 
 
-def test_padding_is_little() -> None:
-    pairs = _pairs(3000)
-    share = pairs.padding(32)
-    full = used = 0
-    for step in range(pairs.batches(32)):
-        source, target, targets = pairs.draw(32, seed=0, step=step)
-        full += source.size + target.size
-        used += np.count_nonzero(source) + np.count_nonzero(targets != -100)
-    np.testing.assert_allclose(share, 1 - used / full, rtol=1e-12)
-    assert share < 0.08
-    assert _pairs(3000, pool=1).padding(32) > 0.3, "what there would be without pools"
+def test_lengths_in_a_batch_are_alike() -> None:
+    def spread(pairs: data.Pairs) -> float:
+        """The share that padding would have."""
+        full = used = 0
+        for step in range(pairs.batches(32)):
+            source, target, _ = pairs.draw(32, seed=0, step=step)
+            full += source.padded(0).size + target.padded(0).size
+            used += source.values.size + target.values.size
+        return 1 - used / full
+
+    assert spread(_pairs(3000)) < 0.08
+    assert spread(_pairs(3000, pool=1)) > 0.3, "what there would be without pools"
+
+
+def test_packed(rng: np.random.Generator) -> None:
+    sequences = [rng.integers(1, 9, (n, 2)) for n in (3, 0, 1, 5)]
+    packed = data.Packed.of(sequences)
+    assert len(packed) == 4
+    assert packed.lengths.tolist() == [3, 0, 1, 5]
+    assert packed.positions.tolist() == [0, 1, 2, 0, 0, 1, 2, 3, 4]
+    for a, b in zip(packed, sequences, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert packed[1:].values.base is packed.values, "a slice copies nothing"
+    for index in (slice(1, 3), slice(None), slice(-1, None), slice(3, 1), slice(9), slice(None, None, 2), slice(0, 0)):
+        part = packed[index]
+        assert [x.tolist() for x in part] == [x.tolist() for x in sequences[index]], index
+    np.testing.assert_array_equal(packed[-1], sequences[-1])
+    taken = packed.take(np.array([3, 3, 0]))
+    assert [x.tolist() for x in taken] == [sequences[i].tolist() for i in (3, 3, 0)]
+    rows = packed.padded(-1)
+    assert rows.shape == (4, 5, 2)
+    assert (rows[1] == -1).all() and (rows[0, 3:] == -1).all()
+    again = data.Packed.cut(rows, packed.lengths)
+    np.testing.assert_array_equal(again.values, packed.values)
+    np.testing.assert_array_equal(again.cu_seqlens, packed.cu_seqlens)
+    assert repr(packed) == "Packed(int64, lengths [3, 0, 1, 5])"
+    with pytest.raises(IndexError):
+        packed[4]
+    values = np.arange(4)
+    for starts, error, words in (
+        (np.array([0.0, 4.0]), TypeError, "cu_seqlens must be integers, got float64"),
+        (np.array([], int), ValueError, r"shape \(sequences \+ 1,\), got \(0,\)"),
+        (np.array([[0, 4]]), ValueError, r"got \(1, 2\)"),
+        (np.array([1, 4]), ValueError, "from 0 to the rows of values 4"),
+        (np.array([0, 5]), ValueError, "from 0 to the rows of values 4"),
+        (np.array([0, 3, 2, 4]), ValueError, "not decreasing"),
+    ):
+        with pytest.raises(error, match=words):
+            data.Packed(values, starts)
+    with pytest.raises(ValueError, match="values must have shape"):
+        data.Packed(np.array(3), np.array([0]))
 
 
 def test_pairs_that_are_none() -> None:

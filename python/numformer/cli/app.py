@@ -42,6 +42,13 @@ class OnBad(StrEnum):
     error = "error"
 
 
+class OnNaN(StrEnum):
+    """What becomes of a step whose loss or gradient is not finite."""
+
+    stop = "stop"
+    skip = "skip"
+
+
 class DType(StrEnum):
     """Compute dtypes."""
 
@@ -157,6 +164,20 @@ def train(
         int | None,
         typer.Option(help="Steps between evaluations and checkpoints.  [default: gpt 250, transformer an epoch]"),
     ] = None,
+    keep: Annotated[int, typer.Option(help="Checkpoints that stay: the newest, and those before it.")] = 2,
+    keep_best: Annotated[
+        bool, typer.Option("--keep-best", help="The checkpoint of the best evaluation stays too.")
+    ] = False,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many evaluations that are no better than the best.")
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(help="Decay of an average of the weights, such as 0.999, that is evaluated and written."),
+    ] = None,
+    nan: Annotated[
+        OnNaN, typer.Option(help="Whether a loss or gradient of NaN ends the run, or its step.")
+    ] = OnNaN.stop,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -172,6 +193,7 @@ def train(
         "seed": seed,
         "dtype": dtype.value,
         "threads": threads,
+        "watch": {"keep": keep, "keep_best": keep_best, "patience": patience, "ema": ema, "nan": nan.value},
         "resume": resume,
         "quiet": quiet,
     }

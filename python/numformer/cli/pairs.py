@@ -94,10 +94,14 @@ def run(
     dtype: str,
     threads: int | None,
     eval_every: int | None,
+    watch: dict[str, Any],
     resume: bool,
     quiet: bool,
 ) -> None:
-    """Train, then print losses, BLEU, translations and where things are."""
+    """Train, then print losses, BLEU, translations and where things are.
+
+    `watch` has the options of the Trainer that say what is kept, averaged and stopped.
+    """
     if threads is not None:
         import numformer as nf
 
@@ -171,14 +175,14 @@ def run(
         config=config.to_json(),
         progress=not quiet,
         on_best=save,
+        **watch,
     )
     if resume:
         trainer.resume()
     count = sum(p.value.size for p in model.parameters())
-    padding = 0.0 if batch is None else pairs.padding(batch, seed=seed)
     typer.echo(
         f"transformer: {count:,} parameters, {len(vocabulary):,} {vocabulary.name}, {len(pairs):,} pairs to train on, "
-        f"{in_epoch:,} batches an epoch, {padding:.1%} of them padding"
+        f"{in_epoch:,} batches an epoch"
     )
     begin = time.monotonic()
     try:
@@ -257,7 +261,7 @@ def mean_loss(model: Transformer, pairs: Pairs) -> float:
     total, count = 0.0, 0
     for first in range(0, len(pairs), translation.SENTENCES):
         piece = pairs.samples(first, min(first + translation.SENTENCES, len(pairs)))
-        targets = int(np.count_nonzero(piece[2] != -100))
+        targets = len(piece[2].values)
         total += targets * model.infer_loss(piece)
         count += targets
     return total / count

@@ -35,10 +35,14 @@ def run(
     dtype: str,
     threads: int | None,
     eval_every: int,
+    watch: dict[str, Any],
     resume: bool,
     quiet: bool,
 ) -> None:
-    """Train, then print losses, a sample and where things are; check everything before the first file is written."""
+    """Train, then print losses, a sample and where things are; check everything before the first file is written.
+
+    `watch` has the options of the Trainer that say what is kept, averaged and stopped.
+    """
     if threads is not None:
         import numformer as nf
 
@@ -83,6 +87,7 @@ def run(
         config=config.to_json(),
         progress=not quiet,
         on_save=lambda: gpt.save_pretrained(folder),
+        **watch,
     )
     if resume:
         trainer.resume()
@@ -99,7 +104,8 @@ def run(
             err=True,
         )
         raise
-    _report(gpt, history, folder, validation, seed, time.monotonic() - begin)
+    with trainer.averaged():  # as they were evaluated and written
+        _report(gpt, history, folder, validation, seed, time.monotonic() - begin)
 
 
 def _report(

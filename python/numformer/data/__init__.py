@@ -7,11 +7,13 @@ from numformer.data.text import builtin_text, read_files, split, to_text, to_tok
 from numformer.data.tokenizer import Tokenizer
 from numformer.data.vocabulary import BytePairVocabulary, ByteVocabulary, Vocabulary, has_tokenizers, load_vocabulary
 from numformer.data.windows import Windows
+from numformer.packed import Packed
 
 __all__ = [
     "BytePairVocabulary",
     "ByteVocabulary",
     "MaskedText",
+    "Packed",
     "Pairs",
     "ParallelText",
     "Report",

@@ -11,25 +11,25 @@ from numpy.typing import NDArray
 
 from numformer.data.pairs import TOO_LONG, ParallelText
 from numformer.data.vocabulary import BOS, EOS, PAD, Vocabulary
-from numformer.data.windows import IGNORE
+from numformer.packed import Packed
 
 Array = NDArray[Any]
-Batch = tuple[Array, Array, Array]
+Batch = tuple[Packed, Packed, Packed]
 
 
 class Pairs:
-    """Pairs of token sequences: (source, decoder input, targets), each padded to the longest of its batch.
+    """Pairs of token sequences: (source, decoder input, targets), each packed, so that there is no padding.
 
-    Source and targets end with EOS, the decoder's input begins with BOS; targets that are padding do not count. As a
-    sequence of samples neighbours are of like length. :meth:`draw` goes through all of them, in another order each
-    epoch: they are shuffled, sorted by length within pools of many batches, cut into batches, and these are shuffled.
+    Source and targets end with EOS, the decoder's input begins with BOS. As a sequence of samples neighbours are of
+    like length. :meth:`draw` goes through all of them, in another order each epoch: they are shuffled, sorted by length
+    within pools of many batches, cut into batches, and these are shuffled.
 
     Parameters
     ----------
     sources, targets : lists of arrays of integers
         Token ids without BOS and EOS, not empty.
     pool : int
-        Batches that are sorted together: more leave less padding, fewer mix better.
+        Batches that are sorted together: more make lengths in a batch more alike, fewer mix better.
     """
 
     def __init__(self, sources: Sequence[Array], targets: Sequence[Array], *, pool: int = 100) -> None:
@@ -47,9 +47,11 @@ class Pairs:
         order = _by_length(lengths, 32)
         self.order = order
         """Index in what was given of each sample."""
-        self.sources = [every[i][0] for i in order]
-        self.targets = [every[i][1] for i in order]
+        source, target = (Packed.of([every[i][side] for i in order]) for side in (0, 1))
+        self.sources, self.targets = list(source), list(target)
         self.lengths = lengths[order] + 1
+        ends = [_with(part, part.cu_seqlens[1:], EOS) for part in (source, target)]
+        self._packed = ends[0], _with(target, target.cu_seqlens[:-1], BOS), ends[1]
         self.pool = pool
         self._plan: tuple[tuple[int, int, int], list[Array]] | None = None
 
@@ -115,15 +117,6 @@ class Pairs:
         epoch, index = divmod(step, self.batches(count))
         return self._batch(self._epoch(count, seed, epoch)[index])
 
-    def padding(self, count: int, *, seed: int = 0) -> float:
-        """Return the share of padding in the first epoch of batches of `count`, sources and targets together."""
-        full = used = 0
-        for batch in self._epoch(count, seed, 0):
-            lengths = self.lengths[batch]
-            full += int(lengths.max(axis=0).sum()) * len(batch)
-            used += int(lengths.sum())
-        return 1 - used / full
-
     def _epoch(self, count: int, seed: int, epoch: int) -> list[Array]:
         """Return the batches of an epoch, as indices; the last plan is kept."""
         key = count, seed, epoch
@@ -139,16 +132,13 @@ class Pairs:
         return self._plan[1]
 
     def _batch(self, indices: Array) -> Batch:
-        width_target, width_source = self.lengths[indices].max(axis=0)
-        source = np.full((len(indices), width_source), PAD, np.int32)
-        target = np.full((len(indices), width_target), PAD, np.int32)
-        expected = np.full((len(indices), width_target), IGNORE, np.int32)
-        for row, i in enumerate(indices):
-            ours, theirs = self.sources[i], self.targets[i]
-            source[row, : len(ours)], source[row, len(ours)] = ours, EOS
-            target[row, 0], target[row, 1 : len(theirs) + 1] = BOS, theirs
-            expected[row, : len(theirs)], expected[row, len(theirs)] = theirs, EOS
-        return source, target, expected
+        source, target, targets = (part.take(indices) for part in self._packed)
+        return source, target, targets
+
+
+def _with(packed: Packed, places: Array, token: int) -> Packed:
+    """Put one more token into each sequence, before these elements of all of them."""
+    return Packed(np.insert(packed.values, places, token), packed.cu_seqlens + np.arange(len(packed) + 1))
 
 
 def _by_length(lengths: Array, count: int) -> Array:

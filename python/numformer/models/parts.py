@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ def chain(saved: list[Any], gradient: Any = 1.0) -> Any:
 
 
 def select_rows(x: Array, rows: Array) -> tuple[Array, Backward]:
-    """Return these rows of (batch, positions, width), (rows, width), and the backward that puts gradients among zeros.
+    """Return these rows of (..., width), (rows, width), and the backward that puts gradients among zeros.
 
     What is not looked at costs nothing: an output layer is computed where a target counts.
     """
@@ -39,7 +40,7 @@ def _flat_backward(saved: list[Any], dy: Array) -> Array:
 
 def _rows_backward(saved: list[Any], dy: Array) -> Array:
     rows, shape = take(saved)
-    return ops.embedding_backward(dy, rows, shape[0] * shape[1]).reshape(shape)
+    return ops.embedding_backward(dy, rows, math.prod(shape[:-1])).reshape(shape)
 
 
 def first_position(x: Array) -> tuple[Array, Backward]:

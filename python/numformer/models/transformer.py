@@ -31,8 +31,15 @@ from numformer.nn import (
 from numformer.nn.backward import take
 from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
+from numformer.packed import Packed
 
 Array = NDArray[Any]
+Rows = ArrayLike | Packed
+Batch = tuple[Rows, Rows, Rows]
+"""Sources, what the decoder reads, and its targets: packed, or rows that are filled at their ends."""
+
+IGNORE = -100
+"""A target that does not count."""
 
 __all__ = ["Transformer", "TransformerConfig"]
 
@@ -101,17 +108,18 @@ class Transformer(PretrainedModel):
         number_dropouts(self)
         self.parameters()  # sets their names
 
-    def loss(
-        self, batch: tuple[ArrayLike, ArrayLike, ArrayLike], *, ctx: Context | None = None
-    ) -> tuple[float, Backward]:
+    def loss(self, batch: Batch, *, ctx: Context | None = None) -> tuple[float, Backward]:
         """Return the mean cross-entropy of a batch, with label smoothing, and its backward.
+
+        Sentences are computed one after another in one array, so that there is no padding in it.
 
         Parameters
         ----------
         batch : (source, target, targets)
-            Integers: source (batch, source positions), filled with `pad_id`; target (batch, target positions), what
-            the decoder reads, beginning with `bos_id`; targets, of the shape of target, what it shall answer, -100
-            where that does not count. What fills the ends of target does not matter.
+            Integers, each packed (:class:`numformer.data.Packed`): source; target, what the decoder reads, beginning
+            with `bos_id`; targets, of the lengths of target, what it shall answer, -100 where that does not count. Or
+            each as rows: source (batch, source positions), filled at the end with `pad_id`, target and targets (batch,
+            target positions), which end with the last target that counts: what fills them behind it does not matter.
         ctx : Context, optional
             Seed and step of dropout, compute dtype.
 
@@ -123,11 +131,10 @@ class Transformer(PretrainedModel):
             ``backward(dloss=1.0)`` leaves the gradients in the parameters.
         """
         source, target, targets = self._batch(batch)
-        mask = self._mask(source)
         x, embed = self._embed(self.tokens, self.dropout, source, ctx)
         encoder = [embed]
         for block in self.encoder:
-            x, backward = block(x, mask=mask, ctx=ctx)
+            x, backward = block(x, cu_seqlens=source.cu_seqlens, ctx=ctx)
             encoder.append(backward)
         if self.encoder_norm is not None:
             x, backward = self.encoder_norm(x)
@@ -136,7 +143,9 @@ class Transformer(PretrainedModel):
         x, embed_target = self._embed(self.target_tokens, self.target_dropout, target, ctx)
         decoder = []
         for decoder_block in self.decoder:
-            x, backward = decoder_block(x, memory, mask=mask, ctx=ctx)
+            x, backward = decoder_block(
+                x, memory, cu_seqlens=target.cu_seqlens, memory_cu_seqlens=source.cu_seqlens, ctx=ctx
+            )
             decoder.append(backward)
         ends = []
         if self.decoder_norm is not None:
@@ -159,25 +168,32 @@ class Transformer(PretrainedModel):
         while encoder:
             dx = encoder.pop()(dx)
 
-    def _embed(self, tokens: Embedding, dropout: Dropout, ids: Array, ctx: Context | None) -> tuple[Array, Backward]:
-        x, embed = tokens(ids, ctx=ctx)
-        x, shift = self.positions(x)
-        x, drop = dropout(x, ctx=ctx)
+    def _embed(self, tokens: Embedding, dropout: Dropout, ids: Packed, ctx: Context | None) -> tuple[Array, Backward]:
+        x, embed = tokens(ids.values, ctx=ctx)
+        x, shift = self.positions(x, ids=ids.positions)
+        x, drop = dropout(x, cu_seqlens=ids.cu_seqlens, ctx=ctx)
         return x, Backward(chain, [embed, shift, drop])
 
-    def infer_loss(self, batch: tuple[ArrayLike, ArrayLike, ArrayLike], *, ctx: Context | None = None) -> float:
+    def infer_loss(self, batch: Batch, *, ctx: Context | None = None) -> float:
         """Return the mean cross-entropy of a batch, in nats a token; no dropout, no label smoothing, nothing kept."""
         source, target, targets = self._batch(batch)
         dtype = (ctx or DEFAULT).dtype
-        mask = self._mask(source)
-        x = self._decode(target, self._encode(source, mask, dtype), mask, dtype)
+        memory = self._encode(source.values, dtype, positions=source.positions, cu_seqlens=source.cu_seqlens)
+        x = self._decode(
+            target.values,
+            memory,
+            dtype,
+            positions=target.positions,
+            cu_seqlens=target.cu_seqlens,
+            memory_cu_seqlens=source.cu_seqlens,
+        )
         return float(self.cross_entropy.infer(self.head, x, targets))
 
     def encode(self, source_ids: ArrayLike, *, dtype: np.dtype[Any] | None = None) -> Array:
         """Return the encoder's output, (batch, source positions, width); rows at `pad_id` mean nothing."""
         source = self._ids("source_ids", source_ids)
         rows = np.atleast_2d(source)
-        memory = self._encode(rows, self._mask(rows), dtype)
+        memory = self._encode(rows, dtype, mask=self._mask(rows))
         return memory[0] if source.ndim == 1 else memory
 
     def infer(self, source_ids: ArrayLike, target_ids: ArrayLike, *, dtype: np.dtype[Any] | None = None) -> Array:
@@ -199,7 +215,7 @@ class Transformer(PretrainedModel):
         """
         source, target, single = self._pair(source_ids, target_ids)
         mask = self._mask(source)
-        logits = self.head.infer(self._decode(target, self._encode(source, mask, dtype), mask, dtype))
+        logits = self.head.infer(self._decode(target, self._encode(source, dtype, mask=mask), dtype, mask=mask))
         return logits[0] if single else logits
 
     def cross_attention(self, source_ids: ArrayLike, target_ids: ArrayLike) -> Array:
@@ -218,27 +234,31 @@ class Transformer(PretrainedModel):
         """
         source, target, single = self._pair(source_ids, target_ids)
         mask, weights = self._mask(source), list[Array]()
-        self._decode(target, self._encode(source, mask, None), mask, None, weights)
+        self._decode(target, self._encode(source, mask=mask), mask=mask, weights=weights)
         every = np.stack(weights)
         return every[:, 0] if single else every
 
-    def _encode(self, source: Array, mask: Array | None, dtype: np.dtype[Any] | None) -> Array:
-        x = self.positions.infer(self.tokens.infer(source, dtype=dtype))
+    def _encode(
+        self, source: Array, dtype: np.dtype[Any] | None = None, *, positions: Array | None = None, **layout: Any
+    ) -> Array:
+        """Run the encoder: `layout` is the mask of rows, or where packed sentences begin."""
+        x = self.positions.infer(self.tokens.infer(source, dtype=dtype), ids=positions)
         for block in self.encoder:
-            x = block.infer(x, mask=mask)
+            x = block.infer(x, **layout)
         return x if self.encoder_norm is None else self.encoder_norm.infer(x)
 
     def _decode(
         self,
         target: Array,
         memory: Array,
-        mask: Array | None,
-        dtype: np.dtype[Any] | None,
-        weights: list[Array] | None = None,
+        dtype: np.dtype[Any] | None = None,
+        *,
+        positions: Array | None = None,
+        **layout: Any,
     ) -> Array:
-        x = self.positions.infer(self.target_tokens.infer(target, dtype=dtype))
+        x = self.positions.infer(self.target_tokens.infer(target, dtype=dtype), ids=positions)
         for block in self.decoder:
-            x = block.infer(x, memory, mask=mask, weights=weights)
+            x = block.infer(x, memory, **layout)
         return x if self.decoder_norm is None else self.decoder_norm.infer(x)
 
     def generate(
@@ -319,17 +339,19 @@ class Transformer(PretrainedModel):
 
     def _ids(self, name: str, ids: ArrayLike) -> Array:
         array = np.asarray(ids)
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"Transformer: {name} must be integers, got {array.dtype}")
-        if array.ndim not in (1, 2) or array.size == 0:
+        if array.dtype.kind in "iu" and (array.ndim not in (1, 2) or array.size == 0):
             raise ValueError(
                 f"Transformer: {name} must have shape (batch, positions) or (positions,), not empty, got {array.shape}"
             )
-        if array.shape[-1] > self.config.context:
-            raise ValueError(
-                f"Transformer: {name} may have up to {self.config.context} positions, got {array.shape[-1]}"
-            )
-        low, high = int(array.min()), int(array.max())
+        return self._known(name, array, array.shape[-1])
+
+    def _known(self, name: str, array: Array, longest: int) -> Array:
+        """Return ids that the model knows, in a dtype that its operations take."""
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"Transformer: {name} must be integers, got {array.dtype}")
+        if longest > self.config.context:
+            raise ValueError(f"Transformer: {name} may have up to {self.config.context} positions, got {longest}")
+        low, high = int(array.min(initial=0)), int(array.max(initial=0))
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(
                 f"Transformer: {name} must be at least 0 and below the vocabulary's size {self.config.vocab_size}, "
@@ -345,10 +367,33 @@ class Transformer(PretrainedModel):
             )
         return np.atleast_2d(source), np.atleast_2d(target), source.ndim == 1
 
-    def _batch(self, batch: tuple[ArrayLike, ArrayLike, ArrayLike]) -> tuple[Array, Array, Array]:
+    def _batch(self, batch: Batch) -> tuple[Packed, Packed, Array]:
+        """Return source and target, packed, and the targets of target's values."""
         if len(batch) != 3:
             raise ValueError(f"Transformer: batch must be (source, target, targets), got {len(batch)} arrays")
-        source, target, targets = self._ids("source", batch[0]), self._ids("target", batch[1]), np.asarray(batch[2])
+        source, target, targets = batch
+        if not (isinstance(source, Packed) and isinstance(target, Packed) and isinstance(targets, Packed)):
+            if any(isinstance(part, Packed) for part in batch):
+                raise TypeError("Transformer: source, target and targets must all be packed, or none of them")
+            source, target, targets = self._packed(*map(np.asarray, batch))
+        if len(source) != len(target):
+            raise ValueError(
+                f"Transformer: target must have as many sequences as source, {len(source)}, got {len(target)}"
+            )
+        if not np.array_equal(targets.cu_seqlens, target.cu_seqlens):
+            raise ValueError("Transformer: targets must have the lengths of target")
+        for name, part in (("source", source), ("target", target)):
+            if part.values.ndim != 1:
+                raise ValueError(f"Transformer: {name} must have values of shape (total,), got {part.values.shape}")
+        source, target = (
+            Packed(self._known(name, part.values, int(part.lengths.max(initial=0))), part.cu_seqlens)
+            for name, part in (("source", source), ("target", target))
+        )
+        return source, target, targets.values
+
+    def _packed(self, source: Array, target: Array, targets: Array) -> tuple[Packed, Packed, Packed]:
+        """Leave out what fills the ends of rows."""
+        source, target = self._ids("source", source), self._ids("target", target)
         if source.ndim != 2 or target.ndim != 2 or source.shape[0] != target.shape[0]:
             raise ValueError(
                 f"Transformer: source and target must have shape (batch, positions) each, "
@@ -356,7 +401,11 @@ class Transformer(PretrainedModel):
             )
         if targets.shape != target.shape:
             raise ValueError(f"Transformer: targets must have the shape of target {target.shape}, got {targets.shape}")
-        return source, target, targets
+        read = source != self.config.pad_id
+        if (read[:, 1:] > read[:, :-1]).any():
+            raise ValueError(f"Transformer: source must have pad_id {self.config.pad_id} at the end of its rows only")
+        ends = np.where(targets != IGNORE, np.arange(1, targets.shape[1] + 1), 0).max(axis=1)
+        return Packed.cut(source, read.sum(axis=1)), Packed.cut(target, ends), Packed.cut(targets, ends)
 
 
 class TransformerDecoding:
@@ -365,7 +414,7 @@ class TransformerDecoding:
     def __init__(self, model: Transformer, source: Array) -> None:
         self._model = model
         self._mask = model._mask(source)
-        memory = model._encode(source, self._mask, None)
+        memory = model._encode(source, mask=self._mask)
         self._memories = [block.cross_attention.project(memory) for block in model.decoder]
         self._caches = [KVCache(16) for _ in model.decoder]
 

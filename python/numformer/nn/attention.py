@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from numformer import ops
 from numformer.nn import initial
 from numformer.nn.backward import Backward, take
 from numformer.nn.cache import KVCache
 from numformer.nn.context import Context
 from numformer.nn.dropout import Dropout
+from numformer.nn.heads import Starts, attend, attend_backward, by_head, check, check_unused
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
 from numformer.ops.memory import empty
@@ -79,28 +79,35 @@ class MultiHeadAttention(Module):
         self.dropout = Dropout(dropout)
 
     def _split(self, qkv: Array) -> tuple[Array, Array, Array]:
-        """Return views of queries, keys and values, (batch, heads, positions, size) each."""
-        batch, length, _ = qkv.shape
+        """Return views of queries, keys and values by head."""
         h, g = self.heads, self.kv_heads
-        every = qkv.reshape(batch, length, h + 2 * g, self.size).transpose(0, 2, 1, 3)
+        every = by_head(qkv, h + 2 * g, self.size)
         return every[:, :h], every[:, h : h + g], every[:, h + g :]
 
     def _merged(self, x: Array) -> tuple[Array, Array]:
         """Make an array for the heads side by side, and its view by head."""
         merged = empty(x.shape, x.dtype)
-        return merged, merged.reshape(*x.shape[:2], self.heads, self.size).transpose(0, 2, 1, 3)
+        return merged, by_head(merged, self.heads, self.size)
 
     def __call__(
-        self, x: Array, *, mask: Array | None = None, residual: Array | None = None, ctx: Context | None = None
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        residual: Array | None = None,
+        cu_seqlens: Array | None = None,
+        ctx: Context | None = None,
     ) -> tuple[Array, Backward]:
         """Return y and its backward.
 
         Parameters
         ----------
         x : array
-            (batch, positions, width).
+            (batch, positions, width), or packed (total, width).
         mask : boolean array, optional
             True where position i may attend to j; broadcast to (batch, heads, positions, positions).
+        cu_seqlens : (sequences + 1,) integers, optional
+            Where packed sequences begin, and the total; see `numformer.attention_varlen`.
         residual : array, optional
             Added to the output; its gradient is dy.
         ctx : Context, optional
@@ -109,49 +116,53 @@ class MultiHeadAttention(Module):
         Returns
         -------
         y : array
-            (batch, positions, width).
+            In the shape of x.
         backward : callable
             ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given.
         """
-        self._check(x)
+        starts = self._check(x, cu_seqlens, mask=mask)
         qkv, project = self.qkv(x)
         merged, heads = self._merged(x)
-        q, k, v = self._split(qkv)
-        _, lse = ops.attention(q, k, v, causal=self.causal, mask=mask, return_lse=True, out=heads)
+        seen: dict[str, Any] = {"causal": self.causal, "mask": mask, "starts": starts}
+        _, lse = attend(*self._split(qkv), heads, return_lse=True, **seen)
         if self.dropout.p == 0.0:
             y, output = self.output(merged, residual=residual)
             dropout = None
         else:
             y, output = self.output(merged)
-            y, dropout = self.dropout(y, residual=residual, ctx=ctx)
-        return y, Backward(self._backward, [project, qkv, heads, lse, mask, output, dropout])
+            y, dropout = self.dropout(y, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
+        return y, Backward(self._backward, [project, qkv, heads, lse, seen, output, dropout])
 
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Any:
-        project, qkv, heads, lse, mask, output, dropout = take(saved)
+        project, qkv, heads, lse, seen, output, dropout = take(saved)
         if dropout is not None:
             dy = dropout(dy)
-        dheads = output(dy)
-        dheads = dheads.reshape(*dheads.shape[:2], self.heads, self.size).transpose(0, 2, 1, 3)
-        q, k, v = self._split(qkv)
+        dheads = by_head(output(dy), self.heads, self.size)
         dqkv = empty(qkv.shape, qkv.dtype)
-        ops.attention_backward(dheads, q, k, v, heads, lse, causal=self.causal, mask=mask, into=self._split(dqkv))
-        del qkv, q, k, v, heads, dheads, lse
+        attend_backward(dheads, *self._split(qkv), heads, lse, self._split(dqkv), **seen)
+        del qkv, heads, dheads, lse
         return project(dqkv, residual=residual)
 
     def infer(
-        self, x: Array, *, mask: Array | None = None, residual: Array | None = None, cache: KVCache | None = None
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        residual: Array | None = None,
+        cu_seqlens: Array | None = None,
+        cache: KVCache | None = None,
     ) -> Array:
-        """Return y; with a `cache`, x continues the sequences in it."""
-        self._check(x)
+        """Return y; with a `cache`, x continues the sequences in it; with `cu_seqlens`, x is packed."""
+        starts = self._check(x, cu_seqlens, mask=mask, cache=cache)
         q, k, v = self._split(self.qkv.infer(x))
         if cache is not None:
             k, v = cache.append(k, v)
         merged, heads = self._merged(x)
-        ops.attention(q, k, v, causal=self.causal, mask=mask, out=heads)
+        attend(q, k, v, heads, causal=self.causal, mask=mask, starts=starts)
         return self.output.infer(merged, residual=residual)
 
-    def _check(self, x: Array) -> None:
-        if x.ndim != 3 or x.shape[2] != self.heads * self.size:
-            raise ValueError(
-                f"MultiHeadAttention: x must have shape (batch, positions, {self.heads * self.size}), got {x.shape}"
-            )
+    def _check(self, x: Array, cu_seqlens: Array | None, **unpacked: object) -> Starts:
+        """Check the input of a call; return where its queries and keys begin."""
+        check("MultiHeadAttention", "x", x, self.heads * self.size, cu_seqlens, positions="positions")
+        check_unused("MultiHeadAttention", cu_seqlens, **unpacked)
+        return None if cu_seqlens is None else (cu_seqlens, cu_seqlens)

@@ -114,12 +114,19 @@ class PreNormBlock(Block):
     """h = x + attention(norm1(x)); y = h + mlp(norm2(h)), as in GPT-2; the parameters are those of :class:`Block`."""
 
     @recomputable
-    def __call__(self, x: Array, *, mask: Array | None = None, ctx: Context | None = None) -> tuple[Array, Backward]:
-        """Return y and its backward; ``backward(dy)`` gives dx."""
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        cu_seqlens: Array | None = None,
+        ctx: Context | None = None,
+    ) -> tuple[Array, Backward]:
+        """Return y and its backward; ``backward(dy)`` gives dx. With `cu_seqlens`, x is packed, (total, width)."""
         n, norm1 = self.norm1(x)
-        h, attention = self.attention(n, mask=mask, residual=x, ctx=ctx)
+        h, attention = self.attention(n, mask=mask, residual=x, cu_seqlens=cu_seqlens, ctx=ctx)
         n, norm2 = self.norm2(h)
-        y, mlp = self.mlp(n, residual=h, ctx=ctx)
+        y, mlp = self.mlp(n, residual=h, cu_seqlens=cu_seqlens, ctx=ctx)
         return y, Backward(self._backward, [norm1, attention, norm2, mlp])
 
     def _backward(self, saved: list[Any], dy: Array) -> Array:
@@ -130,9 +137,16 @@ class PreNormBlock(Block):
         dx: Array = norm1(attention(dh), residual=dh)
         return dx
 
-    def infer(self, x: Array, *, mask: Array | None = None, cache: KVCache | None = None) -> Array:
-        """Return y; with a `cache`, x continues the sequences in it."""
-        h = self.attention.infer(self.norm1.infer(x), mask=mask, residual=x, cache=cache)
+    def infer(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        cu_seqlens: Array | None = None,
+        cache: KVCache | None = None,
+    ) -> Array:
+        """Return y; with a `cache`, x continues the sequences in it; with `cu_seqlens`, x is packed."""
+        h = self.attention.infer(self.norm1.infer(x), mask=mask, residual=x, cu_seqlens=cu_seqlens, cache=cache)
         return self.mlp.infer(self.norm2.infer(h), residual=h)
 
 
@@ -143,11 +157,18 @@ class PostNormBlock(Block):
     """
 
     @recomputable
-    def __call__(self, x: Array, *, mask: Array | None = None, ctx: Context | None = None) -> tuple[Array, Backward]:
-        """Return y and its backward; ``backward(dy)`` gives dx."""
-        s, attention = self.attention(x, mask=mask, residual=x, ctx=ctx)
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        cu_seqlens: Array | None = None,
+        ctx: Context | None = None,
+    ) -> tuple[Array, Backward]:
+        """Return y and its backward; ``backward(dy)`` gives dx. With `cu_seqlens`, x is packed, (total, width)."""
+        s, attention = self.attention(x, mask=mask, residual=x, cu_seqlens=cu_seqlens, ctx=ctx)
         h, norm1 = self.norm1(s)
-        s, mlp = self.mlp(h, residual=h, ctx=ctx)
+        s, mlp = self.mlp(h, residual=h, cu_seqlens=cu_seqlens, ctx=ctx)
         y, norm2 = self.norm2(s)
         return y, Backward(self._backward, [norm1, attention, norm2, mlp])
 
@@ -162,7 +183,14 @@ class PostNormBlock(Block):
         dx: Array = attention(ds, residual=ds)
         return dx
 
-    def infer(self, x: Array, *, mask: Array | None = None, cache: KVCache | None = None) -> Array:
-        """Return y; with a `cache`, x continues the sequences in it."""
-        h = self.norm1.infer(self.attention.infer(x, mask=mask, residual=x, cache=cache))
+    def infer(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        cu_seqlens: Array | None = None,
+        cache: KVCache | None = None,
+    ) -> Array:
+        """Return y; with a `cache`, x continues the sequences in it; with `cu_seqlens`, x is packed."""
+        h = self.norm1.infer(self.attention.infer(x, mask=mask, residual=x, cu_seqlens=cu_seqlens, cache=cache))
         return self.norm2.infer(self.mlp.infer(h, residual=h))

@@ -12,8 +12,10 @@ from numformer.nn import initial
 from numformer.nn.backward import Backward, take
 from numformer.nn.context import Context
 from numformer.nn.dropout import Dropout
+from numformer.nn.heads import Starts, attend, attend_backward, by_head, check, check_unused
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
+from numformer.ops.memory import empty
 
 Array = NDArray[Any]
 
@@ -70,12 +72,11 @@ class CrossAttention(Module):
         self.output = Linear(width, width, bias=bias, transposed=transposed, std=output_std, dtype=dtype, rng=rng)
         self.dropout = Dropout(dropout)
 
-    def _by_head(self, x: Array, heads: int) -> Array:
-        """Return a view, (batch, heads, positions, size), of heads side by side."""
-        return x.reshape(*x.shape[:2], heads, self.size).transpose(0, 2, 1, 3)
+    def _by_head(self, x: Array) -> Array:
+        return by_head(x, self.heads, self.size)
 
     def _keys_values(self, kv: Array) -> tuple[Array, Array]:
-        every = self._by_head(kv, 2 * self.heads)
+        every = by_head(kv, 2 * self.heads, self.size)
         return every[:, : self.heads], every[:, self.heads :]
 
     def __call__(
@@ -85,6 +86,8 @@ class CrossAttention(Module):
         *,
         mask: Array | None = None,
         residual: Array | None = None,
+        cu_seqlens: Array | None = None,
+        memory_cu_seqlens: Array | None = None,
         ctx: Context | None = None,
     ) -> tuple[Array, Backward]:
         """Return y and its backward.
@@ -92,64 +95,62 @@ class CrossAttention(Module):
         Parameters
         ----------
         x : array
-            (batch, positions, width).
+            (batch, positions, width), or packed (total, width).
         memory : array
-            (batch, memory positions, memory_width).
+            (batch, memory positions, memory_width), or packed (memory total, memory_width).
         mask : boolean array, optional
             True where position i may attend to j; broadcast to (batch, heads, positions, memory positions).
         residual : array, optional
             Added to the output; its gradient is dy.
+        cu_seqlens, memory_cu_seqlens : (sequences + 1,) integers, optional
+            Where packed sequences and their memories begin, and the totals; see `numformer.attention_varlen`.
         ctx : Context, optional
             Seed and step of dropout.
 
         Returns
         -------
         y : array
-            (batch, positions, width).
+            In the shape of x.
         backward : callable
             ``backward(dy, residual=None, dmemory=None)`` gives (dx, dmemory), plus `residual` and `dmemory` where they
             are given: the layers of a decoder add up the gradient of the memory that they share.
         """
-        self._check(x, memory)
+        starts = self._check(x, memory, cu_seqlens, memory_cu_seqlens, mask=mask)
         q, query = self.query(x)
         kv, project = self.kv(memory)
-        k, v = self._keys_values(kv)
-        merged = np.empty(q.shape, q.dtype)
-        _, lse = ops.attention(
-            self._by_head(q, self.heads), k, v, mask=mask, return_lse=True, out=self._by_head(merged, self.heads)
-        )
+        merged = empty(q.shape, q.dtype)
+        seen: dict[str, Any] = {"mask": mask, "starts": starts}
+        _, lse = attend(self._by_head(q), *self._keys_values(kv), self._by_head(merged), return_lse=True, **seen)
         if self.dropout.p == 0.0:
             y, output = self.output(merged, residual=residual)
             dropout = None
         else:
             y, output = self.output(merged)
-            y, dropout = self.dropout(y, residual=residual, ctx=ctx)
-        return y, Backward(self._backward, [query, project, q, kv, merged, lse, mask, output, dropout])
+            y, dropout = self.dropout(y, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
+        return y, Backward(self._backward, [query, project, q, kv, merged, lse, seen, output, dropout])
 
     def _backward(
         self, saved: list[Any], dy: Array, *, residual: Array | None = None, dmemory: Array | None = None
     ) -> tuple[Array, Array]:
-        query, project, q, kv, merged, lse, mask, output, dropout = take(saved)
+        query, project, q, kv, merged, lse, seen, output, dropout = take(saved)
         if dropout is not None:
             dy = dropout(dy)
         dmerged = output(dy)
-        k, v = self._keys_values(kv)
-        dq, dkv = np.empty(q.shape, q.dtype), np.empty(kv.shape, kv.dtype)
-        ops.attention_backward(
-            self._by_head(dmerged, self.heads),
-            self._by_head(q, self.heads),
-            k,
-            v,
-            self._by_head(merged, self.heads),
+        dq, dkv = empty(q.shape, q.dtype), empty(kv.shape, kv.dtype)
+        attend_backward(
+            self._by_head(dmerged),
+            self._by_head(q),
+            *self._keys_values(kv),
+            self._by_head(merged),
             lse,
-            mask=mask,
-            into=(self._by_head(dq, self.heads), *self._keys_values(dkv)),
+            (self._by_head(dq), *self._keys_values(dkv)),
+            **seen,
         )
-        del q, kv, k, v, merged, dmerged, lse
+        del q, kv, merged, dmerged, lse
         return query(dq, residual=residual), project(dkv, residual=dmemory)
 
     def project(self, memory: Array) -> Array:
-        """Return the keys and values of a memory, (batch, memory positions, 2 * width), for :meth:`infer` to reuse."""
+        """Return the keys and values of a memory, (..., 2 * width), for :meth:`infer` to reuse."""
         return self.kv.infer(memory)
 
     def infer(
@@ -160,61 +161,88 @@ class CrossAttention(Module):
         kv: Array | None = None,
         mask: Array | None = None,
         residual: Array | None = None,
+        cu_seqlens: Array | None = None,
+        memory_cu_seqlens: Array | None = None,
     ) -> Array:
         """Return y.
 
         Parameters
         ----------
         x : array
-            (batch * n, positions, width): n sequences one after the other for each memory (the beams of a search).
+            (batch * n, positions, width): n sequences one after the other for each memory (the beams of a search); or
+            packed (total, width).
         memory : array, optional
-            (batch, memory positions, memory_width).
+            (batch, memory positions, memory_width), or packed (memory total, memory_width).
         kv : array, optional
             From :meth:`project`, instead of the memory.
         mask : boolean array, optional
             (batch, 1, 1, memory positions) or the like: where n or positions are above 1, it cannot depend on them.
         residual : array, optional
             Added to the output.
+        cu_seqlens, memory_cu_seqlens : (sequences + 1,) integers, optional
+            Where packed sequences and their memories begin, and the totals.
         """
-        kv = self._memory(x, memory, kv)
-        k, v = self._keys_values(kv)
-        # All queries of one memory stand side by side: a memory is never repeated for its n sequences.
-        q = self.query.infer(x).reshape(kv.shape[0], -1, x.shape[2])
-        merged = np.empty(q.shape, q.dtype)
-        ops.attention(self._by_head(q, self.heads), k, v, mask=mask, out=self._by_head(merged, self.heads))
+        kv, starts = self._memory(x, memory, kv, cu_seqlens, memory_cu_seqlens, mask=mask)
+        q = self.query.infer(x)
+        if starts is None:
+            # All queries of one memory stand side by side: a memory is never repeated for its n sequences.
+            q = q.reshape(kv.shape[0], -1, x.shape[2])
+        merged = empty(q.shape, q.dtype)
+        attend(self._by_head(q), *self._keys_values(kv), self._by_head(merged), mask=mask, starts=starts)
         return self.output.infer(merged.reshape(x.shape), residual=residual)
 
     def weights(
         self, x: Array, memory: Array | None = None, *, kv: Array | None = None, mask: Array | None = None
     ) -> Array:
         """Return softmax(scores), (batch, heads, positions, memory positions): to look at, in plain NumPy."""
-        kv = self._memory(x, memory, kv)
+        kv, _ = self._memory(x, memory, kv)
         k, _ = self._keys_values(kv)
-        scores = self._by_head(self.query.infer(x), self.heads) @ k.swapaxes(-1, -2) * self.size**-0.5
+        scores = self._by_head(self.query.infer(x)) @ k.swapaxes(-1, -2) * self.size**-0.5
         if mask is None:
             return ops.softmax(scores)
         # The second `where` gives zeros, not NaN, to a row that may attend to nothing.
         return np.where(mask, ops.softmax(np.where(mask, scores, np.array(-np.inf, scores.dtype))), 0)
 
-    def _memory(self, x: Array, memory: Array | None, kv: Array | None) -> Array:
-        """Check the inputs of inference and return keys and values."""
+    def _memory(
+        self,
+        x: Array,
+        memory: Array | None,
+        kv: Array | None,
+        cu_seqlens: Array | None = None,
+        memory_cu_seqlens: Array | None = None,
+        mask: Array | None = None,
+    ) -> tuple[Array, Starts]:
+        """Check the inputs of inference; return keys and values, and where packed queries and keys begin."""
         if (memory is None) == (kv is None):
             raise ValueError("CrossAttention: give either memory or kv")
+        starts = cu_seqlens, memory_cu_seqlens
         if memory is not None:
-            self._check(x, memory, several=True)
-            return self.project(memory)
+            begins = self._check(x, memory, *starts, several=True, mask=mask)
+            return self.project(memory), begins
         assert kv is not None
-        self._check(x, kv, several=True, name="kv")
-        return kv
+        return kv, self._check(x, kv, *starts, several=True, name="kv", mask=mask)
 
-    def _check(self, x: Array, memory: Array, *, several: bool = False, name: str = "memory") -> None:
-        width = self.heads * self.size
-        if x.ndim != 3 or x.shape[2] != width:
-            raise ValueError(f"CrossAttention: x must have shape (batch, positions, {width}), got {x.shape}")
+    def _check(
+        self,
+        x: Array,
+        memory: Array,
+        cu_seqlens: Array | None,
+        memory_cu_seqlens: Array | None,
+        *,
+        mask: Array | None,
+        several: bool = False,
+        name: str = "memory",
+    ) -> Starts:
+        """Check the inputs of a call; return where packed queries and keys begin."""
+        owner, width = "CrossAttention", self.heads * self.size
+        if (cu_seqlens is None) != (memory_cu_seqlens is None):
+            raise ValueError("CrossAttention: give both cu_seqlens and memory_cu_seqlens, or neither")
+        check(owner, "x", x, width, cu_seqlens, positions="positions")
         rows = self.memory_width if name == "memory" else 2 * width
-        if memory.ndim != 3 or memory.shape[2] != rows:
-            raise ValueError(
-                f"CrossAttention: {name} must have shape (batch, memory positions, {rows}), got {memory.shape}"
-            )
+        check(owner, name, memory, rows, cu_seqlens, positions="memory positions")
+        check_unused(owner, cu_seqlens, mask=mask)
+        if cu_seqlens is not None and memory_cu_seqlens is not None:
+            return cu_seqlens, memory_cu_seqlens
         if x.shape[0] != memory.shape[0] and not (several and memory.shape[0] and x.shape[0] % memory.shape[0] == 0):
             raise ValueError(f"CrossAttention: x has a batch of {x.shape[0]}, but {name} one of {memory.shape[0]}")
+        return None

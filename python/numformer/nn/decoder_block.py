@@ -94,18 +94,28 @@ class PreNormDecoderBlock(DecoderBlock):
 
     @recomputable
     def __call__(
-        self, x: Array, memory: Array, *, mask: Array | None = None, ctx: Context | None = None
+        self,
+        x: Array,
+        memory: Array,
+        *,
+        mask: Array | None = None,
+        cu_seqlens: Array | None = None,
+        memory_cu_seqlens: Array | None = None,
+        ctx: Context | None = None,
     ) -> tuple[Array, Backward]:
         """Return y and its backward; `mask` is that of the memory.
 
-        ``backward(dy, dmemory=None)`` gives (dx, dmemory), with the `dmemory` that is given added to it.
+        ``backward(dy, dmemory=None)`` gives (dx, dmemory), with the `dmemory` that is given added to it. With
+        `cu_seqlens` and `memory_cu_seqlens`, x and memory are packed, (total, width) each.
         """
         n, norm1 = self.norm1(x)
-        g, attention = self.attention(n, residual=x, ctx=ctx)
+        g, attention = self.attention(n, residual=x, cu_seqlens=cu_seqlens, ctx=ctx)
         n, norm2 = self.norm2(g)
-        h, cross_attention = self.cross_attention(n, memory, mask=mask, residual=g, ctx=ctx)
+        h, cross_attention = self.cross_attention(
+            n, memory, mask=mask, residual=g, cu_seqlens=cu_seqlens, memory_cu_seqlens=memory_cu_seqlens, ctx=ctx
+        )
         n, norm3 = self.norm3(h)
-        y, mlp = self.mlp(n, residual=h, ctx=ctx)
+        y, mlp = self.mlp(n, residual=h, cu_seqlens=cu_seqlens, ctx=ctx)
         return y, Backward(self._backward, [norm1, attention, norm2, cross_attention, norm3, mlp])
 
     def _backward(self, saved: list[Any], dy: Array, *, dmemory: Array | None = None) -> tuple[Array, Array]:
@@ -125,18 +135,23 @@ class PreNormDecoderBlock(DecoderBlock):
         *,
         kv: Array | None = None,
         mask: Array | None = None,
+        cu_seqlens: Array | None = None,
+        memory_cu_seqlens: Array | None = None,
         cache: KVCache | None = None,
         weights: list[Array] | None = None,
     ) -> Array:
         """Return y.
 
         With a `cache`, x continues the sequences in it; `kv` from ``cross_attention.project`` stands for the memory;
-        the weights of the attention to the memory are appended to `weights`.
+        with `cu_seqlens` and `memory_cu_seqlens`, x and memory are packed; the weights of the attention to the memory
+        are appended to `weights` (not of packed ones).
         """
-        g = self.attention.infer(self.norm1.infer(x), residual=x, cache=cache)
+        g = self.attention.infer(self.norm1.infer(x), residual=x, cu_seqlens=cu_seqlens, cache=cache)
         n = self.norm2.infer(g)
         self._look(n, weights, {"memory": memory, "kv": kv, "mask": mask})
-        h = self.cross_attention.infer(n, memory, kv=kv, mask=mask, residual=g)
+        h = self.cross_attention.infer(
+            n, memory, kv=kv, mask=mask, residual=g, cu_seqlens=cu_seqlens, memory_cu_seqlens=memory_cu_seqlens
+        )
         return self.mlp.infer(self.norm3.infer(h), residual=h)
 
 
@@ -148,17 +163,27 @@ class PostNormDecoderBlock(DecoderBlock):
 
     @recomputable
     def __call__(
-        self, x: Array, memory: Array, *, mask: Array | None = None, ctx: Context | None = None
+        self,
+        x: Array,
+        memory: Array,
+        *,
+        mask: Array | None = None,
+        cu_seqlens: Array | None = None,
+        memory_cu_seqlens: Array | None = None,
+        ctx: Context | None = None,
     ) -> tuple[Array, Backward]:
         """Return y and its backward; `mask` is that of the memory.
 
-        ``backward(dy, dmemory=None)`` gives (dx, dmemory), with the `dmemory` that is given added to it.
+        ``backward(dy, dmemory=None)`` gives (dx, dmemory), with the `dmemory` that is given added to it. With
+        `cu_seqlens` and `memory_cu_seqlens`, x and memory are packed, (total, width) each.
         """
-        s, attention = self.attention(x, residual=x, ctx=ctx)
+        s, attention = self.attention(x, residual=x, cu_seqlens=cu_seqlens, ctx=ctx)
         g, norm1 = self.norm1(s)
-        s, cross_attention = self.cross_attention(g, memory, mask=mask, residual=g, ctx=ctx)
+        s, cross_attention = self.cross_attention(
+            g, memory, mask=mask, residual=g, cu_seqlens=cu_seqlens, memory_cu_seqlens=memory_cu_seqlens, ctx=ctx
+        )
         h, norm2 = self.norm2(s)
-        s, mlp = self.mlp(h, residual=h, ctx=ctx)
+        s, mlp = self.mlp(h, residual=h, cu_seqlens=cu_seqlens, ctx=ctx)
         y, norm3 = self.norm3(s)
         return y, Backward(self._backward, [norm1, attention, norm2, cross_attention, norm3, mlp])
 
@@ -182,15 +207,22 @@ class PostNormDecoderBlock(DecoderBlock):
         *,
         kv: Array | None = None,
         mask: Array | None = None,
+        cu_seqlens: Array | None = None,
+        memory_cu_seqlens: Array | None = None,
         cache: KVCache | None = None,
         weights: list[Array] | None = None,
     ) -> Array:
         """Return y.
 
         With a `cache`, x continues the sequences in it; `kv` from ``cross_attention.project`` stands for the memory;
-        the weights of the attention to the memory are appended to `weights`.
+        with `cu_seqlens` and `memory_cu_seqlens`, x and memory are packed; the weights of the attention to the memory
+        are appended to `weights` (not of packed ones).
         """
-        g = self.norm1.infer(self.attention.infer(x, residual=x, cache=cache))
+        g = self.norm1.infer(self.attention.infer(x, residual=x, cu_seqlens=cu_seqlens, cache=cache))
         self._look(g, weights, {"memory": memory, "kv": kv, "mask": mask})
-        h = self.norm2.infer(self.cross_attention.infer(g, memory, kv=kv, mask=mask, residual=g))
+        h = self.norm2.infer(
+            self.cross_attention.infer(
+                g, memory, kv=kv, mask=mask, residual=g, cu_seqlens=cu_seqlens, memory_cu_seqlens=memory_cu_seqlens
+            )
+        )
         return self.norm3.infer(self.mlp.infer(h, residual=h))

@@ -18,7 +18,7 @@ class Dropout(Module):
     """Sets each element to 0 with probability p and scales the others by 1/(1-p) (Srivastava et al., 2014).
 
     The mask is a function of seed, step, layer and sample, so that backward makes it again and nothing is kept. Axis 0
-    is the sample.
+    is the sample; that of packed sequences is what each of them has alone.
 
     Parameters
     ----------
@@ -35,20 +35,34 @@ class Dropout(Module):
         self.layer = layer
 
     def __call__(
-        self, x: Array, *, residual: Array | None = None, ctx: Context | None = None
+        self,
+        x: Array,
+        *,
+        residual: Array | None = None,
+        cu_seqlens: Array | None = None,
+        ctx: Context | None = None,
     ) -> tuple[Array, Backward]:
-        """Return dropout(x) + residual and its backward; ``backward(dy)`` gives dx; that of the residual is dy."""
+        """Return dropout(x) + residual and its backward; ``backward(dy)`` gives dx; that of the residual is dy.
+
+        With `cu_seqlens`, x is (total, ...), packed samples.
+        """
         if self.p == 0.0:
             return (x if residual is None else ops.add(x, residual)), Backward(self._identity, [])
         ctx = ctx or DEFAULT
         if ctx.seed is None:
             raise ValueError(f"Dropout: p is {self.p}, so ctx must be a Context with a seed, got {ctx}")
-        y = ops.dropout(x, self.p, seed=ctx.seed, layer=self.layer, step=ctx.step, sample=ctx.sample, residual=residual)
-        return y, Backward(self._backward, [ctx])
+        place: dict[str, Any] = {
+            "seed": ctx.seed,
+            "layer": self.layer,
+            "step": ctx.step,
+            "sample": ctx.sample,
+            "cu_seqlens": cu_seqlens,
+        }
+        return ops.dropout(x, self.p, residual=residual, **place), Backward(self._backward, [place])
 
     def _backward(self, saved: list[Any], dy: Array) -> Array:
-        (ctx,) = take(saved)
-        return ops.dropout_backward(dy, self.p, seed=ctx.seed, layer=self.layer, step=ctx.step, sample=ctx.sample)
+        (place,) = take(saved)
+        return ops.dropout_backward(dy, self.p, **place)
 
     def _identity(self, saved: list[Any], dy: Array) -> Array:
         return dy

@@ -62,15 +62,23 @@ class FeedForward(Module):
         self.dropout = Dropout(dropout)
 
     def __call__(
-        self, x: Array, *, residual: Array | None = None, ctx: Context | None = None
+        self,
+        x: Array,
+        *,
+        residual: Array | None = None,
+        cu_seqlens: Array | None = None,
+        ctx: Context | None = None,
     ) -> tuple[Array, Backward]:
-        """Return y and its backward; ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given."""
+        """Return y and its backward; ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given.
+
+        `cu_seqlens`, of packed sequences, concerns dropout only: each position is by itself.
+        """
         h, inner = self.inner(x)
         if self.dropout.p == 0.0:
             y, outer = self.outer(h, residual=residual)
             return y, Backward(self._backward, [inner, outer, None])
         y, outer = self.outer(h)
-        y, dropout = self.dropout(y, residual=residual, ctx=ctx)
+        y, dropout = self.dropout(y, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
         return y, Backward(self._backward, [inner, outer, dropout])
 
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Any:

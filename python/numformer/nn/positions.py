@@ -64,7 +64,7 @@ class LearnedPositions(Module):
     ) -> tuple[Array, Backward]:
         """Return x with positions offset, offset + 1, ... added; ``backward(dy)`` gives dx, which is dy.
 
-        `ids`, (batch, positions), number the positions one by one instead.
+        `ids`, (batch, positions) or packed (total,), number the positions one by one instead.
         """
         y = self.infer(x, offset=offset, ids=ids)
         self.weight.pending += 1
@@ -116,16 +116,23 @@ class SinusoidalPositions(Module):
         self.table = np.where(np.arange(width) % 2 == 0, np.sin(angle), np.cos(angle))
         self._cast = self.table
 
-    def __call__(self, x: Array, *, offset: int = 0, ctx: Context | None = None) -> tuple[Array, Backward]:
-        """Return x with its positions added; ``backward(dy)`` gives dx, which is dy."""
-        return self.infer(x, offset=offset), Backward(self._backward, [])
+    def __call__(
+        self, x: Array, *, offset: int = 0, ids: Array | None = None, ctx: Context | None = None
+    ) -> tuple[Array, Backward]:
+        """Return x with positions offset, offset + 1, ... added; ``backward(dy)`` gives dx, which is dy.
+
+        `ids`, (batch, positions) or packed (total,), number the positions one by one instead.
+        """
+        return self.infer(x, offset=offset, ids=ids), Backward(self._backward, [])
 
     def _backward(self, saved: list[Any], dy: Array) -> Array:
         return dy
 
-    def infer(self, x: Array, *, offset: int = 0) -> Array:
+    def infer(self, x: Array, *, offset: int = 0, ids: Array | None = None) -> Array:
         """Return x with its positions added."""
-        end = _check("SinusoidalPositions", x, offset, self.length)
         if self._cast.dtype != x.dtype:
             self._cast = self.table.astype(x.dtype)
+        if ids is not None:
+            return np.add(x, ops.embedding(self._cast, ids))
+        end = _check("SinusoidalPositions", x, offset, self.length)
         return np.add(x, self._cast[offset:end])

@@ -10,12 +10,20 @@ Array = NDArray[Any]
 
 
 def dropout(
-    x: Array, p: float, *, seed: int, layer: int = 0, step: int = 0, sample: int = 0, residual: Array | None = None
+    x: Array,
+    p: float,
+    *,
+    seed: int,
+    layer: int = 0,
+    step: int = 0,
+    sample: int = 0,
+    residual: Array | None = None,
+    cu_seqlens: Array | None = None,
 ) -> Array:
     """Set each element to 0 with probability p, else divide it by 1 - p; then add the residual.
 
     The mask is a function of (seed, layer, step, index of the sample, element within the sample) only, so the backward
-    makes it again, and threads and micro-batches change nothing. The random numbers are those of Philox4x32-10.
+    makes it again, and threads, micro-batches and packing change nothing. The random numbers are Philox4x32-10's.
 
     Parameters
     ----------
@@ -26,9 +34,12 @@ def dropout(
     seed, layer, step : int
         In [0, 2**32).
     sample : int
-        Index of ``x[0]`` in the global batch.
+        Index of the first sample in the global batch.
     residual : array, optional
         Shape and dtype of `x`.
+    cu_seqlens : (samples + 1,) array, optional
+        For packed samples of different lengths: int32 or int64, from 0 to N, not decreasing; sample s is
+        ``x[cu_seqlens[s] : cu_seqlens[s + 1]]``, and has the mask that it has alone.
 
     Returns
     -------
@@ -40,24 +51,33 @@ def dropout(
     TypeError
         If dtypes differ or are unknown, or a number is of the wrong kind.
     ValueError
-        If a number is out of range, shapes differ, or `x` has no axis.
+        If a number is out of range, shapes or lengths do not fit, or `x` has no axis.
 
     References
     ----------
     N. Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR 15, 2014.
     J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
     """
-    return _core.dropout(x, p, seed, layer, step, sample, residual)
+    return _core.dropout(x, p, seed, layer, step, sample, residual, cu_seqlens)
 
 
-def dropout_backward(dy: Array, p: float, *, seed: int, layer: int = 0, step: int = 0, sample: int = 0) -> Array:
+def dropout_backward(
+    dy: Array,
+    p: float,
+    *,
+    seed: int,
+    layer: int = 0,
+    step: int = 0,
+    sample: int = 0,
+    cu_seqlens: Array | None = None,
+) -> Array:
     """Gradient of `dropout`: the same mask and the same factor, on dy.
 
     Parameters
     ----------
     dy : (N, ...) array
         Gradient of the result.
-    p, seed, layer, step, sample
+    p, seed, layer, step, sample, cu_seqlens
         As given to `dropout`.
 
     Returns
@@ -70,6 +90,6 @@ def dropout_backward(dy: Array, p: float, *, seed: int, layer: int = 0, step: in
     TypeError
         If `dy` is not a float array, or a number is of the wrong kind.
     ValueError
-        If a number is out of range or `dy` has no axis.
+        If a number is out of range, lengths do not fit, or `dy` has no axis.
     """
-    return _core.dropout_backward(dy, p, seed, layer, step, sample)
+    return _core.dropout_backward(dy, p, seed, layer, step, sample, cu_seqlens)

@@ -1,5 +1,7 @@
 """Dropout whose mask is a function of where it stands, and the random numbers behind it."""
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -44,26 +46,50 @@ def _keep(shape: tuple[int, ...], p: float, seed: int, layer: int, step: int, sa
 
 
 def dropout(
-    x: Array, p: float, *, seed: int, layer: int = 0, step: int = 0, sample: int = 0, residual: Array | None = None
+    x: Array,
+    p: float,
+    *,
+    seed: int,
+    layer: int = 0,
+    step: int = 0,
+    sample: int = 0,
+    residual: Array | None = None,
+    cu_seqlens: Array | None = None,
 ) -> F64:
     """Each element is 0 with probability p, else x / (1 - p); plus residual.
 
     The mask is a function of (seed, layer, step, index of the sample, element within the sample) only: `sample` is the
     index of x[0] in the global batch, so that splitting a batch changes nothing, and the backward makes the mask again.
+    With `cu_seqlens` sample s is x[cu_seqlens[s] : cu_seqlens[s + 1]].
 
     References
     ----------
     N. Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR 15, 2014.
     """
-    y = dropout_backward(x, p, seed=seed, layer=layer, step=step, sample=sample)
+    y = dropout_backward(x, p, seed=seed, layer=layer, step=step, sample=sample, cu_seqlens=cu_seqlens)
     return y if residual is None else y + f64(residual)
 
 
-def dropout_backward(dy: Array, p: float, *, seed: int, layer: int = 0, step: int = 0, sample: int = 0) -> F64:
+def dropout_backward(
+    dy: Array,
+    p: float,
+    *,
+    seed: int,
+    layer: int = 0,
+    step: int = 0,
+    sample: int = 0,
+    cu_seqlens: Array | None = None,
+) -> F64:
     """Gradient of `dropout`: the same mask and the same factor, on dy."""
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout: p must be in [0, 1], got {p}")
     d = f64(dy)
     if p == 1.0:
         return np.zeros(d.shape)
-    return np.where(_keep(d.shape, p, seed, layer, step, sample), d / (1.0 - p), 0.0)
+    if cu_seqlens is None:
+        keep = _keep(d.shape, p, seed, layer, step, sample)
+    else:
+        keep = np.zeros(d.shape, bool)
+        for s, (first, last) in enumerate(pairwise(cu_seqlens)):
+            keep[first:last] = _keep((1, *d[first:last].shape), p, seed, layer, step, sample + s)[0]
+    return np.where(keep, d / (1.0 - p), 0.0)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from numformer.nn import Context, Parameter
+from numformer.packed import Packed
 
 Array = NDArray[Any]
 
@@ -37,14 +38,17 @@ class Model(Protocol):
 
 
 class Data(Protocol):
-    """Samples in order and by chance; the last array of a batch holds the targets, -100 where none counts."""
+    """Samples in order and by chance, in arrays along axis 0 or packed.
+
+    The last part of a batch holds the targets, -100 where none counts.
+    """
 
     def __len__(self) -> int: ...
 
-    def samples(self, start: int, stop: int) -> tuple[Array, ...]:
+    def samples(self, start: int, stop: int) -> tuple[Array | Packed, ...]:
         """Return the samples from `start` up to `stop`."""
         ...
 
-    def draw(self, count: int, *, seed: int, step: int) -> tuple[Array, ...]:
+    def draw(self, count: int, *, seed: int, step: int) -> tuple[Array | Packed, ...]:
         """Return `count` samples, a function of seed and step."""
         ...

@@ -17,13 +17,14 @@ from numformer import files, ops, profiling
 from numformer.data.windows import IGNORE
 from numformer.nn import Context, initial
 from numformer.optim import Average, Optimizer
+from numformer.packed import Packed
 from numformer.train import checkpoint, log
 from numformer.train.interrupt import Interrupt
 from numformer.train.progress import Silent, choose
 from numformer.train.protocols import Data, Model
 
 Array = NDArray[Any]
-Batch = tuple[Array, ...]
+Batch = tuple[Array | Packed, ...]
 
 SKIPS = 10
 """Steps that may be skipped one after the other; after more of them something is wrong with the weights."""
@@ -490,4 +491,5 @@ profiling.trace(
 
 def _targets(batch: Batch) -> int:
     """How many targets of a batch count."""
-    return int(np.count_nonzero(batch[-1] != IGNORE))
+    targets = batch[-1]
+    return int(np.count_nonzero((targets.values if isinstance(targets, Packed) else targets) != IGNORE))
