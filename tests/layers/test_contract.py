@@ -11,6 +11,14 @@ import pytest
 from numformer import nn
 from numformer.nn.dropout import number_dropouts
 
+
+class Sighted(nn.SlidingAttention):
+    """With padding and global tokens."""
+
+    def __call__(self, x: Any, **options: Any) -> Any:
+        return super().__call__(x, mask=np.arange(x.shape[1]) % 3 * np.ones((len(x), 1), int), **options)
+
+
 LAYERS: dict[str, Any] = {
     "linear": lambda: nn.Linear(8, 8, activation="gelu"),
     "layer-norm": lambda: nn.LayerNorm(8),
@@ -18,6 +26,7 @@ LAYERS: dict[str, Any] = {
     "dropout": lambda: nn.Dropout(0.5),
     "feed-forward": lambda: nn.FeedForward(8),
     "attention": lambda: nn.MultiHeadAttention(8, 2),
+    "sliding-attention": lambda: Sighted(8, 2, window=1),
     "pre-norm": lambda: nn.PreNormBlock(8, 2, dropout=0.1),
     "post-norm": lambda: nn.PostNormBlock(8, 2),
 }

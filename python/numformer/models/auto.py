@@ -11,6 +11,7 @@ from numformer.models import pretrained
 _KINDS = {
     "bert": ("bert", "BERT"),
     "gpt2": ("gpt", "GPT"),
+    "longformer": ("longformer", "Longformer"),
     "numformer_transformer": ("transformer", "Transformer"),
     "roberta": ("roberta", "RoBERTa"),
     "vit": ("vit", "ViT"),

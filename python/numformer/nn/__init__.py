@@ -21,6 +21,7 @@ from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
 from numformer.nn.positions import LearnedPositions, SinusoidalPositions
 from numformer.nn.rms_norm import RMSNorm
+from numformer.nn.sliding_attention import SlidingAttention
 
 __all__ = [
     "Backward",
@@ -43,4 +44,5 @@ __all__ = [
     "PreNormDecoderBlock",
     "RMSNorm",
     "SinusoidalPositions",
+    "SlidingAttention",
 ]
