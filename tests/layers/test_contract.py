@@ -258,3 +258,11 @@ def test_bad_values(make: Any, words: str) -> None:
 def test_bad_kinds(make: Any) -> None:
     with pytest.raises(TypeError):
         make()
+
+
+@pytest.mark.parametrize("rows", [2047, 2048, 3500])
+def test_feed_forward_of_a_long_input_has_the_bits_of_one_piece(rows: int) -> None:
+    layer = nn.FeedForward(8, 12)
+    x, residual = np.random.default_rng(1).standard_normal((2, 1, rows, 8)).astype(np.float32)
+    np.testing.assert_array_equal(layer.infer(x, residual=residual), layer(x, residual=residual)[0])
+    np.testing.assert_array_equal(layer.infer(x), layer(x)[0])

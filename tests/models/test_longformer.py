@@ -188,7 +188,7 @@ def test_bad_calls() -> None:
     x = np.zeros((2, 3, 8), np.float32)
     with pytest.raises(ValueError, match=r"mask must be integers of shape \(2, 3\), got bool"):
         layer.infer(x, mask=np.ones((2, 3), bool))
-    with pytest.raises(ValueError, match="there is no cache"):
+    with pytest.raises(ValueError, match="cache must be None, got KVCache"):
         layer.infer(x, cache=nf.KVCache())
     for options in ({"causal": True}, {"num_kv_heads": 1}):
         with pytest.raises(ValueError, match="causal must be False"):

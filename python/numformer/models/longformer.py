@@ -100,16 +100,12 @@ class Longformer(RoBERTa):
     """
 
     renames: ClassVar[Mapping[str, str]] = {
-        "attention.query_global.": "attention.self.query_global.",
+        **{f"attention.{one}_global.": f"attention.self.{one}_global." for one in ("query", "key", "value")},
         **{ours: theirs.replace("roberta.", "longformer.") for ours, theirs in RoBERTa.renames.items()},
     }
     head_names: ClassVar[Mapping[str | None, Mapping[str, str]]] = {
         head: {ours: theirs.replace("roberta.", "longformer.") for ours, theirs in names.items()}
         for head, names in RoBERTa.head_names.items()
-    }
-    splits: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        **RoBERTa.splits,
-        "attention.kv_global.": ("attention.self.key_global.", "attention.self.value_global."),
     }
     prefix: ClassVar[str] = "longformer."
     output_layer: ClassVar[Mapping[str, str]] = {
@@ -158,9 +154,8 @@ class Longformer(RoBERTa):
         state["positions.weight"] = table[np.r_[:first, np.arange(context) % given.context + first]]
         for name, value in list(state.items()):
             if ".attention.qkv." in name:
-                state[name.replace("qkv", "query_global")], state[name.replace("qkv", "kv_global")] = np.split(
-                    value, [given.width]
-                )
+                for one, part in zip(("query", "key", "value"), np.split(value, 3), strict=True):
+                    state[name.replace("qkv", f"{one}_global")] = part
         long.encoder.load_state_dict(state)
         if long.config.head == given.head:
             long.head.load_state_dict(model.head.state_dict())
