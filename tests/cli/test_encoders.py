@@ -158,5 +158,5 @@ def test_tokenizer(folder: Path, tmp_path: Path) -> None:
 def test_any_model(folder: Path, tmp_path: Path) -> None:
     assert isinstance(from_pretrained(folder), BERT)
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(ValueError, match=r"model_type must be one of bert, gpt2.*got 't5'"):
+    with pytest.raises(ValueError, match=r"model_type must be one of bart, bert, gpt2.*got 't5'"):
         from_pretrained(tmp_path)
