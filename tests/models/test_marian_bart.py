@@ -44,7 +44,8 @@ def _source(style: str) -> Any:
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("style", STYLES)
 def test_gradient(style: str, dropout: float) -> None:
-    model, rng, ctx = _model(style, dropout=dropout), np.random.default_rng(2), nn.Context(seed=3)
+    # relu has a corner, which differences do not see
+    model, rng, ctx = _model(style, dropout=dropout, activation="silu"), np.random.default_rng(2), nn.Context(seed=3)
     batch = (_source(style), np.array([[4, 5, 6], [4, 9, 3]]), TARGETS)
     loss, backward = model.loss(batch, ctx=ctx)
     backward()
