@@ -8,7 +8,6 @@ weights), and a Longformer on 4096 and 16,384 tokens, with its memory measured i
 import importlib.util
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -224,8 +223,10 @@ def longformer(folder: pathlib.Path, length: int) -> Pair:
     return {"numformer": our_states, "transformers": their_states}
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _resident(field: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at most."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
 def memory(length: int, name: str, threads: int) -> int:
@@ -233,9 +234,10 @@ def memory(length: int, name: str, threads: int) -> int:
     common.set_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         call = longformer(pathlib.Path(folder), length)[name]
-        before = _peak()
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _resident("VmRSS")
         call()
-        return _peak() - before
+        return _resident("VmHWM") - before
 
 
 def _measured_apart(length: int, name: str, threads: int) -> int:
