@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-SUBJECTS = ("matmul", "attention", "training_step", "training_memory", "nanogpt", "multi30k", "profiler")
+SUBJECTS = ("matmul", "attention", "training_step", "training_memory", "nanogpt", "multi30k", "profiler", "models")
 # Which file measures the training step of a model.
 MODELS = {"gpt": "training_step", "transformer": "transformer_step"}
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +154,16 @@ def write_tensors(
 def checksum(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> str:
     """Return the CRC-32, in hexadecimal, of metadata, names, dtypes, shapes and the CRC-32 of each tensor's bytes."""
     parts: list[Any] = [sorted((name, text) for name, text in metadata.items() if name != CHECKSUM)]
-    for name in sorted(tensors):
+
+    def part(name: str) -> list[Any]:
         array = np.asarray(tensors[name], order="C")
-        parts.append([name, array.dtype.name, list(array.shape), zlib.crc32(_bytes(array))])
+        return [name, array.dtype.name, list(array.shape), zlib.crc32(_bytes(array))]
+
+    if sum(array.nbytes for array in tensors.values()) < 2**24:
+        parts += map(part, sorted(tensors))
+    else:
+        with ThreadPoolExecutor() as pool:  # zlib lets go of the interpreter's lock
+            parts += pool.map(part, sorted(tensors))
     return f"{zlib.crc32(json.dumps(parts).encode()):08x}"
 
 
@@ -162,7 +171,7 @@ def _bytes(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def read_tensors(path: Path, *, sealed: bool = False) -> tuple[dict[str, Array], dict[str, str]]:
+def read_tensors(path: Path, *, sealed: bool = False, mapped: bool = False) -> tuple[dict[str, Array], dict[str, str]]:
     """Read a safetensors file and its metadata.
 
     Parameters
@@ -171,6 +180,8 @@ def read_tensors(path: Path, *, sealed: bool = False) -> tuple[dict[str, Array],
         Of the file.
     sealed : bool
         Whether it must have a checksum; files of others have none.
+    mapped : bool
+        Whether the tensors are read-only views of the file instead of copies: what is not looked at costs nothing.
 
     Raises
     ------
@@ -185,7 +196,8 @@ def read_tensors(path: Path, *, sealed: bool = False) -> tuple[dict[str, Array],
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            names = list(file.keys())
+            tensors = _map(path, names) if mapped else {name: file.get_tensor(name) for name in names}
             metadata = dict(file.metadata() or {})
     except SafetensorError as error:
         raise DamagedError(f"{path}: damaged or cut short, not a whole safetensors file ({error})") from error
@@ -193,6 +205,25 @@ def read_tensors(path: Path, *, sealed: bool = False) -> tuple[dict[str, Array],
     if (sealed or expected is not None) and expected != (found := checksum(tensors, metadata)):
         raise DamagedError(f"{path}: damaged, its checksum is {found} and should be {expected}")
     return tensors, metadata
+
+
+def _map(path: Path, names: list[str]) -> dict[str, Array]:
+    """Map a file whose header was found to be right: offsets fit the shapes, lie within the file and do not overlap."""
+    import ml_dtypes
+
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        every = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)[8 + length :]
+    kinds = {theirs: ours for ours, theirs in _NAMES.items()}
+    tensors = {}
+    for name in names:
+        kind, (begin, end) = header[name]["dtype"], header[name]["data_offsets"]
+        if kind not in kinds:
+            raise DamagedError(f"{path}: {name} has the dtype {kind}, which is none of {', '.join(kinds)}")
+        dtype = np.dtype(ml_dtypes.bfloat16 if kind == "BF16" else kinds[kind])
+        tensors[name] = every[begin:end].view(dtype).reshape(header[name]["shape"])
+    return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:

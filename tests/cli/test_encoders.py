@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numformer.cli import app
 from numformer.data import Tokenizer, builtin_text
-from numformer.models import BERT, GPT, BERTConfig, GPTConfig, RoBERTa, RoBERTaConfig, from_pretrained
+from numformer.models import BERT, GPT, BERTConfig, GPTConfig, Longformer, RoBERTa, RoBERTaConfig, from_pretrained
 from typer.testing import CliRunner
 
 pytest.importorskip("tokenizers", reason="needs the extra 'text'")
@@ -118,6 +118,14 @@ def test_roberta_with_bytes(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert len(result.output.splitlines()) == 5
     assert isinstance(from_pretrained(tmp_path), RoBERTa)
+    # A Longformer of it has the same tokenizer; the window spans the text, so the words are the same.
+    Longformer.from_roberta(from_pretrained(tmp_path), context=90, window=90).save_pretrained(tmp_path)
+    assert RUN.invoke(app, ["fill", str(tmp_path), "A<mask>."]).output == result.output
+    lines = tmp_path / "lines.txt"
+    lines.write_text("for each class " * 40)
+    result = RUN.invoke(app, ["embed", str(tmp_path), "--file", str(lines)])
+    assert result.exit_code == 0, result.output
+    assert np.load(tmp_path / "lines.txt.npy").shape == (1, 8)
 
 
 def test_tokenizer(folder: Path, tmp_path: Path) -> None:
@@ -150,5 +158,5 @@ def test_tokenizer(folder: Path, tmp_path: Path) -> None:
 def test_any_model(folder: Path, tmp_path: Path) -> None:
     assert isinstance(from_pretrained(folder), BERT)
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(ValueError, match=r"model_type must be one of bert, gpt2.*got 't5'"):
+    with pytest.raises(ValueError, match=r"model_type must be one of bart, bert, gpt2.*got 't5'"):
         from_pretrained(tmp_path)

@@ -11,6 +11,14 @@ import pytest
 from numformer import nn
 from numformer.nn.dropout import number_dropouts
 
+
+class Sighted(nn.SlidingAttention):
+    """With padding and global tokens."""
+
+    def __call__(self, x: Any, **options: Any) -> Any:
+        return super().__call__(x, mask=np.arange(x.shape[1]) % 3 * np.ones((len(x), 1), int), **options)
+
+
 LAYERS: dict[str, Any] = {
     "linear": lambda: nn.Linear(8, 8, activation="gelu"),
     "layer-norm": lambda: nn.LayerNorm(8),
@@ -19,6 +27,7 @@ LAYERS: dict[str, Any] = {
     "feed-forward": lambda: nn.FeedForward(8),
     "attention": lambda: nn.MultiHeadAttention(8, 2),
     "relative-attention": lambda: nn.RelativeAttention(8, 2),
+    "sliding-attention": lambda: Sighted(8, 2, window=1),
     "pre-norm": lambda: nn.PreNormBlock(8, 2, dropout=0.1),
     "post-norm": lambda: nn.PostNormBlock(8, 2),
 }
@@ -273,3 +282,11 @@ def test_bad_values(make: Any, words: str) -> None:
 def test_bad_kinds(make: Any) -> None:
     with pytest.raises(TypeError):
         make()
+
+
+@pytest.mark.parametrize("rows", [2047, 2048, 3500])
+def test_feed_forward_of_a_long_input_has_the_bits_of_one_piece(rows: int) -> None:
+    layer = nn.FeedForward(8, 12)
+    x, residual = np.random.default_rng(1).standard_normal((2, 1, rows, 8)).astype(np.float32)
+    np.testing.assert_array_equal(layer.infer(x, residual=residual), layer(x, residual=residual)[0])
+    np.testing.assert_array_equal(layer.infer(x), layer(x)[0])

@@ -16,6 +16,18 @@ F64 = np.float64
 CTX = nn.Context(seed=3, step=2, sample=5)
 
 
+class Sighted(nn.SlidingAttention):
+    """With padding, and global tokens of different number."""
+
+    seen = np.array([[1, 2, 1, 1, 2, 1], [1, 1, 1, 2, 0, 0]])
+
+    def __call__(self, x: Any, **options: Any) -> Any:
+        return super().__call__(x, mask=self.seen, **options)
+
+    def infer(self, x: Any, **options: Any) -> Any:
+        return super().infer(x, mask=self.seen, **options)
+
+
 def _layers() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     common: dict[str, Any] = {"dtype": F64, "rng": rng}
@@ -36,6 +48,8 @@ def _layers() -> dict[str, Any]:
         "attention-grouped": nn.MultiHeadAttention(8, 4, num_kv_heads=2, causal=True, dropout=0.2, **common),
         "relative": nn.RelativeAttention(8, 2, **common),
         "relative-dropout": nn.RelativeAttention(8, 4, bias=True, transposed=True, dropout=0.2, **common),
+        "sliding": Sighted(8, 2, window=2, **common),
+        "sliding-dropout": Sighted(8, 4, window=1, bias=False, dropout=0.2, **common),
         "pre-norm": nn.PreNormBlock(8, 2, causal=True, **common),
         "pre-norm-dropout-rms": nn.PreNormBlock(8, 4, num_kv_heads=1, norm="rms", dropout=0.3, bias=False, **common),
         "post-norm": nn.PostNormBlock(8, 2, activation="silu", **common),
@@ -57,7 +71,9 @@ def test_gradient(name: str) -> None:
     check(lambda x: layer(x, ctx=CTX), x, layer.parameters(), rng)
 
 
-@pytest.mark.parametrize("name", ["linear", "linear-gelu", "feed-forward", "feed-forward-dropout", "attention-grouped"])
+@pytest.mark.parametrize(
+    "name", ["linear", "linear-gelu", "feed-forward", "feed-forward-dropout", "attention-grouped", "sliding"]
+)
 def test_residual(name: str) -> None:
     layer = _layers()[name]
     rng = np.random.default_rng(2)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numformer.models import GPT, GPTConfig
+from numformer.optim import AdamW
 from safetensors.numpy import save_file
 
 SMALL: dict[str, Any] = {"vocab_size": 11, "context": 8, "layers": 1, "heads": 2, "width": 8}
@@ -104,3 +105,29 @@ def test_weights_are_floats(tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"transformer\.ln_f\.bias must be of floats, got int32"):
         GPT.from_pretrained(tmp_path)
+
+
+def test_weights_stay_in_the_file(tmp_path: Path) -> None:
+    """They are mapped and read-only; training and loading others write into arrays of their own, not into the file."""
+    GPT(GPTConfig(vocab_size=20, context=8, layers=1, heads=2, width=8), rng=0).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    before = file.read_bytes()
+    model, other = GPT.from_pretrained(tmp_path), GPT.from_pretrained(tmp_path)
+    assert not any(parameter.value.flags.writeable for parameter in model.parameters())
+    ids = np.array([[1, 2, 3]])
+    logits = model.infer(ids)
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    assert all(parameter.value.flags.writeable for parameter in model.parameters())
+    np.testing.assert_array_equal(model.infer(ids), logits)
+    model.loss((ids, ids))[1]()
+    optimizer.step()
+    assert (model.infer(ids) != logits).any()
+    other.load_state_dict(model.state_dict())
+    np.testing.assert_array_equal(other.infer(ids), model.infer(ids))
+    assert file.read_bytes() == before
+    np.testing.assert_array_equal(GPT.from_pretrained(tmp_path).infer(ids), logits)
+    # Saving over the file that is mapped gives the model's weights, and leaves it readable.
+    mapped = GPT.from_pretrained(tmp_path)
+    mapped.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(mapped.infer(ids), logits)
+    np.testing.assert_array_equal(GPT.from_pretrained(tmp_path).infer(ids), logits)

@@ -16,9 +16,9 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 DTYPES = ("float64", "float32")
 
 
-def peer(kind: Any, config: Any, dtype: str) -> Any:
+def peer(kind: Any, config: Any, dtype: str, *, attention: str = "sdpa") -> Any:
     """Make one of their models with weights that hide nothing: no zeros, no ones, and large enough to matter."""
-    config._attn_implementation = "sdpa"  # the eager one rounds to float32 here and there
+    config._attn_implementation = attention  # the eager one rounds to float32 here and there
     model = kind(config).to(getattr(torch, dtype)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -59,9 +59,9 @@ def gradients(ours: Any, theirs: Any, dtype: str) -> None:
         assert error <= TOLERANCE[dtype] * max(np.linalg.norm(gradient), 0.01 * largest), (name, error)
 
 
-def same_weights(path: Path, theirs: Any, kind: Any, inputs: dict[str, Any]) -> None:
+def same_weights(path: Path, theirs: Any, kind: Any, inputs: dict[str, Any], *, attention: str = "sdpa") -> None:
     """Assert that they read the folder that we wrote, miss nothing in it, and answer as before."""
-    again, report = kind.from_pretrained(path, output_loading_info=True, attn_implementation="sdpa")
+    again, report = kind.from_pretrained(path, output_loading_info=True, attn_implementation=attention)
     for what, names in report.items():
         assert not names, (what, names)
     with torch.no_grad():

@@ -14,9 +14,9 @@ import typer
 from numformer import files, ops
 from numformer.cli import folders
 from numformer.data import Tokenizer, read_lines, split_lines
-from numformer.models import BERT, RoBERTa
+from numformer.models import BERT, Longformer, RoBERTa
 
-_MODELS: dict[str, type[BERT]] = {"bert": BERT, "roberta": RoBERTa}
+_MODELS: dict[str, type[BERT]] = {"bert": BERT, "roberta": RoBERTa, "longformer": Longformer}
 
 
 def load(folder: Path) -> tuple[BERT, Tokenizer]:
@@ -24,7 +24,7 @@ def load(folder: Path) -> tuple[BERT, Tokenizer]:
     kind = folders.model_type(folder)
     if kind not in _MODELS:
         folders.require(folder, "bert")
-        raise ValueError(f"{folder} holds a model of type {kind!r}; this command knows {' and '.join(_MODELS)}")
+        raise ValueError(f"{folder} holds a model of type {kind!r}; this command knows {', '.join(_MODELS)}")
     tokenizer = Tokenizer.from_folder(folder)
     model = _MODELS[kind].from_pretrained(folder)
     if len(tokenizer) > model.config.vocab_size:

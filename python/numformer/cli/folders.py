@@ -9,6 +9,7 @@ GPT, TRANSFORMER = "gpt2", "numformer_transformer"
 _ADVICE = {
     "bert": "a BERT, which understands text: numformer embed {} or numformer fill {}",
     "roberta": "a RoBERTa, which understands text: numformer embed {} or numformer fill {}",
+    "longformer": "a Longformer, which understands long text: numformer embed {} or numformer fill {}",
     GPT: "a GPT, which continues text: numformer generate {}",
     TRANSFORMER: "a transformer, which translates: numformer translate {}",
 }

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from numformer.models.bert_config import RoBERTaConfig as RoBERTaConfig
     from numformer.models.config import GPTConfig as GPTConfig
     from numformer.models.gpt import GPT as GPT
+    from numformer.models.longformer import Longformer as Longformer
+    from numformer.models.longformer import LongformerConfig as LongformerConfig
     from numformer.models.roberta import RoBERTa as RoBERTa
     from numformer.models.transformer import Transformer as Transformer
     from numformer.models.transformer_config import TransformerConfig as TransformerConfig
@@ -21,6 +23,8 @@ _PLACES = {
     "BERTConfig": "bert_config",
     "GPT": "gpt",
     "GPTConfig": "config",
+    "Longformer": "longformer",
+    "LongformerConfig": "longformer",
     "RoBERTa": "roberta",
     "RoBERTaConfig": "bert_config",
     "Transformer": "transformer",

@@ -9,8 +9,11 @@ from typing import Any
 from numformer.models import pretrained
 
 _KINDS = {
+    "bart": ("transformer", "Transformer"),
     "bert": ("bert", "BERT"),
     "gpt2": ("gpt", "GPT"),
+    "longformer": ("longformer", "Longformer"),
+    "marian": ("transformer", "Transformer"),
     "numformer_transformer": ("transformer", "Transformer"),
     "roberta": ("roberta", "RoBERTa"),
     "vit": ("vit", "ViT"),

@@ -20,6 +20,7 @@ from numformer.nn import (
     LayerNorm,
     LearnedPositions,
     Module,
+    MultiHeadAttention,
     PostNormBlock,
     initial,
 )
@@ -33,9 +34,17 @@ __all__ = ["BERT", "BERTConfig"]
 
 
 class Encoder(Module):
-    """Norm of the sum of tokens, token types and positions, then post-norm blocks."""
+    """Norm of the sum of tokens, token types and positions, then post-norm blocks.
 
-    def __init__(self, c: BERTConfig, rng: initial.Source) -> None:
+    `attention` makes the layer that attends, for each block by its number.
+    """
+
+    def __init__(
+        self,
+        c: BERTConfig,
+        rng: initial.Source,
+        attention: Callable[[int], Callable[..., MultiHeadAttention]] = lambda block: MultiHeadAttention,
+    ) -> None:
         common: dict[str, Any] = {"std": 0.02, "dtype": np.dtype(c.dtype), "rng": rng}
         self.tokens = Embedding(c.vocab_size, c.width, padding=c.pad_id, **common)
         self.types = Embedding(c.types, c.width, **common)
@@ -52,9 +61,10 @@ class Encoder(Module):
                 eps=c.eps,
                 transposed=True,
                 output_std=0.02,
+                attention=attention(block),
                 **common,
             )
-            for _ in range(c.layers)
+            for block in range(c.layers)
         ]
 
     def __call__(
@@ -164,6 +174,7 @@ class BERT(pretrained.PretrainedModel):
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     }
     config_type: ClassVar[type[BERTConfig]] = BERTConfig
+    inputs: ClassVar[tuple[str, ...]] = ("ids", "mask", "types")
     config: BERTConfig
 
     def __init__(self, config: BERTConfig, *, rng: initial.Source | int | None = None) -> None:
@@ -173,10 +184,13 @@ class BERT(pretrained.PretrainedModel):
             )
         self.config = config
         source = np.random.default_rng(rng) if rng is None or isinstance(rng, int) else rng
-        self.encoder = Encoder(config, source)
+        self.encoder = self._encoder(source)
         self.head = make_head(config, self.encoder.tokens.weight, source)
         number_dropouts(self)
         self.parameters()  # sets their names
+
+    def _encoder(self, rng: initial.Source) -> Encoder:
+        return Encoder(self.config, rng)
 
     def _rename(self, path: str) -> str:
         for ours, theirs in self.head_names[self.config.head].items():
@@ -280,7 +294,11 @@ class BERT(pretrained.PretrainedModel):
             vocab_size); with "pretraining" these and (batch, 2); "sequence" (batch, labels); "token" (batch, positions,
             labels); "question" beginnings and ends, (batch, positions) each. Without the first axis for one sequence.
         """
-        inputs = self._inputs(ids, mask, types)
+        return self._answer(ids, self._inputs(ids, mask, types), hidden, dtype)
+
+    def _answer(
+        self, ids: ArrayLike, inputs: tuple[Any, ...], hidden: list[Array] | None, dtype: np.dtype[Any] | None
+    ) -> Any:
         answer = self.head.infer(self.encoder.infer(*inputs, hidden=hidden, dtype=dtype))
         if np.ndim(ids) == 2:
             return answer
@@ -373,16 +391,17 @@ class BERT(pretrained.PretrainedModel):
 
     def _batch(self, batch: tuple[ArrayLike | None, ...]) -> tuple[tuple[Any, ...], tuple[Array, ...]]:
         name, shapes = type(self).__name__, self.head.targets
-        if len(batch) != 3 + len(shapes):
+        count = len(self.inputs)
+        if len(batch) != count + len(shapes):
             raise ValueError(
-                f"{name}: batch of head {self.config.head!r} must be (ids, mask, types) and {len(shapes)} arrays of "
-                f"targets, got {len(batch)} arrays"
+                f"{name}: batch of head {self.config.head!r} must be ({', '.join(self.inputs)}) and {len(shapes)} "
+                f"arrays of targets, got {len(batch)} arrays"
             )
         if batch[0] is None:
             raise TypeError(f"{name}: ids must be integers, got None")
-        inputs = self._inputs(batch[0], batch[1], batch[2])
+        inputs = self._inputs(batch[0], *batch[1:count])
         rows, positions = inputs[0].shape
-        targets = tuple(np.asarray(array) for array in batch[3:])
+        targets = tuple(np.asarray(array) for array in batch[count:])
         for array, what in zip(targets, shapes, strict=True):
             shape = {"batch": (rows,), "positions": (rows, positions), "two": (rows, 2)}[what]
             if array.dtype.kind not in "iu":

@@ -148,7 +148,13 @@ class BERTConfig:
             eps=fields.get("layer_norm_eps", cls.eps),
             pad_id=fields.get("pad_token_id", cls.pad_id),
             dtype=pretrained.parameter_dtype(fields),
+            **cls.options_of(fields),
         )
+
+    @classmethod
+    def options_of(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the options that only this configuration has."""
+        return {}
 
     @classmethod
     def context_of(cls, fields: dict[str, Any]) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numformer import ops
-from numformer.models.bert_config import BERTConfig
+from numformer.models.bert_config import BERTConfig, RoBERTaConfig
 from numformer.models.parts import Pooler, chain, first_position, select_rows
 from numformer.nn import (
     Backward,
@@ -62,7 +62,7 @@ class MaskedTokens(Head):
     targets = ("positions",)
 
     def __init__(self, c: BERTConfig, table: Parameter, **common: Any) -> None:
-        activation = "gelu" if c.model_type == "roberta" else c.activation
+        activation = "gelu" if isinstance(c, RoBERTaConfig) else c.activation
         self.dense = Linear(c.width, c.width, activation=activation, transposed=True, **common)
         self.norm = LayerNorm(c.width, eps=c.eps, dtype=c.dtype)
         self.decoder = Linear(c.width, c.vocab_size, transposed=True, weight=table if c.tie_weights else None, **common)
@@ -152,7 +152,7 @@ class SequenceClasses(Head):
     targets = ("batch",)
 
     def __init__(self, c: BERTConfig, table: Parameter, **common: Any) -> None:
-        self.before = Dropout(c.dropout if c.model_type == "roberta" else 0.0)
+        self.before = Dropout(c.dropout if isinstance(c, RoBERTaConfig) else 0.0)
         self.pooler = Pooler(c.width, **common)
         self.dropout = Dropout(c.dropout)
         self.classifier = Linear(c.width, c.labels, transposed=True, **common)

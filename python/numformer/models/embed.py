@@ -22,7 +22,7 @@ def mean_pool(x: Array, mask: Array | None, normalize: bool) -> Array:
     if mask is None:
         y = x.mean(axis=1)
     else:
-        weight = mask.reshape(x.shape[0], 1, x.shape[1]).astype(x.dtype)
+        weight = (mask != 0).reshape(x.shape[0], 1, x.shape[1]).astype(x.dtype)
         y = (weight @ x)[:, 0] / np.maximum(weight.sum(axis=2), 1)
     if normalize:
         y /= np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12)

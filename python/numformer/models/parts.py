@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numformer import ops
-from numformer.nn import Backward, Context, Linear, Module, initial
+from numformer.nn import Backward, Context, LayerNorm, LearnedPositions, Linear, Module, initial
 from numformer.nn.backward import take
 
 Array = NDArray[Any]
@@ -76,3 +76,68 @@ class Pooler(Module):
     def infer(self, x: Array) -> Array:
         """Return y."""
         return np.asarray(np.tanh(self.dense.infer(x)))
+
+
+class NormedPositions(Module):
+    """norm(x plus a trained row for each position), as BART begins both its stacks.
+
+    Parameters
+    ----------
+    length, width : int
+        Number of positions and size of a row.
+    eps, std, dtype, rng
+        Of the norm and of the table.
+    """
+
+    skipped = 2
+    """Rows at the beginning of the table that no position uses."""
+
+    def __init__(
+        self,
+        length: int,
+        width: int,
+        *,
+        eps: float = 1e-5,
+        std: float = 0.02,
+        dtype: DTypeLike = np.float32,
+        rng: initial.Source | None = None,
+    ) -> None:
+        self.table = LearnedPositions(length + self.skipped, width, std=std, dtype=dtype, rng=rng)
+        self.norm = LayerNorm(width, eps=eps, dtype=dtype)
+
+    def __call__(
+        self, x: Array, *, offset: int = 0, ids: Array | None = None, ctx: Context | None = None
+    ) -> tuple[Array, Backward]:
+        """Return y and its backward; `ids` number the positions one by one instead of from `offset`."""
+        y, table = self.table(x, **self._rows(offset, ids))
+        y, norm = self.norm(y)
+        return y, Backward(chain, [table, norm])
+
+    def infer(self, x: Array, *, offset: int = 0, ids: Array | None = None) -> Array:
+        """Return y."""
+        return self.norm.infer(self.table.infer(x, **self._rows(offset, ids)))
+
+    def _rows(self, offset: int, ids: Array | None) -> dict[str, Any]:
+        return {"offset": offset + self.skipped} if ids is None else {"ids": ids + self.skipped}
+
+
+class Scores(Linear):
+    """An output layer with a bias that is added and not trained."""
+
+    constant: Array | None = None
+
+    def __call__(
+        self, x: Array, *, residual: Array | None = None, ctx: Context | None = None
+    ) -> tuple[Array, Backward]:
+        """Return y and its backward."""
+        y, backward = super().__call__(x, residual=residual, ctx=ctx)
+        return self._moved(y), backward
+
+    def infer(self, x: Array, *, residual: Array | None = None, out: Array | None = None) -> Array:
+        """Return y."""
+        return self._moved(super().infer(x, residual=residual, out=out))
+
+    def _moved(self, y: Array) -> Array:
+        if self.constant is not None:
+            y += self.constant.astype(y.dtype, copy=False)
+        return y

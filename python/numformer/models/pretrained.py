@@ -46,6 +46,9 @@ class PretrainedModel(Module):
     def from_pretrained(cls, path: str | Path) -> Self:
         """Read a folder with config.json and model.safetensors, or its shards.
 
+        Weights that the file holds as the model computes with them are read from the file itself, which is mapped into
+        memory: they are read-only until an optimizer takes them, or ``load_state_dict`` writes others.
+
         Raises
         ------
         FileNotFoundError
@@ -62,7 +65,7 @@ class PretrainedModel(Module):
             raise ValueError(f"{folder / 'config.json'}: {error}") from error
         state = read_weights(folder)
         try:
-            model.load_state_dict(untied(floats(model.adapt(state)), model.tied))
+            model.load_state_dict(untied(floats(model.adapt(state)), model.tied), adopt=True)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder}: {error}") from error
         return model
@@ -112,7 +115,7 @@ def read_weights(folder: Path) -> dict[str, Array]:
                 "transformers' AutoModel.from_pretrained(FOLDER).save_pretrained(NEW), with the class that config.json "
                 "names for AutoModel, writes model.safetensors"
             )
-        return files.read_tensors(folder / WEIGHTS)[0]
+        return files.read_tensors(folder / WEIGHTS, mapped=True)[0]
     fields = _json(index)
     places = fields.get("weight_map") if isinstance(fields, dict) else None
     if not isinstance(places, dict) or not places:
@@ -123,7 +126,7 @@ def read_weights(folder: Path) -> dict[str, Array]:
             raise ValueError(f"{index}: {name} must be in a .safetensors file of this folder, got {file!r}")
     state: dict[str, Array] = {}
     for file in sorted(set(places.values())):
-        found, _ = files.read_tensors(folder / file)
+        found, _ = files.read_tensors(folder / file, mapped=True)
         expected = {name for name, place in places.items() if place == file}
         if missing := sorted(expected - found.keys()):
             raise ValueError(f"{folder / file}: it lacks {missing[0]}, which {INDEX} says it has")

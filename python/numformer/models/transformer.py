@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numformer.models import marian_bart
 from numformer.models.generation import check_sampling
-from numformer.models.parts import chain
+from numformer.models.parts import NormedPositions, Scores, chain
 from numformer.models.pretrained import PretrainedModel
 from numformer.models.transformer_config import TransformerConfig
 from numformer.models.translation import beam_search, check_search, sample_sentences
@@ -19,7 +21,6 @@ from numformer.nn import (
     Embedding,
     KVCache,
     LayerNorm,
-    Linear,
     LinearCrossEntropy,
     PostNormBlock,
     PostNormDecoderBlock,
@@ -47,6 +48,9 @@ __all__ = ["Transformer", "TransformerConfig"]
 class Transformer(PretrainedModel):
     """Writes a target sequence while it reads a source sequence (Vaswani et al., 2017): translation.
 
+    With the style of Marian (Junczys-Dowmunt et al., 2018) or BART (Lewis et al., 2020) it reads and writes the folders
+    of Hugging Face's ``MarianMTModel`` and ``BartForConditionalGeneration``, whose names its state dict has.
+
     Parameters
     ----------
     config : TransformerConfig
@@ -66,18 +70,35 @@ class Transformer(PretrainedModel):
     """
 
     config_type = TransformerConfig
+    config: TransformerConfig
+    splits: ClassVar[Mapping[str, tuple[str, ...]]] = marian_bart.SPLITS
 
     def __init__(self, config: TransformerConfig, *, rng: initial.Source | int | None = None) -> None:
         self.config = c = config
         source = np.random.default_rng(rng) if rng is None or isinstance(rng, int) else rng
         dtype = np.dtype(c.dtype)
 
+        published = c.style != "paper"
+
         def table() -> Embedding:
-            return Embedding(c.vocab_size, c.width, scale=c.width**0.5, std=c.width**-0.5, dtype=dtype, rng=source)
+            return Embedding(
+                c.vocab_size,
+                c.width,
+                scale=c.width**0.5 if c.scale_embedding else 1.0,
+                padding=c.pad_id if published else None,
+                std=c.width**-0.5,
+                dtype=dtype,
+                rng=source,
+            )
+
+        def positions() -> SinusoidalPositions | NormedPositions:
+            if c.style == "bart":
+                return NormedPositions(c.context, c.width, eps=c.eps, dtype=dtype, rng=source)
+            return SinusoidalPositions(c.context, c.width, halves=c.style == "marian")
 
         self.tokens = table()
         self.target_tokens = self.tokens if c.tie_weights else table()
-        self.positions = SinusoidalPositions(c.context, c.width)
+        self.positions, self.target_positions = positions(), positions()
         self.dropout, self.target_dropout = Dropout(c.dropout), Dropout(c.dropout)
         block = PostNormBlock if c.norm == "post" else PreNormBlock
         decoder_block = PostNormDecoderBlock if c.norm == "post" else PreNormDecoderBlock
@@ -86,6 +107,7 @@ class Transformer(PretrainedModel):
             "activation": c.activation,
             "dropout": c.dropout,
             "eps": c.eps,
+            "transposed": published,
             "dtype": dtype,
             "rng": source,
         }
@@ -95,7 +117,7 @@ class Transformer(PretrainedModel):
         self.encoder_norm, self.decoder_norm = (
             LayerNorm(c.width, eps=c.eps, dtype=dtype) if c.norm == "pre" else None for _ in range(2)
         )
-        self.head = Linear(
+        self.head = Scores(
             c.width,
             c.vocab_size,
             bias=False,
@@ -107,6 +129,25 @@ class Transformer(PretrainedModel):
         self.cross_entropy = LinearCrossEntropy(label_smoothing=c.label_smoothing)
         number_dropouts(self)
         self.parameters()  # sets their names
+
+    def _rename(self, path: str) -> str:
+        return path if self.config.style == "paper" else marian_bart.rename(path)
+
+    def adapt(self, state: dict[str, Array]) -> dict[str, Array]:
+        """Take the bias of the logits out of a file of Marian or BART, and copies of the table."""
+        if self.config.style == "paper":
+            return state
+        found, bias = marian_bart.adapt(self.config, state)
+        self.head.constant = bias[0] if bias.any() else None
+        return found
+
+    def stored(self) -> dict[str, Array]:
+        """Return what model.safetensors holds: the state dict and, in a folder of Marian or BART, that bias."""
+        state = self.state_dict()
+        if self.config.style == "paper":
+            return state
+        bias = self.head.constant
+        return marian_bart.stored(state, np.zeros(self.config.vocab_size, self.config.dtype) if bias is None else bias)
 
     def loss(self, batch: Batch, *, ctx: Context | None = None) -> tuple[float, Backward]:
         """Return the mean cross-entropy of a batch, with label smoothing, and its backward.
@@ -131,7 +172,7 @@ class Transformer(PretrainedModel):
             ``backward(dloss=1.0)`` leaves the gradients in the parameters.
         """
         source, target, targets = self._batch(batch)
-        x, embed = self._embed(self.tokens, self.dropout, source, ctx)
+        x, embed = self._embed(self.tokens, self.positions, self.dropout, source, ctx)
         encoder = [embed]
         for block in self.encoder:
             x, backward = block(x, cu_seqlens=source.cu_seqlens, ctx=ctx)
@@ -140,7 +181,7 @@ class Transformer(PretrainedModel):
             x, backward = self.encoder_norm(x)
             encoder.append(backward)
         memory = x
-        x, embed_target = self._embed(self.target_tokens, self.target_dropout, target, ctx)
+        x, embed_target = self._embed(self.target_tokens, self.target_positions, self.target_dropout, target, ctx)
         decoder = []
         for decoder_block in self.decoder:
             x, backward = decoder_block(
@@ -152,7 +193,7 @@ class Transformer(PretrainedModel):
             x, backward = self.decoder_norm(x)
             ends.append(backward)
         # The output layer, a quarter of all the work, is computed where a target counts only.
-        loss, backward = self.cross_entropy(self.head, x, targets)
+        loss, backward = self.cross_entropy(self.head, x, targets, bias=self.head.constant)
         ends.append(backward)
         return float(loss), Backward(self._backward, [encoder, embed_target, decoder, ends])
 
@@ -168,9 +209,16 @@ class Transformer(PretrainedModel):
         while encoder:
             dx = encoder.pop()(dx)
 
-    def _embed(self, tokens: Embedding, dropout: Dropout, ids: Packed, ctx: Context | None) -> tuple[Array, Backward]:
+    def _embed(
+        self,
+        tokens: Embedding,
+        positions: SinusoidalPositions | NormedPositions,
+        dropout: Dropout,
+        ids: Packed,
+        ctx: Context | None,
+    ) -> tuple[Array, Backward]:
         x, embed = tokens(ids.values, ctx=ctx)
-        x, shift = self.positions(x, ids=ids.positions)
+        x, shift = positions(x, ids=ids.positions)
         x, drop = dropout(x, cu_seqlens=ids.cu_seqlens, ctx=ctx)
         return x, Backward(chain, [embed, shift, drop])
 
@@ -187,7 +235,7 @@ class Transformer(PretrainedModel):
             cu_seqlens=target.cu_seqlens,
             memory_cu_seqlens=source.cu_seqlens,
         )
-        return float(self.cross_entropy.infer(self.head, x, targets))
+        return float(self.cross_entropy.infer(self.head, x, targets, bias=self.head.constant))
 
     def encode(self, source_ids: ArrayLike, *, dtype: np.dtype[Any] | None = None) -> Array:
         """Return the encoder's output, (batch, source positions, width); rows at `pad_id` mean nothing."""
@@ -256,7 +304,7 @@ class Transformer(PretrainedModel):
         positions: Array | None = None,
         **layout: Any,
     ) -> Array:
-        x = self.positions.infer(self.target_tokens.infer(target, dtype=dtype), ids=positions)
+        x = self.target_positions.infer(self.target_tokens.infer(target, dtype=dtype), ids=positions)
         for block in self.decoder:
             x = block.infer(x, memory, **layout)
         return x if self.decoder_norm is None else self.decoder_norm.infer(x)
@@ -271,6 +319,8 @@ class Transformer(PretrainedModel):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        *,
+        length_norm: str = "gnmt",
     ) -> Array:
         """Translate: the encoder runs once, keys and values are kept, sentences that are done cost nothing.
 
@@ -293,6 +343,8 @@ class Transformer(PretrainedModel):
             Draw from the smallest set of tokens whose probability reaches p (Holtzman et al., 2020).
         seed : int, optional
             The same seed and the same batch draw the same tokens.
+        length_norm : {"gnmt", "power"}
+            What log p is divided by: ((5 + n) / 6)**alpha, or n**alpha as in Hugging Face's Transformers.
 
         Returns
         -------
@@ -300,7 +352,7 @@ class Transformer(PretrainedModel):
             (batch, longest result) or (length,): tokens after `bos_id`, up to and with `eos_id` where it was reached,
             then `pad_id`. `pad_id` and `bos_id` are never written.
         """
-        check_search(num_beams, length_penalty, temperature)
+        check_search(num_beams, length_penalty, length_norm, temperature)
         check_sampling(temperature, top_k, top_p)
         rng = np.random.Generator(np.random.Philox(None if seed is None else initial.seed("generate", seed)))
         c, source = self.config, self._ids("source_ids", source_ids)
@@ -309,7 +361,7 @@ class Transformer(PretrainedModel):
         if limits.max() == 0:
             result = np.empty((rows.shape[0], 0), np.int64)
         elif num_beams > 1:
-            result = beam_search(self.decoding(rows), c, limits, num_beams, length_penalty)
+            result = beam_search(self.decoding(rows), c, limits, num_beams, length_penalty, length_norm)
         else:
             result = sample_sentences(
                 self.decoding(rows), c, limits, rng, temperature=temperature, top_k=top_k, top_p=top_p
@@ -421,7 +473,7 @@ class TransformerDecoding:
     def step(self, tokens: Array) -> Array:
         """Append a token to each row and return the logits of the next one, (rows, vocab_size)."""
         model = self._model
-        x = model.positions.infer(model.target_tokens.infer(tokens[:, None]), offset=self._caches[0].length)
+        x = model.target_positions.infer(model.target_tokens.infer(tokens[:, None]), offset=self._caches[0].length)
         for block, memory, cache in zip(model.decoder, self._memories, self._caches, strict=True):
             x = block.infer(x, kv=memory, mask=self._mask, cache=cache)
         if model.decoder_norm is not None:

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from numformer.models import marian_bart
 from numformer.models.config import check_blocks
 
 _MODEL_TYPE = "numformer_transformer"
+_LATER = ("style", "scale_embedding", "forced_eos")
+"""Fields that older folders lack."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,14 @@ class TransformerConfig:
         Of the norms.
     dtype : str
         Of the parameters: "float32" or "float64".
+    style : {"paper", "marian", "bart"}
+        Where published models differ from the paper, and in whose names folders are written. Marian: all sines come
+        before all cosines, and a bias that is not trained is added to the logits. BART: that bias, learned positions of
+        source and target, and a norm of the sum of embeddings and positions. Both are post-norm with tied weights.
+    scale_embedding : bool
+        Embeddings are multiplied by the square root of the width.
+    forced_eos : bool
+        A sentence that reaches its limit ends with `eos_id` there.
     """
 
     vocab_size: int = 8000
@@ -62,6 +73,9 @@ class TransformerConfig:
     eos_id: int = 2
     eps: float = 1e-5
     dtype: str = "float32"
+    style: str = "paper"
+    scale_embedding: bool = True
+    forced_eos: bool = False
 
     def __post_init__(self) -> None:
         owner = "TransformerConfig"
@@ -79,22 +93,36 @@ class TransformerConfig:
                 raise TypeError(f"{owner}: {name} must be an integer, got {value!r}")
             if not 0 <= value < self.vocab_size:
                 raise ValueError(f"{owner}: {name} must be at least 0 and below vocab_size, got {value}")
-        if self.pad_id in (self.bos_id, self.eos_id):
+        if self.style not in ("paper", *marian_bart.CLASSES):
+            raise ValueError(
+                f"{owner}: style must be one of paper, {', '.join(marian_bart.CLASSES)}, got {self.style!r}"
+            )
+        if self.style != "paper" and (self.norm, self.tie_weights, self.eps) != ("post", True, 1e-5):
+            raise ValueError(
+                f"{owner}: style {self.style!r} has norm 'post', tie_weights True and eps 1e-5, "
+                f"got {self.norm!r}, {self.tie_weights} and {self.eps}"
+            )
+        # Marian's targets begin with the padding.
+        if self.pad_id == self.eos_id or (self.pad_id == self.bos_id and self.style == "paper"):
             raise ValueError(f"{owner}: pad_id must differ from bos_id and eos_id, got {self.pad_id}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields of config.json."""
+        """Return the fields of config.json: those of Hugging Face where the style is Marian's or BART's."""
+        if self.style != "paper":
+            return marian_bart.to_json(self)
         return {"architectures": ["Transformer"], "model_type": _MODEL_TYPE, **asdict(self)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TransformerConfig:
         """Read the fields of config.json; ValueError where any is missing or unknown."""
         kind = values.get("model_type") if isinstance(values, dict) else type(values).__name__
+        if kind in marian_bart.CLASSES:
+            return cls(**marian_bart.options(values))
         if kind != _MODEL_TYPE:
             raise ValueError(f"the configuration must have model_type {_MODEL_TYPE!r}, got {kind!r}")
         names = [field.name for field in fields(cls)]
-        wrong = [f"lacks {name}" for name in names if name not in values]
+        wrong = [f"lacks {name}" for name in names if name not in values and name not in _LATER]
         wrong += [f"has an unknown {name}" for name in values if name not in (*names, "architectures", "model_type")]
         if wrong:
             raise ValueError(f"the configuration {'; '.join(wrong)}")
-        return cls(**{name: values[name] for name in names})
+        return cls(**{name: values[name] for name in names if name in values})

@@ -27,7 +27,7 @@ class Decoding(Protocol):
         ...
 
 
-def check_search(num_beams: int, length_penalty: float, temperature: float) -> None:
+def check_search(num_beams: int, length_penalty: float, length_norm: str, temperature: float) -> None:
     """Raise an error for options that mean nothing."""
     if not isinstance(num_beams, (int, np.integer)) or isinstance(num_beams, bool):
         raise TypeError(f"generate: num_beams must be an integer, got {num_beams!r}")
@@ -35,15 +35,24 @@ def check_search(num_beams: int, length_penalty: float, temperature: float) -> N
         raise ValueError(f"generate: num_beams must be at least 1, got {num_beams}")
     if not (math.isfinite(length_penalty) and length_penalty >= 0):
         raise ValueError(f"generate: length_penalty must be at least 0, got {length_penalty}")
+    if length_norm not in ("gnmt", "power"):
+        raise ValueError(f"generate: length_norm must be 'gnmt' or 'power', got {length_norm!r}")
     if num_beams > 1 and temperature > 0:
         raise ValueError(f"generate: beam search takes no chances, so temperature must be 0, got {temperature}")
 
 
-def forbid(logits: Array, config: TransformerConfig) -> Array:
-    """Give no chance to the tokens that no sentence contains: the padding, and the beginning unless it is the end."""
+def forbid(logits: Array, config: TransformerConfig, last: Array) -> Array:
+    """Give no chance to the tokens that no sentence contains: the padding, and the beginning unless it is the end.
+
+    `last` says which sentences are at their limit; each has equally many rows of the logits, side by side.
+    """
     logits[:, config.pad_id] = -np.inf
     if config.bos_id != config.eos_id:
         logits[:, config.bos_id] = -np.inf
+    if config.forced_eos and last.any():
+        rows = np.repeat(last, len(logits) // last.size)
+        logits[rows] = -np.inf
+        logits[rows, config.eos_id] = 0.0
     return logits
 
 
@@ -74,7 +83,7 @@ def sample_sentences(
     tokens = np.full(limits.size, config.bos_id, np.int64)
     length = 0
     while True:
-        logits = forbid(decoding.step(tokens), config)
+        logits = forbid(decoding.step(tokens), config, limits[live] == length + 1)
         tokens = sample(logits, rng, temperature, top_k, top_p)
         result[live, length] = tokens
         length += 1
@@ -88,11 +97,17 @@ def sample_sentences(
 
 
 def beam_search(
-    decoding: Decoding, config: TransformerConfig, limits: Array, num_beams: int, length_penalty: float
+    decoding: Decoding,
+    config: TransformerConfig,
+    limits: Array,
+    num_beams: int,
+    length_penalty: float,
+    length_norm: str = "gnmt",
 ) -> Array:
     """Decode the sentences of highest score: log p(sentence) / ((5 + n) / 6)**length_penalty for n tokens.
 
-    The score is that of Wu et al., "Google's neural machine translation system", 2016, section 7, without coverage.
+    The score is that of Wu et al., "Google's neural machine translation system", 2016, section 7, without coverage;
+    with `length_norm` "power" it is log p(sentence) / n**length_penalty.
     Each step ranks the continuations of all running beams of a sentence. Those among the first `num_beams` that end
     are finished; the first `num_beams` that do not end run on. A sentence is done when as many hypotheses are
     finished, when no running beam can reach the score of the best finished one any more, or at its limit; the best
@@ -118,9 +133,9 @@ def beam_search(
     texts = np.empty((limits.size, 1, 0), np.int64)
     length = 0
     while True:
-        logits = forbid(decoding.step(tokens.reshape(-1)), config)
+        logits = forbid(decoding.step(tokens.reshape(-1)), config, limits[live] == length + 1)
         length += 1
-        penalty = _penalty(length, length_penalty)
+        penalty = _penalty(length, length_penalty, length_norm)
         scores, parents, tokens = _continuations(logits, scores, 2 * num_beams, config.eos_id)
         ends = tokens == config.eos_id
         for row, rank in np.argwhere(ends[:, :num_beams] & np.isfinite(scores[:, :num_beams])):
@@ -138,7 +153,7 @@ def beam_search(
         tokens = np.take_along_axis(tokens, running, axis=1)
         texts = np.concatenate([np.take_along_axis(texts, parents[..., None], axis=1), tokens[..., None]], axis=2)
         # A log-probability only falls, and the penalty divides it by at most that of the limit.
-        possible = scores[:, 0] / _penalty(limits[live], length_penalty)
+        possible = scores[:, 0] / _penalty(limits[live], length_penalty, length_norm)
         cut = (length >= limits[live]) & np.isneginf(best[live])
         result[live[cut], :length] = texts[cut, 0]
         going = (finished[live] < num_beams) & (length < limits[live]) & (possible > best[live])
@@ -150,8 +165,8 @@ def beam_search(
         live, scores, tokens, texts = live[kept], scores[kept], tokens[kept], texts[kept]
 
 
-def _penalty(length: Any, alpha: float) -> Any:
-    return ((5.0 + length) / 6.0) ** alpha
+def _penalty(length: Any, alpha: float, norm: str) -> Any:
+    return (length if norm == "power" else (5.0 + length) / 6.0) ** alpha
 
 
 def _continuations(logits: Array, scores: Array, count: int, eos_id: int) -> tuple[Array, Array, Array]:

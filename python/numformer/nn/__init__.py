@@ -23,6 +23,7 @@ from numformer.nn.parameter import Parameter
 from numformer.nn.positions import LearnedPositions, SinusoidalPositions
 from numformer.nn.relative_attention import RelativeAttention
 from numformer.nn.rms_norm import RMSNorm
+from numformer.nn.sliding_attention import SlidingAttention
 
 __all__ = [
     "Backward",
@@ -47,4 +48,5 @@ __all__ = [
     "RMSNorm",
     "RelativeAttention",
     "SinusoidalPositions",
+    "SlidingAttention",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,8 @@ class Block(Module):
         float32 or float64.
     rng : numpy.random.Generator, optional
         Draws the initial weights.
+    attention : callable
+        Makes the layer that attends, with the parameters of :class:`MultiHeadAttention`.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Block(Module):
         output_std: float | None = None,
         dtype: DTypeLike = np.float32,
         rng: initial.Source | None = None,
+        attention: Callable[..., MultiHeadAttention] = MultiHeadAttention,
     ) -> None:
         if norm not in ("layer", "rms"):
             raise ValueError(f"{type(self).__name__}: norm must be 'layer' or 'rms', got {norm!r}")
@@ -82,7 +86,7 @@ class Block(Module):
             return LayerNorm(width, bias=bias, eps=eps, dtype=dtype)
 
         self.norm1 = new_norm()
-        self.attention = MultiHeadAttention(
+        self.attention = attention(
             width,
             heads,
             num_kv_heads=num_kv_heads,

@@ -16,6 +16,9 @@ from numformer.nn.module import Module
 
 Array = NDArray[Any]
 
+# Rows of inference that are worth a call of the kernels: the weights are read once more for each.
+_PIECE = 1024
+
 
 class FeedForward(Module):
     """y = dropout(activation(x W1 + b1) W2 + b2) + residual.
@@ -88,5 +91,14 @@ class FeedForward(Module):
         return inner(outer(dy), residual=residual)
 
     def infer(self, x: Array, *, residual: Array | None = None) -> Array:
-        """Return y."""
-        return self.outer.infer(self.inner.infer(x), residual=residual)
+        """Return y; of a long x piece by piece, so that the inner rows of all are never in memory."""
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) < 2 * _PIECE:
+            return self.outer.infer(self.inner.infer(x), residual=residual)
+        ends = np.arange(len(rows) // _PIECE) * _PIECE  # the last piece has up to 2 * _PIECE - 1 rows
+        y = np.empty((len(rows), self.outer.outputs), x.dtype)
+        more = None if residual is None else residual.reshape(y.shape)
+        for begin, end in zip(ends, [*ends[1:], len(rows)], strict=True):
+            h = self.inner.infer(rows[begin:end])
+            self.outer.infer(h, residual=None if more is None else more[begin:end], out=y[begin:end])
+        return y.reshape(*x.shape[:-1], -1)

@@ -104,10 +104,9 @@ class Linear(Module):
         del rows
         return ops.matmul(dy, weight.T, residual=residual)
 
-    def infer(self, x: Array, *, residual: Array | None = None) -> Array:
-        """Return y; nothing is kept."""
+    def infer(self, x: Array, *, residual: Array | None = None, out: Array | None = None) -> Array:
+        """Return y, written into `out` where that is given; nothing is kept."""
         weight = self.weight.read(x.dtype)
         bias = None if self.bias is None else self.bias.read(x.dtype)
-        return ops.matmul(
-            x, weight.T if self.transposed else weight, bias=bias, activation=self.activation, residual=residual
-        )
+        weight = weight.T if self.transposed else weight
+        return ops.matmul(x, weight, bias=bias, activation=self.activation, residual=residual, out=out)

@@ -36,12 +36,15 @@ class LinearCrossEntropy(Module):
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
 
-    def __call__(self, head: Linear, x: Array, targets: Array, *, ctx: Context | None = None) -> tuple[Any, Backward]:
+    def __call__(
+        self, head: Linear, x: Array, targets: Array, *, bias: Array | None = None, ctx: Context | None = None
+    ) -> tuple[Any, Backward]:
         """Return the loss and its backward; ``backward(dloss=1.0)`` gives dx, (..., inputs).
 
-        `head` has its weight as (outputs, inputs) and no activation; its gradients are those of its parameters.
+        `head` has its weight as (outputs, inputs) and no activation; its gradients are those of its parameters. `bias`,
+        (outputs,), is for a head without one: it is added to the logits and not trained.
         """
-        _check(head)
+        _check(head, bias)
         parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
         values = [p.use(x.dtype) for p in parameters]
         drafts = [p.draft() for p in parameters]
@@ -51,7 +54,7 @@ class LinearCrossEntropy(Module):
             x,
             values[0],
             targets,
-            bias=None if head.bias is None else values[1],
+            bias=_constant(bias, x) if head.bias is None else values[1],
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             dloss=dloss,
@@ -69,19 +72,25 @@ class LinearCrossEntropy(Module):
             dx *= dx.dtype.type(scale)
         return dx
 
-    def infer(self, head: Linear, x: Array, targets: Array) -> Any:
+    def infer(self, head: Linear, x: Array, targets: Array, *, bias: Array | None = None) -> Any:
         """Return the loss without label smoothing; nothing is kept."""
-        _check(head)
+        _check(head, bias)
         return ops.linear_cross_entropy(
             x,
             head.weight.read(x.dtype),
             targets,
-            bias=None if head.bias is None else head.bias.read(x.dtype),
+            bias=_constant(bias, x) if head.bias is None else head.bias.read(x.dtype),
             ignore_index=self.ignore_index,
             gradients=False,
         )
 
 
-def _check(head: Linear) -> None:
+def _constant(bias: Array | None, x: Array) -> Array | None:
+    return None if bias is None else bias.astype(x.dtype, copy=False)
+
+
+def _check(head: Linear, bias: Array | None) -> None:
     if not head.transposed or head.activation is not None:
         raise ValueError("LinearCrossEntropy: head must be transposed and without an activation")
+    if bias is not None and head.bias is not None:
+        raise ValueError("LinearCrossEntropy: bias must be None where head has one")

@@ -94,13 +94,15 @@ class Module:
                 return {name.replace(ours, one): part for one, part in zip(theirs, parts, strict=True)}
         return {name: array}
 
-    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]], *, adopt: bool = False) -> None:
         """Copy values into the parameters.
 
         Parameters
         ----------
         state : mapping
             An array for each name of :meth:`state_dict`.
+        adopt : bool
+            Whether parameters take the arrays themselves, where dtype and layout allow it, instead of copies.
 
         Raises
         ------
@@ -118,5 +120,14 @@ class Module:
         if wrong:
             shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
             raise ValueError(f"load_state_dict: the entries do not fit {type(self).__name__}: {shown}")
-        for name, value in named.items():
-            value[...] = state[name]
+        adopted = set()
+        for name, parameter in self.named_parameters().items():
+            given, own = state.get(name), parameter.value
+            if adopt and given is not None and (given.dtype, given.shape) == (own.dtype, own.shape):
+                parameter.value = np.ascontiguousarray(given)
+                adopted.add(name)
+            else:
+                parameter.own(copy=False)
+        for name, value in self.state_dict().items():
+            if name not in adopted:
+                value[...] = state[name]

@@ -32,7 +32,7 @@ class Parameter:
     Parameters
     ----------
     value : array
-        What is trained; C-contiguous.
+        What is trained; C-contiguous. Read-only where it lies in a file, until :meth:`own`.
     name : str
         Its name in the state dict; set by the model.
     """
@@ -50,6 +50,11 @@ class Parameter:
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.value.shape}, dtype={self.value.dtype})"
+
+    def own(self, *, copy: bool = True) -> None:
+        """Make the value an array that can be written: of one that was read-only (a file) a copy, or an empty one."""
+        if not self.value.flags.writeable:
+            self.value = self.value.copy() if copy else np.empty_like(self.value)
 
     def use(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Count one use in a training pass and return the value to compute with."""

@@ -106,14 +106,18 @@ class SinusoidalPositions(Module):
     ----------
     length, width : int
         Number of positions and channels.
+    halves : bool
+        All sines come first, then all cosines (Marian).
     """
 
-    def __init__(self, length: int, width: int) -> None:
+    def __init__(self, length: int, width: int, *, halves: bool = False) -> None:
         initial.size("SinusoidalPositions", length=length, width=width)
         self.length = length
         rate = 10000.0 ** (-(np.arange(width) // 2 * 2) / width)
         angle = np.arange(length)[:, None] * rate
         self.table = np.where(np.arange(width) % 2 == 0, np.sin(angle), np.cos(angle))
+        if halves:
+            self.table = np.concatenate([self.table[:, ::2], self.table[:, 1::2]], axis=1)
         self._cast = self.table
 
     def __call__(

@@ -106,6 +106,8 @@ class Optimizer:
         self.parameters = [p for group in self.groups for p in group.parameters]
         if len({id(p) for p in self.parameters}) != len(self.parameters):
             raise ValueError(f"{owner}: a parameter is given twice")
+        for parameter in self.parameters:
+            parameter.own()
         self.steps = 0
         self._counts = np.zeros(len(self.parameters), np.int64)
         """Updates of each parameter: fewer than `steps` where it was without a gradient."""

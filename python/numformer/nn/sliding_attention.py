@@ -1,0 +1,253 @@
+"""Self-attention in a window that slides along, with some global tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from numformer import ops
+from numformer.nn import initial
+from numformer.nn.attention import MultiHeadAttention
+from numformer.nn.backward import Backward, take
+from numformer.nn.cache import KVCache
+from numformer.nn.context import Context
+from numformer.nn.linear import Linear
+from numformer.nn.parameter import Parameter
+
+Array = NDArray[Any]
+
+UNREAD, LOCAL, GLOBAL = 0, 1, 2
+"""What a token is: not attended to, attended to from its neighbourhood, attending to all and attended to by all."""
+
+
+class SlidingAttention(MultiHeadAttention):
+    """Self-attention to the neighbours, whose cost is linear in the length (Beltagy et al., "Longformer", 2020).
+
+    Position i sees the positions i - window .. i + window and the global tokens. Global tokens see everything, through
+    projections of their own. Their rows are computed by a second call of attention and put among those of the first,
+    which leaves them out.
+
+    Keys and values of the second call are projections of all tokens for the sake of a few queries, so the maps change
+    sides: q . (W_k x) = (W_k^T q) . x, and the sum of p W_v x is W_v times the sum of p x. That is 4 N D operations a
+    global token and head on sequences of N rows of D, instead of 4 N D^2 for all: less up to about D / (2 heads) global
+    tokens. The bias of keys adds the same to all scores of a query and so does nothing.
+
+    Parameters
+    ----------
+    width, heads : int
+        Size of x and number of heads.
+    window : int
+        How far a position sees to either side.
+    bias, dropout, transposed, std, output_std, dtype, rng
+        As for :class:`MultiHeadAttention`.
+    num_kv_heads, causal
+        There are as many as `heads`, and it is not causal: other values raise ValueError.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        window: int,
+        num_kv_heads: int | None = None,
+        causal: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        transposed: bool = False,
+        std: float | None = None,
+        output_std: float | None = None,
+        dtype: DTypeLike = np.float32,
+        rng: initial.Source | None = None,
+    ) -> None:
+        initial.size("SlidingAttention", window=window)
+        if causal or num_kv_heads not in (None, heads):
+            raise ValueError("SlidingAttention: causal must be False and num_kv_heads those of heads")
+        common: dict[str, Any] = {"bias": bias, "transposed": transposed, "std": std, "dtype": dtype, "rng": rng}
+        super().__init__(width, heads, dropout=dropout, output_std=output_std, **common)
+        self.window = window
+        self.query_global = Linear(width, width, **common)
+        self.key_global = Linear(width, width, **common)
+        self.value_global = Linear(width, width, **common)
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        residual: Array | None = None,
+        cu_seqlens: Array | None = None,
+        ctx: Context | None = None,
+    ) -> tuple[Array, Backward]:
+        """Return y and its backward.
+
+        Parameters
+        ----------
+        x : array
+            (batch, positions, width).
+        mask : integer array, optional
+            (batch, positions): 0 for tokens that are not read (padding), 1 for others, 2 for global ones. None: all
+            are 1.
+        residual : array, optional
+            Added to the output; its gradient is dy.
+        cu_seqlens : None
+            Sequences cannot be packed here.
+        ctx : Context, optional
+            Seed and step of dropout.
+
+        Returns
+        -------
+        y : array
+            (batch, positions, width).
+        backward : callable
+            ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given.
+        """
+        options, rows = self._seen(x, mask, cu_seqlens=cu_seqlens)
+        qkv, project = self.qkv(x)
+        merged, heads = self._merged(x)
+        _, lse = ops.attention(*self._split(qkv), return_lse=True, out=heads, **options)
+        far = []
+        for sequence, places in rows:
+            q, query = self.query_global(x[sequence, places])
+            maps = self._maps(x.dtype, Parameter.use)
+            if self.key_global.bias is not None:
+                self.key_global.bias.use(x.dtype)
+            read = _read(options, sequence)
+            merged[sequence, places], *kept = self._far(q, x[sequence], read, *maps)
+            far.append([sequence, places, read, query, q, *maps[:2], *kept])
+        if self.dropout.p == 0.0:
+            y, output = self.output(merged, residual=residual)
+            dropout = None
+        else:
+            y, output = self.output(merged)
+            y, dropout = self.dropout(y, residual=residual, ctx=ctx)
+        return y, Backward(
+            self._backward, [x if far else None, project, qkv, heads, lse, options, far, output, dropout]
+        )
+
+    def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Any:
+        x, project, qkv, heads, lse, options, far, output, dropout = take(saved)
+        if dropout is not None:
+            dy = dropout(dy)
+        dmerged = output(dy)
+        dqkv = np.empty(qkv.shape, qkv.dtype)
+        # Rows of global tokens saw nothing in this call, so what stands there now does not matter.
+        ops.attention_backward(self._by_head(dmerged), *self._split(qkv), heads, lse, into=self._split(dqkv), **options)
+        del qkv, heads, lse
+        dx = project(dqkv, residual=residual)
+        while far:
+            sequence, places, *kept = far.pop()
+            drows = self._far_backward(kept, dmerged[sequence, places], x[sequence], dx[sequence])
+            dx[sequence, places] += drows
+        return dx
+
+    def infer(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        residual: Array | None = None,
+        cu_seqlens: Array | None = None,
+        cache: KVCache | None = None,
+    ) -> Array:
+        """Return y; there is no use of a `cache`, as tokens see what comes after them, and nothing is packed."""
+        options, rows = self._seen(x, mask, cu_seqlens=cu_seqlens, cache=cache)
+        merged, heads = self._merged(x)
+        ops.attention(*self._split(self.qkv.infer(x)), out=heads, **options)
+        for sequence, places in rows:
+            q = self.query_global.infer(x[sequence, places])
+            maps = self._maps(x.dtype, Parameter.read)
+            merged[sequence, places] = self._far(q, x[sequence], _read(options, sequence), *maps)[0]
+        return self.output.infer(merged, residual=residual)
+
+    def _seen(self, x: Array, mask: Array | None, **unused: object) -> tuple[dict[str, Any], list[tuple[int, Array]]]:
+        """Return the options of the call in the window, and where each sequence that has any has global tokens."""
+        width = self.heads * self.size
+        for name, value in unused.items():
+            if value is not None:
+                raise ValueError(f"SlidingAttention: {name} must be None, got {type(value).__name__}")
+        if x.ndim != 3 or x.shape[2] != width:
+            raise ValueError(f"SlidingAttention: x must have shape (batch, positions, {width}), got {x.shape}")
+        options: dict[str, Any] = {"window": (self.window, self.window), "mask": None}
+        if mask is None:
+            return options, []
+        if mask.shape != x.shape[:2] or mask.dtype.kind not in "iu":
+            raise ValueError(
+                f"SlidingAttention: mask must be integers of shape {x.shape[:2]}, got {mask.dtype} of {mask.shape}"
+            )
+        if not (mask != UNREAD).all():
+            options["mask"] = (mask != UNREAD)[:, None, None, :]
+        tokens = mask == GLOBAL
+        if tokens.any():
+            options |= {"global_tokens": tokens, "global_rows": False}
+        # One sequence after the other: each has the bits that it has alone.
+        return options, [(int(i), np.flatnonzero(tokens[i])) for i in np.flatnonzero(tokens.any(axis=1))]
+
+    def _maps(self, dtype: Any, read: Callable[[Parameter, Any], Array]) -> tuple[Array, Array, Array | None]:
+        """Return the maps of keys and values by head, (heads, size, width), and the bias of values."""
+        key, value = (
+            (one if layer.transposed else one.T).reshape(self.heads, self.size, -1)
+            for layer in (self.key_global, self.value_global)
+            for one in [read(layer.weight, dtype)]
+        )
+        bias = self.value_global.bias
+        return key, value, None if bias is None else read(bias, dtype)
+
+    def _far(
+        self, q: Array, x: Array, read: Array | None, key: Array, value: Array, bias: Array | None
+    ) -> tuple[Array, Array, Array, Array]:
+        """Attend to everything: W_v,h (softmax(q_h W_k,h x^T) x) + b_v; and what the backward needs.
+
+        q is (global tokens, width), x (positions, width).
+        """
+        asked = ops.matmul(self._by_head(q), key)  # (heads, global tokens, width)
+        means, lse = ops.attention(
+            asked.reshape(-1, x.shape[1]), x, x, scale=self.size**-0.5, mask=read, return_lse=True
+        )
+        means = means.reshape(asked.shape)
+        far = ops.matmul(means, value.swapaxes(1, 2)).swapaxes(0, 1).reshape(q.shape)
+        return far if bias is None else far + bias, asked, means, lse
+
+    def _far_backward(self, saved: list[Any], dfar: Array, x: Array, dx: Array) -> Any:
+        """Add to dx and to the gradients of the global projections; return the gradient of the global rows."""
+        read, query, q, key, value, asked, means, lse = take(saved)
+        if (bias := self.value_global.bias) is not None:
+            bias.add(dfar.sum(axis=0, dtype=bias.value.dtype))
+        if (bias := self.key_global.bias) is not None:
+            bias.add(np.zeros_like(bias.value))
+        d = self._by_head(dfar)
+        self._add(self.value_global, d, means)
+        flat = (-1, x.shape[1])
+        dasked, dkeys, dvalues = ops.attention_backward(
+            ops.matmul(d, value).reshape(flat),
+            asked.reshape(flat),
+            x,
+            x,
+            means.reshape(flat),
+            lse,
+            scale=self.size**-0.5,
+            mask=read,
+        )
+        dx += dkeys
+        dx += dvalues
+        dasked = dasked.reshape(asked.shape)
+        self._add(self.key_global, self._by_head(q), dasked)
+        return query(ops.matmul(dasked, key.swapaxes(1, 2)).swapaxes(0, 1).reshape(q.shape))
+
+    def _add(self, layer: Linear, left: Array, right: Array) -> None:
+        """Add the gradient of a map's weight: left is (heads, n, size), right (heads, n, width)."""
+        gradient = ops.matmul(left.swapaxes(1, 2), right, dtype=layer.weight.value.dtype).reshape(-1, right.shape[2])
+        layer.weight.add(gradient if layer.transposed else gradient.T)
+
+    def _by_head(self, x: Array) -> Array:
+        """Return a view of heads side by side, (..., heads, positions, size)."""
+        return x.reshape(*x.shape[:-1], self.heads, self.size).swapaxes(-3, -2)
+
+
+def _read(options: dict[str, Any], sequence: int) -> Array | None:
+    """Return which keys of a sequence are read, (1, positions); None where all are."""
+    mask = options["mask"]
+    return None if mask is None else mask[sequence, 0]
