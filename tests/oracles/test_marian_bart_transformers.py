@@ -139,6 +139,7 @@ def test_the_same_tokens(kind: str, variant: str, beams: int, limit: int, tmp_pa
             early_stopping=True if beams > 1 else None,
             do_sample=False,
             suppress_tokens=[PAD[kind]],
+            renormalize_logits=True,  # ours share out the probability of what cannot be written
             pad_token_id=PAD[kind],
             eos_token_id=EOS[kind],
             forced_eos_token_id=EOS[kind],
