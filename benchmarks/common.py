@@ -65,9 +65,9 @@ def set_threads(threads: int) -> None:
     threadpoolctl.threadpool_limits(threads, user_api="blas")
 
 
-def ceiling(wide: bool = False) -> float:
+def ceiling(dtype: str = "float32") -> float:
     """GFLOP/s of multiply-adds in registers on the threads that are set: the best of five."""
-    return max(_core.ceiling_gflops(wide, 5_000_000) for _ in range(5))
+    return max(_core.ceiling_gflops(dtype, 5_000_000) for _ in range(5))
 
 
 def take_turns(contenders: dict[str, Call], rounds: int = 5, slice_seconds: float = 0.06) -> dict[str, float]:

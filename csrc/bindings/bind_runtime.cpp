@@ -91,23 +91,27 @@ py::list explained() {
 }
 
 // GFLOP/s of multiply-adds in registers on all threads together: `rounds` on each.
-double ceiling_gflops(bool wide, int64_t rounds) {
+double ceiling_gflops(const std::string &dtype, int64_t rounds) {
     struct Work {
-        bool wide;
+        double (*multiply_adds)(int64_t rounds);
         int64_t rounds;
         double flops[1024];
     };
+    int index = 0;
+    while (index < kFloatTypes && dtype != kDTypeName[index])
+        ++index;
+    if (index == kFloatTypes)
+        throw py::value_error("ceiling_gflops: dtype must be the name of a floating type, got '" + dtype + "'");
     py::gil_scoped_release release;
     const int threads = runtime::threads_here();
     auto work = std::make_unique<Work>();
-    work->wide = wide;
+    work->multiply_adds = runtime::kernels().multiply_adds[index];
     work->rounds = rounds;
     const int64_t start = profiler::now();
     runtime::parallel_ranges(threads, 1, work.get(), [](void *context, int64_t begin, int64_t end) {
         Work &w = *static_cast<Work *>(context);
-        const Kernels &table = runtime::kernels();
         for (int64_t i = begin; i < end; ++i)
-            w.flops[i] = (w.wide ? table.multiply_adds_f64 : table.multiply_adds_f32)(w.rounds);
+            w.flops[i] = w.multiply_adds(w.rounds);
     });
     double total = 0;
     for (int i = 0; i < threads; ++i)
@@ -197,7 +201,7 @@ void bind_runtime(py::module_ &m) {
         pool::set_limit(bytes);
     });
     m.def("empty_pool", &pool::empty);
-    m.def("ceiling_gflops", &ceiling_gflops, py::arg("wide"), py::arg("rounds"));
+    m.def("ceiling_gflops", &ceiling_gflops, py::arg("dtype"), py::arg("rounds"));
     m.def("ceiling_bandwidth", &ceiling_bandwidth, py::arg("bytes"), py::arg("rounds"));
     m.def("fork_join_ns", &fork_join_ns, py::arg("rounds"));
     m.def("cache_sizes", &cache_sizes);

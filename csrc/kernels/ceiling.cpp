@@ -7,23 +7,33 @@ namespace {
 
 // `rounds` times 12 independent chains of multiply-adds, enough to hide a latency of 4 cycles on two units; twice as
 // many would need more than 16 registers. Returns floating-point operations done.
-template <class A> double multiply_adds(int64_t rounds) {
+//
+// E is the type of operands; pairs of bfloat16 are products of 1 by about 0.
+template <class E> double multiply_adds(int64_t rounds) {
+    typedef Acc<E> A;
     constexpr int kChains = 12;
     Vec<A> chain[kChains];
     for (int i = 0; i < kChains; ++i)
         chain[i] = broadcast(A(i));
-    Vec<A> factor = broadcast(A(0.999)), term = broadcast(A(0.001));
+    Vec<E> factor, term;
+    if constexpr (kElements<E> == 2)
+        factor = term = broadcast(E{{0x3f80}, {0x0080}});
+    else
+        factor = broadcast(A(0.999)), term = broadcast(A(0.001));
     for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12
         for (int i = 0; i < kChains; ++i)
-            chain[i] = fma(chain[i], factor, term);
+            if constexpr (kElements<E> == 2)
+                chain[i] = multiply_add<E>(factor, term, chain[i]);
+            else
+                chain[i] = fma(chain[i], factor, term);
     }
     Vec<A> sum = {};
     for (int i = 0; i < kChains; ++i)
         sum += chain[i];
     volatile A keep = reduce_add<A>(sum);
     (void)keep;
-    return 2.0 * kChains * kLanes<A> * double(rounds);
+    return 2.0 * kElements<E> * kChains * kLanes<E> * double(rounds);
 }
 
 // Sum of `count` floats read as 16 streams side by side; count a multiple of 16 vectors.
@@ -43,8 +53,12 @@ float read_streams(const float *x, int64_t count) {
 } // namespace
 
 void fill_ceiling(Kernels &table) {
-    table.multiply_adds_f32 = multiply_adds<float>;
-    table.multiply_adds_f64 = multiply_adds<double>;
+    for (auto &entry : table.multiply_adds)
+        entry = multiply_adds<float>; // 16-bit types are widened
+    table.multiply_adds[int(DType::f64)] = multiply_adds<double>;
+#if defined(__AVX512BF16__)
+    table.multiply_adds[int(DType::bf16)] = multiply_adds<bf16_pair>;
+#endif
     table.read_streams = read_streams;
 }
 

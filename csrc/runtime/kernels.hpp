@@ -162,8 +162,7 @@ struct Kernels {
     void (*plan_attention[kFloatTypes])(const AttentionArgs *sequences, int64_t count, Plan &plan);
     void (*plan_attention_backward[kFloatTypes])(const AttentionArgs *sequences, int64_t count, Plan &plan);
     // The machine's ceilings: floating-point operations done in `rounds`; a sum over memory, read as 16 streams.
-    double (*multiply_adds_f32)(int64_t rounds);
-    double (*multiply_adds_f64)(int64_t rounds);
+    double (*multiply_adds[kFloatTypes])(int64_t rounds);
     float (*read_streams)(const float *x, int64_t count);
     bool (*softmax[kFloatTypes])(const SoftmaxArgs &args);
     bool (*softmax_backward[kFloatTypes])(const SoftmaxArgs &args);

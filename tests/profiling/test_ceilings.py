@@ -13,6 +13,7 @@ GOOD = ceilings.Ceilings(
     3,
     100.0,
     50.0,
+    200.0,
     {"L1": 400.0, "L3": 80.0, "DRAM": 20.0},
     {"L1": 32768, "L3": 1 << 20},
     2.5,
@@ -103,7 +104,8 @@ def test_levels_and_least_times():
     assert GOOD.level(3 * (1 << 20) + 3) == "DRAM"
     arithmetic, memory = GOOD.seconds(1e9, 1e9, "float64")
     assert arithmetic == pytest.approx(1 / 50) and memory == pytest.approx(1 / 20)
-    assert GOOD.seconds(1e9, 0, "bfloat16")[0] == pytest.approx(1 / 100)
+    assert GOOD.seconds(1e9, 0, "float16")[0] == pytest.approx(1 / 100)
+    assert GOOD.seconds(1e9, 0, "bfloat16")[0] == pytest.approx(1 / 200)
     assert "float32 100" in GOOD.text() and "L3 80, DRAM 20" in GOOD.text()
 
 

@@ -179,7 +179,7 @@ def test_a_backward_takes_several_kernels():
 
 def test_the_least_time(monkeypatch):
     top = Ceilings(
-        "p", nf.info()["isa"], 1, 100.0, 50.0, {"L2": 50.0, "DRAM": 10.0}, {"L2": 1 << 20}, 1.0, "2026-01-01"
+        "p", nf.info()["isa"], 1, 100.0, 50.0, 200.0, {"L2": 50.0, "DRAM": 10.0}, {"L2": 1 << 20}, 1.0, "2026-01-01"
     )
     monkeypatch.setattr(ceilings, "load", lambda threads: None)
     a = np.empty((2000, 2000), np.float32)

@@ -21,6 +21,7 @@ CEILINGS = Ceilings(
     nf.get_num_threads(),
     100.0,
     50.0,
+    200.0,
     {"L1": 400.0, "DRAM": 20.0},
     {"L1": 32768},
     2.0,

@@ -158,11 +158,14 @@ def test_a_signal_ends_the_step_and_saves(tmp_path: Path, number: signal.Signals
         return loss(batch, **options)
 
     model.loss = interrupted  # type: ignore[method-assign]
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt) as caught:
-        _trainer(model, tmp_path, steps=1000, eval_every=0).run()
-    assert isinstance(caught.value, Terminated) == (number != signal.SIGINT)
-    assert signal.getsignal(number) is before
+    outside = signal.signal(number, signal.default_int_handler)  # one that is ignored, as under nohup, stays so
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            _trainer(model, tmp_path, steps=1000, eval_every=0).run()
+        assert isinstance(caught.value, Terminated) == (number != signal.SIGINT)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, outside)
     again = _model()
     assert load_checkpoint(tmp_path / "checkpoint.safetensors", again, AdamW(again.parameters()))["step"] == 5
     _equal(model, again)

@@ -29,8 +29,8 @@ class Ceilings:
         Name of the processor, and instruction set of the kernels.
     threads : int
         How many worked.
-    float32, float64 : float
-        GFLOP/s of multiply-adds in registers.
+    float32, float64, bfloat16 : float
+        GFLOP/s of multiply-adds in registers; of bfloat16 those of float32 where there is no instruction for it.
     bandwidth : dict
         GB/s of reading, by level: "L1", "L2", "L3", "DRAM"; levels that the system does not tell of are absent.
     size : dict
@@ -46,14 +46,15 @@ class Ceilings:
     threads: int
     float32: float
     float64: float
+    bfloat16: float
     bandwidth: dict[str, float]
     size: dict[str, int]
     fork_join_us: float
     date: str
 
     def gflops(self, dtype: str) -> float:
-        """Of a dtype; 16-bit types are computed in float32."""
-        return self.float64 if dtype == "float64" else self.float32
+        """Of a dtype; float16 is computed in float32."""
+        return {"float64": self.float64, "bfloat16": self.bfloat16}.get(dtype, self.float32)
 
     def level(self, bytes: float) -> str:
         """Return the nearest cache that holds what a call moves, shared out over the threads."""
@@ -72,8 +73,8 @@ class Ceilings:
         reads = ", ".join(f"{name} {self.bandwidth[name]:.0f}" for name in _LEVELS if name in self.bandwidth)
         return (
             f"{self.processor}, {self.isa}, {self.threads} thread{'s' if self.threads > 1 else ''}: "
-            f"float32 {self.float32:.0f} and float64 {self.float64:.0f} GFLOP/s; reading, GB/s: {reads}; "
-            f"fork and join {self.fork_join_us:.1f} us; measured {self.date}"
+            f"float32 {self.float32:.0f}, float64 {self.float64:.0f}, bfloat16 {self.bfloat16:.0f} GFLOP/s; "
+            f"reading, GB/s: {reads}; fork and join {self.fork_join_us:.1f} us; measured {self.date}"
         )
 
 
@@ -141,6 +142,7 @@ def parse(entry: Any) -> Ceilings:
             threads=threads,
             float32=_number(entry["float32"], 1e9),
             float64=_number(entry["float64"], 1e9),
+            bfloat16=_number(entry["bfloat16"], 1e9),
             bandwidth={name: _number(speeds[name], 1e9) for name in _LEVELS if name in speeds},
             size={name: int(_number(sizes[name], 1e15)) for name in _LEVELS if name in sizes},
             fork_join_us=_number(entry["fork_join_us"], 1e9),
@@ -207,14 +209,14 @@ def measure(seconds: float = 0.05, rounds: int = 5) -> Ceilings:
     """
     threads = _core.get_num_threads()
     gflops = {}
-    for wide in (False, True):
+    for dtype in ("float32", "float64", "bfloat16"):
         loops = 100_000
-        while (rate := _core.ceiling_gflops(wide, loops)) and loops < 1 << 40:
+        while (rate := _core.ceiling_gflops(dtype, loops)) and loops < 1 << 40:
             lanes = 12 * 2 * 4  # a loop does at least so many operations
             if threads * lanes * loops / (rate * 1e9) >= seconds:
                 break
             loops *= 4
-        gflops[wide] = max(_core.ceiling_gflops(wide, loops) for _ in range(rounds))
+        gflops[dtype] = max(_core.ceiling_gflops(dtype, loops) for _ in range(rounds))
     caches = {name: int(size) for name, size in _core.cache_sizes().items() if size > 0}
     last = caches.get("L3") or caches.get("L2") or 1 << 20
     size = dict(caches)
@@ -232,8 +234,7 @@ def measure(seconds: float = 0.05, rounds: int = 5) -> Ceilings:
         processor=processor(),
         isa=_core.isa,
         threads=threads,
-        float32=gflops[False],
-        float64=gflops[True],
+        **gflops,
         bandwidth=bandwidth,
         size=size,
         fork_join_us=max(fork, 1e-3),

@@ -35,6 +35,7 @@ def content(recording: Recording, title: str, ceilings: Ceilings | None) -> dict
             "text": ceilings.text(),
             "float32": ceilings.float32,
             "float64": ceilings.float64,
+            "bfloat16": ceilings.bfloat16,
             "bandwidth": ceilings.bandwidth,
         },
         "kernels": [_row(row) for row in rows(recording, "kernel", ceilings)],
