@@ -1,57 +1,158 @@
-"""Matrix multiply against NumPy (OpenBLAS) and PyTorch (MKL), float32."""
+"""Matrix multiply against NumPy (OpenBLAS) and PyTorch (MKL, oneDNN): shapes of Transformers, layouts, dtypes, few
+rows, batches, what follows a product, and what a small call costs.
+"""
 
 import pathlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import ml_dtypes
 import numformer as nf
 import numpy as np
 import torch
+from numformer import _core
 
 from benchmarks import common
 
-SHAPES = [
-    (256, 256, 256),
-    (512, 512, 512),
-    (1024, 1024, 1024),
-    (2048, 2048, 2048),
-    (4096, 4096, 4096),
-    (512, 768, 2304),
-    (512, 3072, 768),
-    (8, 768, 3072),
-    (1, 768, 50257),
-]
-BATCHES = [(96, 64, 64, 64)]
 PEERS = ["numpy", "torch"]
 
 
-def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
-    """All shapes with each number of threads.
+@dataclass(frozen=True)
+class Case:
+    """A product (M, K) @ (K, N), and how fast it shall be.
 
-    The aim, 0.9 of the best peer, is for 512^3 and up; elsewhere nothing is promised yet.
+    `layout` says which operands are transposes of arrays in C order: "NN", "NT" (b), "TN" (a). `aim` is a multiple of
+    the best peer, `cap` a share of the ceiling of the dtype on one thread and on more: the lower of both counts.
     """
+
+    m: int
+    k: int
+    n: int
+    batch: int = 0
+    dtype: str = "float32"
+    layout: str = "NN"
+    aim: float = 1.05
+    cap: tuple[float, float] | None = (0.95, 0.94)
+
+    @property
+    def name(self) -> str:
+        shape = f"{self.m}, {self.k}, {self.n}" if not self.batch else f"{self.batch} x {self.m}, {self.k}, {self.n}"
+        return " ".join([shape, *([self.dtype] if self.dtype != "float32" else []), self.layout])
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * max(self.batch, 1) * self.m * self.k * self.n
+
+
+BFLOAT16: dict[str, Any] = {"dtype": "bfloat16", "aim": 1.02, "cap": (0.92, 0.92)}
+FEW: dict[str, Any] = {"aim": 1.7, "cap": None}  # bound by memory: the share of a read is beside
+CASES = [
+    Case(256, 256, 256, aim=1.0),
+    *(Case(n, n, n) for n in (512, 1024, 2048, 4096)),
+    Case(512, 768, 2304),
+    Case(512, 3072, 768),
+    *(Case(512, 768, 3072, layout=layout) for layout in ("NN", "NT", "TN")),
+    Case(512, 768, 50257, layout="NT", aim=1.5, cap=(0.93, 0.93)),  # GPT-2's head; its two gradients
+    Case(512, 50257, 768, cap=(0.93, 0.93)),
+    Case(50257, 512, 768, layout="TN", cap=(0.93, 0.93)),
+    *(Case(n, n, n, dtype="float64", aim=1.0, cap=None) for n in (512, 1024)),
+    *(Case(n, n, n, **BFLOAT16) for n in (256, 512, 1024, 2048)),
+    Case(512, 768, 2304, **BFLOAT16),
+    Case(512, 3072, 768, **BFLOAT16),
+    Case(8, 768, 3072, aim=2.0, cap=(0.93, 0.93)),
+    Case(8, 768, 3072, **BFLOAT16),
+    Case(1, 768, 50257, aim=1.0, cap=None),
+    Case(1, 768, 50257, layout="NT", **FEW),
+    Case(1, 768, 50257, dtype="bfloat16", **FEW),
+    Case(64, 64, 64, batch=96, aim=1.5, cap=(0.96, 0.95)),
+    Case(32, 32, 32, batch=1024, aim=1.5, cap=(0.85, 0.85)),
+    Case(512, 64, 512, batch=12, aim=1.5, cap=(0.96, 0.95)),
+]
+
+
+def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
+    """All cases with each number of threads."""
     rng = np.random.default_rng()
     results = []
     common.print_header("matmul", PEERS)
     for count in threads:
         common.set_threads(count)
-        top = common.ceiling()
-        for batch, m, k, n in [(0, *shape) for shape in SHAPES] + BATCHES:
-            lead = (batch,) if batch else ()
-            a = rng.standard_normal((*lead, m, k), np.float32)
-            b = rng.standard_normal((*lead, k, n), np.float32)
-            ta, tb = torch.from_numpy(a), torch.from_numpy(b)
-            np.testing.assert_allclose(nf.matmul(a, b), (ta @ tb).numpy(), rtol=1e-3, atol=1e-3)
-            seconds = common.take_turns(
-                {
-                    "numformer": lambda a=a, b=b: nf.matmul(a, b),
-                    "numpy": lambda a=a, b=b: a @ b,
-                    "torch": lambda ta=ta, tb=tb: ta @ tb,
-                }
-            )
-            name = f"{batch} x {m}^3" if batch else f"{m}, {k}, {n}"
-            promised = not batch and min(m, k, n) >= 512
-            result = common.Result(
-                "matmul", name, count, 2.0 * max(batch, 1) * m * k * n, seconds, top, 0.9 if promised else 0.0
-            )
+        tops = {dtype: common.ceiling(dtype) for dtype in ("float32", "float64", "bfloat16")}
+        for case in CASES:
+            results.append(_compare(rng, case, count, tops[case.dtype]))
+            common.print_result(results[-1], PEERS)
+        for result in (*_fused(rng, count, tops["float32"]), _small(rng, count, tops["float32"])):
             results.append(result)
             common.print_result(result, PEERS)
     return common.write("matmul", results, folder)
+
+
+def _compare(rng: np.random.Generator, case: Case, count: int, top: float) -> common.Result:
+    lead = (case.batch,) if case.batch else ()
+    dtype = np.dtype(ml_dtypes.bfloat16) if case.dtype == "bfloat16" else np.dtype(case.dtype)
+
+    def operand(rows: int, columns: int, transposed: bool) -> np.ndarray:
+        shape = (columns, rows) if transposed else (rows, columns)
+        x = rng.standard_normal((*lead, *shape)).astype(dtype)
+        return x.swapaxes(-1, -2) if transposed else x
+
+    a, b = operand(case.m, case.k, case.layout[0] == "T"), operand(case.k, case.n, case.layout[1] == "T")
+    ta, tb = _tensor(a), _tensor(b)
+    # The order of sums, in float32 or wider, is another one, and each result is rounded.
+    rounding, sums = float(ml_dtypes.finfo(dtype).eps), 4 * float(np.finfo(np.float32).eps) * case.k
+    np.testing.assert_allclose(
+        nf.matmul(a, b).astype(np.float64), (ta @ tb).double().numpy(), rtol=4 * rounding, atol=sums
+    )
+    calls: dict[str, Callable[[], Any]] = {"numformer": lambda: nf.matmul(a, b), "torch": lambda: ta @ tb}
+    if case.dtype != "bfloat16":  # NumPy has no BLAS for it
+        calls["numpy"] = lambda: a @ b
+    seconds = common.take_turns(calls)
+    extra: dict[str, Any] = {}
+    if case.m == 1:
+        rate = b.nbytes / seconds["numformer"] * 1e-9
+        read = max(_core.ceiling_bandwidth(b.nbytes // count // 1024 * 1024, 3) for _ in range(9))
+        extra = {"GB/s": rate, "read GB/s": read, "share of read": rate / read}
+    cap = None if case.cap is None else case.cap[0 if count == 1 else 1]
+    name = case.name + (f": {extra['share of read']:.0%} of a read" if extra else "")
+    return common.Result("matmul", name, count, case.flops, seconds, top, case.aim, extra, cap)
+
+
+def _tensor(x: np.ndarray) -> torch.Tensor:
+    """A view of the same memory, also of bfloat16, which neither library hands over."""
+    if x.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
+
+
+def _fused(rng: np.random.Generator, count: int, top: float) -> Iterator[common.Result]:
+    """Bias, GELU and residual: by one call, and one after the other in torch; beside, what they add to the product."""
+    m, k, n = 512, 768, 3072
+    a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
+    bias, residual = rng.standard_normal(n, np.float32), rng.standard_normal((m, n), np.float32)
+    ta, tb, tbias, tresidual = (torch.from_numpy(x) for x in (a, b, bias, residual))
+    out = np.empty((m, n), np.float32)
+    for activation, approximate in (("gelu", "none"), ("gelu_tanh", "tanh")):
+
+        def ours(activation: str | None = activation) -> np.ndarray:
+            return nf.matmul(a, b, bias=bias, activation=activation, residual=residual, out=out)
+
+        def theirs(approximate: str = approximate) -> torch.Tensor:
+            return torch.nn.functional.gelu(torch.addmm(tbias, ta, tb), approximate=approximate) + tresidual
+
+        np.testing.assert_allclose(ours(), theirs().numpy(), rtol=1e-3, atol=1e-3)
+        seconds = common.take_turns({"numformer": ours, "torch": theirs, "plain": lambda: nf.matmul(a, b, out=out)})
+        extra = {"over the plain product": seconds["numformer"] / seconds.pop("plain") - 1}
+        name = f"bias + {activation} + residual: {extra['over the plain product']:+.1%}"
+        yield common.Result("matmul", name, count, 2.0 * m * k * n, seconds, top, 1.3, extra)
+
+
+def _small(rng: np.random.Generator, count: int, top: float) -> common.Result:
+    """What a call costs: 4 x 4 matrices."""
+    a, b = rng.standard_normal((2, 4, 4), np.float32)
+    ta, tb = torch.from_numpy(a), torch.from_numpy(b)
+    calls = {"numformer": lambda: nf.matmul(a, b), "numpy": lambda: a @ b, "torch": lambda: ta @ tb}
+    seconds = common.take_turns(calls)
+    over = (seconds["numformer"] - seconds["numpy"]) * 1e6
+    name = f"4, 4, 4: {over:+.2f} us beside NumPy"
+    return common.Result("matmul", name, count, 128.0, seconds, top, 0.0, {"us beside numpy": over})

@@ -212,16 +212,19 @@ void multiply_block(const Plan<E, T> &plan, const E *packed_a, const E *packed_b
                 multiply(steps, a, b, NR, out, args.out_row, add ? Store::add : Store::write);
                 continue;
             }
+            A *sums = partial ? partial + i * partial_row + j : nullptr;
+            if (sums && !last && tile_columns == NR) {
+                multiply(steps, a, b, NR, sums, partial_row, first ? Store::write : Store::add);
+                continue;
+            }
             multiply(steps, a, b, NR, tile, NR, Store::write);
             if (plan.direct) {
                 put(tile, NR, tile_rows, tile_columns, out, args.out_row, add);
-            } else if (partial) {
-                A *sums = partial + i * partial_row + j;
+            } else if (!last) {
                 put(tile, NR, tile_rows, tile_columns, sums, partial_row, !first);
-                if (last)
-                    finish<A, T>(args, plan.product, plan.bias, sums, partial_row, i0 + i, tile_rows, j0 + j,
-                                 tile_columns);
             } else {
+                if (sums)
+                    put(sums, partial_row, tile_rows, tile_columns, tile, NR, true);
                 finish<A, T>(args, plan.product, plan.bias, tile, NR, i0 + i, tile_rows, j0 + j, tile_columns);
             }
         }
