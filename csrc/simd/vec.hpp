@@ -414,10 +414,15 @@ NF_INLINE Vec<float> load_pairs(const bf16 *p, int n) {
 #endif
 
 // Operands of type E: how many elements of the depth one holds.
-template <class E> constexpr int kElements = 1;
+template <class E> struct ElementsOf {
+    static constexpr int count = 1;
+};
 #if defined(__AVX512BF16__)
-template <> constexpr int kElements<bf16_pair> = 2;
+template <> struct ElementsOf<bf16_pair> {
+    static constexpr int count = 2;
+};
 #endif
+template <class E> constexpr int kElements = ElementsOf<E>::count;
 
 // c + a * b, the products of a pair added to c one after the other.
 template <class E> NF_INLINE Vec<Acc<E>> multiply_add(Vec<E> a, Vec<E> b, Vec<Acc<E>> c) {
