@@ -92,8 +92,8 @@ NF_INLINE void attend_strip(const AttentionArgs &args, const Head<A, T> &head, c
     constexpr int64_t NR = kTileColumns<A>;
     const int64_t width = last - first, full_width = round_up(width, kLanes<A>);
     for (int64_t j = 0; j < width; j += NR)
-        tile_for<A, A, InPanels>(rows, width - j)(args.dim, work.q + strip, head.keys + (first + j) * args.dim, NR,
-                                                  work.p + j, kRowStride, Store::write);
+        tile_for<A, InPanels>(rows, width - j)(args.dim, work.q + strip, head.keys + (first + j) * args.dim, NR,
+                                               work.p + j, kRowStride, Store::write);
     if (args.relative.r)
         add_relative(args, work.q_relative + strip,
                      head.relative + scoring.head % (args.heads / args.kv_heads) * relative_panels_size<A>(args), query,

@@ -139,7 +139,7 @@ template <class A, class Layout>
 NF_INLINE void multiply_strip(int64_t depth, int64_t rows, int64_t columns, const A *a, const Panels<A> &b,
                               int64_t b_first, A *c, int64_t c_row, Store mode) {
     for (int64_t j = 0; j < columns; j += kTileColumns<A>)
-        tile_for<A, A, Layout>(rows, columns - j)(depth, a, b.at(b_first, j), b.row, c + j, c_row, mode);
+        tile_for<A, Layout>(rows, columns - j)(depth, a, b.at(b_first, j), b.row, c + j, c_row, mode);
 }
 
 // 2^x for x <= 0 (or NaN), with results below the smallest normal number flushed to 0: masked scores are -inf, and an

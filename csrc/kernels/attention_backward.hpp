@@ -357,12 +357,12 @@ NF_INLINE void differentiate_strip(const AttentionArgs &args, const KeySide<A, T
     const Scoring<A, T> &scoring = queries.scoring;
     const int64_t full_width = round_up(width, kLanes<A>), strip = query - queries.first, panel = key0 - keys.first;
     for (int64_t j = 0; j < width; j += NR) {
-        tile_for<A, A, InPanels>(rows, width - j)(args.dim, queries.q_strips + strip * args.dim,
-                                                  keys.keys_transposed + (panel + j) * args.dim, NR, scores + j,
-                                                  kGradientStride, Store::write);
-        tile_for<A, A, InPanels>(rows, width - j)(args.value_dim, queries.dout_strips + strip * args.value_dim,
-                                                  keys.values_transposed + (panel + j) * args.value_dim, NR,
-                                                  gradient + j, kGradientStride, Store::write);
+        tile_for<A, InPanels>(rows, width - j)(args.dim, queries.q_strips + strip * args.dim,
+                                               keys.keys_transposed + (panel + j) * args.dim, NR, scores + j,
+                                               kGradientStride, Store::write);
+        tile_for<A, InPanels>(rows, width - j)(args.value_dim, queries.dout_strips + strip * args.value_dim,
+                                               keys.values_transposed + (panel + j) * args.value_dim, NR, gradient + j,
+                                               kGradientStride, Store::write);
     }
     if (args.relative.r)
         add_relative(args, queries.relative_strips + strip * args.dim, queries.relative->transposed, query, rows, key0,

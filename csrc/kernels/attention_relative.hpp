@@ -57,8 +57,8 @@ static void add_relative(const AttentionArgs &args, const A *strip, const A *pan
     for (int64_t t = begin_panel; t < end; t += NR) {
         A *to = band + (t - begin_panel);
         if (t >= 0 && t < relative.count)
-            tile_for<A, A, InPanels>(rows, end - t)(args.dim, strip, panels + t * args.dim, NR, to, kBandStride,
-                                                    Store::write);
+            tile_for<A, InPanels>(rows, end - t)(args.dim, strip, panels + t * args.dim, NR, to, kBandStride,
+                                                 Store::write);
         else
             for (int64_t i = 0; i < rows; ++i)
                 memset(to + i * kBandStride, 0, size_t(NR) * sizeof(A));

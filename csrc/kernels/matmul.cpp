@@ -206,7 +206,7 @@ void multiply_block(const Plan<E, T> &plan, const E *packed_a, const E *packed_b
         for (int64_t j = 0; j < columns; j += NR) {
             const int64_t tile_columns = smaller(NR, columns - j);
             const E *b = packed_b + j / NR * panel_stride<E>(steps);
-            const auto multiply = tile_for<E, E, Layout>(tile_rows, tile_columns);
+            const auto multiply = tile_for<E, Layout>(tile_rows, tile_columns);
             A *out = reinterpret_cast<A *>(plan.product.out) + (i0 + i) * args.out_row + j0 + j; // if direct
             if (plan.direct && tile_columns == NR) {
                 multiply(steps, a, b, NR, out, args.out_row, add ? Store::add : Store::write);

@@ -43,9 +43,9 @@ template <int S> struct InColumns {
 enum class Store { write, add };
 
 // c (ROWS x VECTORS * lanes, row stride c_row) = or += a @ b, where row k of b begins at b + k * b_row. E is the type
-// of a's operands, B that of b's in memory.
-template <class E, class B, class Layout, int ROWS, int VECTORS>
-static void multiply_tile(int64_t depth, const E *a, const B *b, int64_t b_row, Acc<E> *c, int64_t c_row, Store mode) {
+// of operands.
+template <class E, class Layout, int ROWS, int VECTORS>
+static void multiply_tile(int64_t depth, const E *a, const E *b, int64_t b_row, Acc<E> *c, int64_t c_row, Store mode) {
     typedef Acc<E> A;
     Vec<A> sum[ROWS][VECTORS];
 #pragma GCC unroll 16
@@ -80,17 +80,14 @@ static void multiply_tile(int64_t depth, const E *a, const B *b, int64_t b_row, 
         }
 }
 
-template <class E, class B = E>
-using TileFunction = void (*)(int64_t depth, const E *a, const B *b, int64_t b_row, Acc<E> *c, int64_t c_row,
+template <class E>
+using TileFunction = void (*)(int64_t depth, const E *a, const E *b, int64_t b_row, Acc<E> *c, int64_t c_row,
                               Store mode);
 
-// As many rows as leave the accumulators of VECTORS registers of columns in registers.
-template <int VECTORS> constexpr int kRowsOf = VECTORS <= kTileVectors ? kTileRows : kTileRows * kTileVectors / VECTORS;
-
-// The tile function for 1 <= rows <= kRowsOf<VECTORS>, computing VECTORS registers of columns.
-template <class E, class B, class Layout, int VECTORS> NF_INLINE TileFunction<E, B> tile_of_rows(int64_t rows) {
-#define NF_TILE(r) multiply_tile<E, B, Layout, (r <= kRowsOf<VECTORS> ? r : 1), VECTORS>
-    static constexpr TileFunction<E, B> table[] = {
+// The tile function for 1 <= rows <= kTileRows, computing VECTORS registers of columns.
+template <class E, class Layout, int VECTORS> NF_INLINE TileFunction<E> tile_of_rows(int64_t rows) {
+#define NF_TILE(r) multiply_tile<E, Layout, (r <= kTileRows ? r : 1), VECTORS>
+    static constexpr TileFunction<E> table[] = {
         NF_TILE(1), NF_TILE(2), NF_TILE(3),  NF_TILE(4),  NF_TILE(5),  NF_TILE(6),  NF_TILE(7),
         NF_TILE(8), NF_TILE(9), NF_TILE(10), NF_TILE(11), NF_TILE(12), NF_TILE(13), NF_TILE(14),
     };
@@ -99,8 +96,8 @@ template <class E, class B, class Layout, int VECTORS> NF_INLINE TileFunction<E,
 }
 
 // As above; one register of columns where that is enough.
-template <class E, class B, class Layout> NF_INLINE TileFunction<E, B> tile_for(int64_t rows, int64_t columns) {
-    return columns <= kLanes<E> ? tile_of_rows<E, B, Layout, 1>(rows) : tile_of_rows<E, B, Layout, kTileVectors>(rows);
+template <class E, class Layout> NF_INLINE TileFunction<E> tile_for(int64_t rows, int64_t columns) {
+    return columns <= kLanes<E> ? tile_of_rows<E, Layout, 1>(rows) : tile_of_rows<E, Layout, kTileVectors>(rows);
 }
 
 // ---- packing

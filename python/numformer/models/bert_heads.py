@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from numformer import ops
 from numformer.models.bert_config import BERTConfig, RoBERTaConfig
-from numformer.models.parts import Pooler, chain, first_position, select_rows
+from numformer.models.parts import Pooler, first_position, select_rows
 from numformer.nn import (
     Backward,
     Context,
@@ -22,7 +22,7 @@ from numformer.nn import (
     Parameter,
     initial,
 )
-from numformer.nn.backward import take
+from numformer.nn.backward import chain, take
 
 Array = NDArray[Any]
 

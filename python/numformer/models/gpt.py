@@ -12,7 +12,6 @@ from numformer import ops
 from numformer.models import pretrained
 from numformer.models.config import GPTConfig
 from numformer.models.generation import Options, generate, stream
-from numformer.models.parts import chain
 from numformer.nn import (
     Backward,
     Context,
@@ -26,6 +25,7 @@ from numformer.nn import (
     PreNormBlock,
     initial,
 )
+from numformer.nn.backward import chain
 from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
 

@@ -10,16 +10,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from numformer import ops
 from numformer.nn import Backward, Context, LayerNorm, LearnedPositions, Linear, Module, initial
-from numformer.nn.backward import take
+from numformer.nn.backward import chain, take
 
 Array = NDArray[Any]
-
-
-def chain(saved: list[Any], gradient: Any = 1.0) -> Any:
-    """Run backward what ran forward one after the other: the function of a :class:`Backward`."""
-    while saved:
-        gradient = saved.pop()(gradient)
-    return gradient
 
 
 def select_rows(x: Array, rows: Array) -> tuple[Array, Backward]:

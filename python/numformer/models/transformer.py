@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numformer.models import marian_bart
 from numformer.models.generation import check_sampling
-from numformer.models.parts import NormedPositions, Scores, chain
+from numformer.models.parts import NormedPositions, Scores
 from numformer.models.pretrained import PretrainedModel
 from numformer.models.transformer_config import TransformerConfig
 from numformer.models.translation import beam_search, check_search, sample_sentences
@@ -29,7 +29,7 @@ from numformer.nn import (
     SinusoidalPositions,
     initial,
 )
-from numformer.nn.backward import take
+from numformer.nn.backward import chain, take
 from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
 from numformer.packed import Packed

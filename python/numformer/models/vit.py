@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from numformer import ops
 from numformer.models import pretrained
 from numformer.models.config import activation_from_json, activation_to_json, check_blocks
-from numformer.models.parts import chain, first_position
+from numformer.models.parts import first_position
 from numformer.nn import (
     Backward,
     Context,
@@ -25,6 +25,7 @@ from numformer.nn import (
     PreNormBlock,
     initial,
 )
+from numformer.nn.backward import chain
 from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numformer.nn import initial
-from numformer.nn.backward import Backward, take
+from numformer.nn.backward import Backward, chain, take
 from numformer.nn.cache import KVCache
 from numformer.nn.context import Context
-from numformer.nn.dropout import Dropout
+from numformer.nn.dropout import Dropout, map_and_drop
 from numformer.nn.heads import Starts, attend, attend_backward, by_head, check, check_unused
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
@@ -125,19 +125,12 @@ class MultiHeadAttention(Module):
         merged, heads = self._merged(x)
         seen: dict[str, Any] = {"causal": self.causal, "mask": mask, "starts": starts}
         _, lse = attend(*self._split(qkv), heads, return_lse=True, **seen)
-        if self.dropout.p == 0.0:
-            y, output = self.output(merged, residual=residual)
-            dropout = None
-        else:
-            y, output = self.output(merged)
-            y, dropout = self.dropout(y, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
-        return y, Backward(self._backward, [project, qkv, heads, lse, seen, output, dropout])
+        y, ends = map_and_drop(self.output, self.dropout, merged, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
+        return y, Backward(self._backward, [project, qkv, heads, lse, seen, ends])
 
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Any:
-        project, qkv, heads, lse, seen, output, dropout = take(saved)
-        if dropout is not None:
-            dy = dropout(dy)
-        dheads = by_head(output(dy), self.heads, self.size)
+        project, qkv, heads, lse, seen, ends = take(saved)
+        dheads = by_head(chain(ends, dy), self.heads, self.size)
         dqkv = empty(qkv.shape, qkv.dtype)
         attend_backward(dheads, *self._split(qkv), heads, lse, self._split(dqkv), **seen)
         del qkv, heads, dheads, lse

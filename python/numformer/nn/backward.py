@@ -44,3 +44,10 @@ def take(saved: list[Any]) -> tuple[Any, ...]:
     items = tuple(saved)
     saved.clear()
     return items
+
+
+def chain(saved: list[Any], gradient: Any = 1.0) -> Any:
+    """Run backward what ran forward one after the other: the function of a :class:`Backward`."""
+    while saved:
+        gradient = saved.pop()(gradient)
+    return gradient

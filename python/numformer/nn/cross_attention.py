@@ -9,9 +9,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from numformer import ops
 from numformer.nn import initial
-from numformer.nn.backward import Backward, take
+from numformer.nn.backward import Backward, chain, take
 from numformer.nn.context import Context
-from numformer.nn.dropout import Dropout
+from numformer.nn.dropout import Dropout, map_and_drop
 from numformer.nn.heads import Starts, attend, attend_backward, by_head, check, check_unused
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
@@ -121,21 +121,14 @@ class CrossAttention(Module):
         merged = empty(q.shape, q.dtype)
         seen: dict[str, Any] = {"mask": mask, "starts": starts}
         _, lse = attend(self._by_head(q), *self._keys_values(kv), self._by_head(merged), return_lse=True, **seen)
-        if self.dropout.p == 0.0:
-            y, output = self.output(merged, residual=residual)
-            dropout = None
-        else:
-            y, output = self.output(merged)
-            y, dropout = self.dropout(y, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
-        return y, Backward(self._backward, [query, project, q, kv, merged, lse, seen, output, dropout])
+        y, ends = map_and_drop(self.output, self.dropout, merged, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
+        return y, Backward(self._backward, [query, project, q, kv, merged, lse, seen, ends])
 
     def _backward(
         self, saved: list[Any], dy: Array, *, residual: Array | None = None, dmemory: Array | None = None
     ) -> tuple[Array, Array]:
-        query, project, q, kv, merged, lse, seen, output, dropout = take(saved)
-        if dropout is not None:
-            dy = dropout(dy)
-        dmerged = output(dy)
+        query, project, q, kv, merged, lse, seen, ends = take(saved)
+        dmerged = chain(ends, dy)
         dq, dkv = empty(q.shape, q.dtype), empty(kv.shape, kv.dtype)
         attend_backward(
             self._by_head(dmerged),

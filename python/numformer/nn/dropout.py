@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from numformer import ops
 from numformer.nn.backward import Backward, take
 from numformer.nn.context import DEFAULT, Context
+from numformer.nn.linear import Linear
 from numformer.nn.module import Module
 
 Array = NDArray[Any]
@@ -79,3 +80,24 @@ def number_dropouts(model: Module) -> None:
         if isinstance(module, Dropout):
             module.layer = layer
             layer += 1
+
+
+def map_and_drop(
+    output: Linear,
+    dropout: Dropout,
+    x: Array,
+    *,
+    residual: Array | None,
+    cu_seqlens: Array | None = None,
+    ctx: Context | None,
+) -> tuple[Array, list[Backward]]:
+    """Return dropout(output(x)) + residual, and what :func:`chain` runs backward.
+
+    It is how attention and feed-forward end. Where nothing is dropped the product adds the residual.
+    """
+    if dropout.p == 0.0:
+        y, project = output(x, residual=residual)
+        return y, [project]
+    y, project = output(x)
+    y, drop = dropout(y, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
+    return y, [project, drop]

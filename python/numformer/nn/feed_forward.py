@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numformer.nn import initial
-from numformer.nn.backward import Backward, take
+from numformer.nn.backward import Backward, chain, take
 from numformer.nn.context import Context
-from numformer.nn.dropout import Dropout
+from numformer.nn.dropout import Dropout, map_and_drop
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
+from numformer.ops.memory import empty
 
 Array = NDArray[Any]
 
@@ -77,18 +78,12 @@ class FeedForward(Module):
         `cu_seqlens`, of packed sequences, concerns dropout only: each position is by itself.
         """
         h, inner = self.inner(x)
-        if self.dropout.p == 0.0:
-            y, outer = self.outer(h, residual=residual)
-            return y, Backward(self._backward, [inner, outer, None])
-        y, outer = self.outer(h)
-        y, dropout = self.dropout(y, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
-        return y, Backward(self._backward, [inner, outer, dropout])
+        y, ends = map_and_drop(self.outer, self.dropout, h, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
+        return y, Backward(self._backward, [inner, ends])
 
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Any:
-        inner, outer, dropout = take(saved)
-        if dropout is not None:
-            dy = dropout(dy)
-        return inner(outer(dy), residual=residual)
+        inner, ends = take(saved)
+        return inner(chain(ends, dy), residual=residual)
 
     def infer(self, x: Array, *, residual: Array | None = None) -> Array:
         """Return y; of a long x piece by piece, so that the inner rows of all are never in memory."""
@@ -96,7 +91,7 @@ class FeedForward(Module):
         if len(rows) < 2 * _PIECE:
             return self.outer.infer(self.inner.infer(x), residual=residual)
         ends = np.arange(len(rows) // _PIECE) * _PIECE  # the last piece has up to 2 * _PIECE - 1 rows
-        y = np.empty((len(rows), self.outer.outputs), x.dtype)
+        y = empty((len(rows), self.outer.outputs), x.dtype)
         more = None if residual is None else residual.reshape(y.shape)
         for begin, end in zip(ends, [*ends[1:], len(rows)], strict=True):
             h = self.inner.infer(rows[begin:end])

@@ -9,12 +9,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from numformer import ops
 from numformer.nn import initial
-from numformer.nn.backward import Backward, take
+from numformer.nn.backward import Backward, chain, take
 from numformer.nn.context import Context
-from numformer.nn.dropout import Dropout
+from numformer.nn.dropout import Dropout, map_and_drop
+from numformer.nn.heads import by_head, check
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
+from numformer.ops.memory import empty
 
 Array = NDArray[Any]
 
@@ -88,23 +90,22 @@ class RelativeAttention(Module):
 
     def _split(self, qkv: Array, memory: int) -> tuple[Array, Array, Array]:
         """Return views of queries of x, keys and values of memory and x, (batch, heads, positions, size) each."""
-        every = qkv.reshape(*qkv.shape[:2], 3 * self.heads, self.size).transpose(0, 2, 1, 3)
         h = self.heads
+        every = by_head(qkv, 3 * h, self.size)
         return every[:, :h, memory:], every[:, h : 2 * h], every[:, 2 * h :]
 
     def _by_head(self, x: Array) -> Array:
         """Return a view, (batch, heads, positions, size), of heads side by side."""
-        return x.reshape(*x.shape[:2], self.heads, self.size).transpose(0, 2, 1, 3)
+        return by_head(x, self.heads, self.size)
 
     def _rows(self, r: Array) -> Array:
         """Return a view of projected sines, (heads, distances, size)."""
-        return r.reshape(r.shape[0], self.heads, self.size).transpose(1, 0, 2)
+        return self._by_head(r).swapaxes(0, 1)
 
     def _with_memory(self, x: Array, memory: Array | None) -> tuple[Array, int]:
         """Return memory and x, one behind the other, and the length of the memory."""
         width = self.heads * self.size
-        if x.ndim != 3 or x.shape[2] != width:
-            raise ValueError(f"RelativeAttention: x must have shape (batch, positions, {width}), got {x.shape}")
+        check("RelativeAttention", "x", x, width, None, positions="positions")
         if memory is None:
             return x, 0
         if memory.ndim != 3 or memory.shape[::2] != x.shape[::2]:
@@ -146,24 +147,17 @@ class RelativeAttention(Module):
         r, project_positions = self.positions(distance_sines(whole.shape[1], x.shape[2], x.dtype))
         u, v = (bias.use(bias.value.dtype) for bias in (self.bias_u, self.bias_v))  # float32 beside 16-bit x
         rel = (self._rows(r), u, v, 0)
-        merged = np.empty(x.shape, x.dtype)
+        merged = empty(x.shape, x.dtype)
         q, k, values = self._split(qkv, before)
         _, lse = ops.attention(q, k, values, causal=True, rel=rel, return_lse=True, out=self._by_head(merged))
-        if self.dropout.p == 0.0:
-            y, output = self.output(merged, residual=residual)
-            dropout = None
-        else:
-            y, output = self.output(merged)
-            y, dropout = self.dropout(y, residual=residual, ctx=ctx)
-        saved = [project, project_positions, qkv, before, r, rel, merged, lse, output, dropout]
+        y, ends = map_and_drop(self.output, self.dropout, merged, residual=residual, ctx=ctx)
+        saved = [project, project_positions, qkv, before, r, rel, merged, lse, ends]
         return y, Backward(self._backward, saved)
 
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Array:
-        project, project_positions, qkv, before, r, rel, merged, lse, output, dropout = take(saved)
-        if dropout is not None:
-            dy = dropout(dy)
-        dmerged = output(dy)
-        dqkv = np.empty(qkv.shape, qkv.dtype)
+        project, project_positions, qkv, before, r, rel, merged, lse, ends = take(saved)
+        dmerged = chain(ends, dy)
+        dqkv = empty(qkv.shape, qkv.dtype)
         dqkv[:, :before, : self.heads * self.size] = 0  # the memory asks for nothing
         *_, more = ops.attention_backward(
             self._by_head(dmerged),
@@ -190,6 +184,6 @@ class RelativeAttention(Module):
         whole, before = self._with_memory(x, memory)
         r = self.positions.infer(distance_sines(whole.shape[1], x.shape[2], x.dtype))
         rel = (self._rows(r), self.bias_u.value, self.bias_v.value, 0)
-        merged = np.empty(x.shape, x.dtype)
+        merged = empty(x.shape, x.dtype)
         ops.attention(*self._split(self.qkv.infer(whole), before), causal=True, rel=rel, out=self._by_head(merged))
         return self.output.infer(merged, residual=residual)

@@ -11,11 +11,14 @@ from numpy.typing import DTypeLike, NDArray
 from numformer import ops
 from numformer.nn import initial
 from numformer.nn.attention import MultiHeadAttention
-from numformer.nn.backward import Backward, take
+from numformer.nn.backward import Backward, chain, take
 from numformer.nn.cache import KVCache
 from numformer.nn.context import Context
+from numformer.nn.dropout import map_and_drop
+from numformer.nn.heads import by_head, check
 from numformer.nn.linear import Linear
 from numformer.nn.parameter import Parameter
+from numformer.ops.memory import empty
 
 Array = NDArray[Any]
 
@@ -118,24 +121,17 @@ class SlidingAttention(MultiHeadAttention):
             read = _read(options, sequence)
             merged[sequence, places], *kept = self._far(q, x[sequence], read, *maps)
             far.append([sequence, places, read, query, q, *maps[:2], *kept])
-        if self.dropout.p == 0.0:
-            y, output = self.output(merged, residual=residual)
-            dropout = None
-        else:
-            y, output = self.output(merged)
-            y, dropout = self.dropout(y, residual=residual, ctx=ctx)
-        return y, Backward(
-            self._backward, [x if far else None, project, qkv, heads, lse, options, far, output, dropout]
-        )
+        y, ends = map_and_drop(self.output, self.dropout, merged, residual=residual, ctx=ctx)
+        return y, Backward(self._backward, [x if far else None, project, qkv, heads, lse, options, far, ends])
 
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Any:
-        x, project, qkv, heads, lse, options, far, output, dropout = take(saved)
-        if dropout is not None:
-            dy = dropout(dy)
-        dmerged = output(dy)
-        dqkv = np.empty(qkv.shape, qkv.dtype)
+        x, project, qkv, heads, lse, options, far, ends = take(saved)
+        dmerged = chain(ends, dy)
+        dqkv = empty(qkv.shape, qkv.dtype)
         # Rows of global tokens saw nothing in this call, so what stands there now does not matter.
-        ops.attention_backward(self._by_head(dmerged), *self._split(qkv), heads, lse, into=self._split(dqkv), **options)
+        ops.attention_backward(
+            by_head(dmerged, self.heads, self.size), *self._split(qkv), heads, lse, into=self._split(dqkv), **options
+        )
         del qkv, heads, lse
         dx = project(dqkv, residual=residual)
         while far:
@@ -169,8 +165,7 @@ class SlidingAttention(MultiHeadAttention):
         for name, value in unused.items():
             if value is not None:
                 raise ValueError(f"SlidingAttention: {name} must be None, got {type(value).__name__}")
-        if x.ndim != 3 or x.shape[2] != width:
-            raise ValueError(f"SlidingAttention: x must have shape (batch, positions, {width}), got {x.shape}")
+        check("SlidingAttention", "x", x, width, None, positions="positions")
         options: dict[str, Any] = {"window": (self.window, self.window), "mask": None}
         if mask is None:
             return options, []
@@ -242,9 +237,9 @@ class SlidingAttention(MultiHeadAttention):
         gradient = ops.matmul(left.swapaxes(1, 2), right, dtype=layer.weight.value.dtype).reshape(-1, right.shape[2])
         layer.weight.add(gradient if layer.transposed else gradient.T)
 
-    def _by_head(self, x: Array) -> Array:
-        """Return a view of heads side by side, (..., heads, positions, size)."""
-        return x.reshape(*x.shape[:-1], self.heads, self.size).swapaxes(-3, -2)
+    def _by_head(self, rows: Array) -> Array:
+        """Return a view of rows, (n, width), by head: (heads, n, size)."""
+        return by_head(rows, self.heads, self.size).swapaxes(0, 1)
 
 
 def _read(options: dict[str, Any], sequence: int) -> Array | None:
