@@ -9,7 +9,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +161,8 @@ def checksum(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> str:
     if sum(array.nbytes for array in tensors.values()) < 2**24:
         parts += map(part, sorted(tensors))
     else:
+        from concurrent.futures import ThreadPoolExecutor  # for large files only
+
         with ThreadPoolExecutor() as pool:  # zlib lets go of the interpreter's lock
             parts += pool.map(part, sorted(tensors))
     return f"{zlib.crc32(json.dumps(parts).encode()):08x}"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from numformer import _core
-from numformer.profiling import ceilings
-from numformer.profiling.ceilings import Ceilings
 from numformer.profiling.recording import Recording
 
-EXPLAINED = (
-    *("matmul", "matmul_backward", "attention", "attention_backward", "attention_varlen", "attention_varlen_backward"),
+if TYPE_CHECKING:
+    from numformer.profiling.ceilings import Ceilings
+
+EXPLAINED = ("matmul", "matmul_backward", "attention", "attention_backward") + (
+    "attention_varlen",
+    "attention_varlen_backward",
 )
 
 
@@ -150,6 +152,8 @@ def explain(operation: Callable[..., Any], /, *args: Any, **options: Any) -> Exp
     >>> plan.operation, plan.flops
     ('matmul', 1811939328.0)
     """
+    from numformer.profiling import ceilings  # reads files; most who import numformer never ask
+
     name = getattr(operation, "__name__", "")
     if name not in EXPLAINED or not str(getattr(operation, "__module__", "")).startswith("numformer.ops"):
         raise TypeError(f"explain: operation must be one of numformer's {', '.join(EXPLAINED)}, got {operation!r:.80}")
