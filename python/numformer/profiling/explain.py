@@ -14,7 +14,11 @@ from numformer.profiling.recording import Recording
 if TYPE_CHECKING:
     from numformer.profiling.ceilings import Ceilings
 
-EXPLAINED = ("matmul", "matmul_backward", "attention", "attention_backward") + (
+EXPLAINED = (
+    "matmul",
+    "matmul_backward",
+    "attention",
+    "attention_backward",
     "attention_varlen",
     "attention_varlen_backward",
 )
