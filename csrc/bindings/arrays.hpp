@@ -50,6 +50,7 @@ DType dtype_from(const char *operation, const char *argument, py::handle dtype);
 bool may_overlap(const View &a, const View &b);
 
 void bind_runtime(py::module_ &m);
+void bind_dlpack(py::module_ &m);
 void bind_matmul(py::module_ &m);
 void bind_attention(py::module_ &m);
 void bind_rowwise(py::module_ &m);

@@ -1,5 +1,6 @@
 #include "bindings/scalars.hpp"
 #include "core/pool.hpp"
+#include "core/pool_failure.hpp"
 #include "runtime/kernels.hpp"
 #include "runtime/parallel.hpp"
 #include "runtime/processor.hpp"
@@ -201,6 +202,7 @@ void bind_runtime(py::module_ &m) {
         pool::set_limit(bytes);
     });
     m.def("empty_pool", &pool::empty);
+    m.def("pool_fail_after", &pool::fail_after);
     m.def("ceiling_gflops", &ceiling_gflops, py::arg("dtype"), py::arg("rounds"));
     m.def("ceiling_bandwidth", &ceiling_bandwidth, py::arg("bytes"), py::arg("rounds"));
     m.def("fork_join_ns", &fork_join_ns, py::arg("rounds"));

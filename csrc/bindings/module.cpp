@@ -16,6 +16,7 @@ PYBIND11_MODULE(_core, m) {
         }
     });
     bind_runtime(m);
+    bind_dlpack(m);
     bind_matmul(m);
     bind_attention(m);
     bind_rowwise(m);

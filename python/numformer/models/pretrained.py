@@ -15,6 +15,7 @@ from numformer.nn import Module, initial
 
 Array = NDArray[Any]
 
+_SPARE = 2**14
 WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
@@ -60,20 +61,20 @@ class PretrainedModel(Module):
         folder = Path(path)
         fields = read_config(folder)
         try:
-            model = cls.empty(fields)
+            config = cls.config_type.from_json(fields)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from error
         state = read_weights(folder)
+        # Room for what is made and not in the files: copies of tied weights, parts that a file leaves out.
+        most = _SPARE + 4 * sum(value.size for value in state.values())
+        try:
+            model: Self = cls(config, rng=initial.Zeros(most))  # type: ignore[call-arg]
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from error
         try:
             model.load_state_dict(untied(floats(model.adapt(state)), model.tied), adopt=True)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder}: {error}") from error
-        return model
-
-    @classmethod
-    def empty(cls, fields: dict[str, Any]) -> Self:
-        """Make the model that config.json describes, with weights of zero."""
-        model: Self = cls(cls.config_type.from_json(fields), rng=initial.Zeros())  # type: ignore[call-arg]
         return model
 
     def adapt(self, state: dict[str, Array]) -> dict[str, Array]:
