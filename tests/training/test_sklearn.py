@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import FunctionTransformer  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
-QUICK = {"width": 16, "heads": 2, "min_steps": 120, "epochs": 8, "learning_rate": 1e-2}
+QUICK = {"width": 16, "heads": 2, "min_steps": 80, "epochs": 4, "learning_rate": 1e-2}
 
 
 @pytest.mark.filterwarnings("ignore")
