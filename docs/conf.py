@@ -7,7 +7,7 @@ from pathlib import Path
 # Of the notebooks' processes: threads that wait do not spin, beside whatever else runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import numformer  # noqa: E402
+import numformer
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "_ext"))
