@@ -114,9 +114,11 @@ py::array as_array(const char *operation, const char *argument, py::handle objec
 } // namespace
 
 void bind_dlpack(py::module_ &m) {
-    m.def("dlpack_capsule", &dlpack_capsule, py::arg("array"), py::arg("versioned"), py::arg("copied"));
-    m.def("as_array", &as_array, py::arg("operation"), py::arg("argument"), py::arg("x"));
-    m.def("from_dlpack", &from_dlpack, py::arg("x"));
+    define(m, "dlpack_capsule(array: numpy.ndarray, versioned: bool, copied: bool) -> typing.Any", &dlpack_capsule,
+           py::arg("array"), py::arg("versioned"), py::arg("copied"));
+    define(m, "as_array(operation: str, argument: str, x: typing.Any) -> numpy.ndarray", &as_array,
+           py::arg("operation"), py::arg("argument"), py::arg("x"));
+    define(m, "from_dlpack(x: typing.Any) -> numpy.ndarray", &from_dlpack, py::arg("x"));
 }
 
 } // namespace nf::bindings
