@@ -153,19 +153,30 @@ py::array unpack(const ops::PackedMatrix &matrix) {
     return out.array;
 }
 
+template <class F> py::cpp_function getter(const char *signature, F &&f) {
+    return py::cpp_function(std::forward<F>(f), signature);
+}
+
 } // namespace
 
 void bind_matmul(py::module_ &m) {
     py::class_<ops::PackedMatrix>(m, "PackedMatrix")
-        .def(py::init(&pack), py::arg("b"), py::arg("dtype"))
+        .def(py::init(&pack), "__init__(self, b: numpy.ndarray, dtype: object) -> None", py::arg("b"), py::arg("dtype"))
         .def_property_readonly("shape",
-                               [](const ops::PackedMatrix &p) { return py::make_tuple(p.rows(), p.columns()); })
-        .def_property_readonly("stored",
-                               [](const ops::PackedMatrix &p) { return kNameStored[static_cast<int>(p.stored())]; })
-        .def_property_readonly("nbytes", &ops::PackedMatrix::bytes)
-        .def("unpack", &unpack);
-    m.def("matmul", &matmul, py::arg("a"), py::arg("b"), py::arg("bias"), py::arg("activation"), py::arg("residual"),
-          py::arg("scale"), py::arg("accumulate"), py::arg("dtype"), py::arg("save_preactivation"), py::arg("out"));
+                               getter("(self) -> tuple[int, int]",
+                                      [](const ops::PackedMatrix &p) { return py::make_tuple(p.rows(), p.columns()); }))
+        .def_property_readonly(
+            "stored", getter("(self) -> str",
+                             [](const ops::PackedMatrix &p) { return kNameStored[static_cast<int>(p.stored())]; }))
+        .def_property_readonly("nbytes", getter("(self) -> int", [](const ops::PackedMatrix &p) { return p.bytes(); }))
+        .def("unpack", &unpack, "unpack(self) -> numpy.ndarray");
+    define(m,
+           "matmul(a: numpy.ndarray, b: numpy.ndarray | PackedMatrix, bias: numpy.ndarray | None, activation: str | "
+           "None, residual: "
+           "numpy.ndarray | None, scale: float, accumulate: bool, dtype: object, save_preactivation: bool, out: "
+           "numpy.ndarray | None) -> typing.Any",
+           &matmul, py::arg("a"), py::arg("b"), py::arg("bias"), py::arg("activation"), py::arg("residual"),
+           py::arg("scale"), py::arg("accumulate"), py::arg("dtype"), py::arg("save_preactivation"), py::arg("out"));
 }
 
 } // namespace nf::bindings

@@ -52,8 +52,13 @@ class PackedMatrix(_core.PackedMatrix):
 
     Examples
     --------
-    >>> packed = nf.PackedMatrix(weight, "int8")
-    >>> y = nf.matmul(x, packed, bias=bias, activation="gelu")
+    >>> import numpy as np, numformer as nf
+    >>> weight = nf.PackedMatrix(np.eye(100, dtype=np.float32), "int8")
+    >>> weight
+    PackedMatrix(100 x 100, int8, ... bytes)
+    >>> x = np.ones((2, 100), np.float32)
+    >>> np.allclose(nf.matmul(x, weight, activation="relu"), x)
+    True
     """
 
     def __init__(self, b: NDArray[Any], dtype: DTypeLike | None = None) -> None:
