@@ -8,7 +8,7 @@ from numformer import _core, ops
 from numformer._core import __version__
 from numformer.cache import KVCache
 from numformer.ops import *  # noqa: F403 - the functions that ops lists in __all__
-from numformer.packed_matrix import PackedMatrix
+from numformer.ops.packed_matrix import PackedMatrix
 from numformer.profiling import explain, profile
 
 if TYPE_CHECKING:

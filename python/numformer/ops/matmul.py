@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 from numformer import _core
 from numformer.ops.activations import gelu_backward, relu_backward, silu_backward
 from numformer.ops.elementwise import sum_rows
-from numformer.packed_matrix import PackedMatrix
+from numformer.ops.packed_matrix import PackedMatrix
 
 Array = NDArray[Any]
 
