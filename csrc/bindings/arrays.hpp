@@ -61,7 +61,6 @@ void define(py::module_ &m, const char *signature, F &&function, const Extra &..
 }
 
 void bind_runtime(py::module_ &m);
-void bind_dlpack(py::module_ &m);
 void bind_matmul(py::module_ &m);
 void bind_attention(py::module_ &m);
 void bind_rowwise(py::module_ &m);

@@ -63,3 +63,9 @@ py::array read(const char *operation, const char *argument, py::handle object);
 py::array read_capsule(const char *operation, const char *argument, py::handle capsule);
 
 } // namespace nf::bindings::dlpack
+
+namespace nf::bindings {
+
+void bind_dlpack(py::module_ &m);
+
+} // namespace nf::bindings

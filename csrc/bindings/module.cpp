@@ -1,5 +1,6 @@
 // The table of contents of numformer._core.
 #include "bindings/arrays.hpp"
+#include "bindings/dlpack.hpp"
 
 PYBIND11_MODULE(_core, m) {
     namespace py = pybind11;
