@@ -29,7 +29,7 @@ def decayed(decay, rule):
 
 CASES = {
     "GradientDescent": (lambda p: optim.GradientDescent(p, lr=0.1), lambda: optax.sgd(0.1)),
-    "SGD": (lambda p: optim.SGD(p, lr=0.1, weight_decay=0.1), lambda: decayed(0.1, optax.sgd(0.1))),
+    "SGD": (lambda p: optim.SGD(p, lr=0.1, momentum=0.0, weight_decay=0.1), lambda: decayed(0.1, optax.sgd(0.1))),
     "momentum": (lambda p: optim.SGD(p, lr=0.05, momentum=0.9), lambda: optax.sgd(0.05, momentum=0.9)),
     "Nesterov": (
         lambda p: optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
@@ -69,6 +69,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_100_steps(rng, name):
     make, rule = CASES[name]
+    # The rate and the decay of optax's Adafactor are functions of the step in float32.
+    rtol = 1e-5 if name == "Adafactor" else 1e-9
     starts = [normal(rng, *shape, dtype=np.float64) for shape in SHAPES]
     mine = [nn.Parameter(x.copy()) for x in starts]
     ours, theirs = make(mine), rule()
@@ -85,7 +87,7 @@ def test_100_steps(rng, name):
         values = optax.apply_updates(values, changes)
         for parameter, value in zip(mine, values, strict=True):
             np.testing.assert_allclose(
-                parameter.value, np.asarray(value), rtol=1e-9, atol=1e-11, err_msg=f"step {step}"
+                parameter.value, np.asarray(value), rtol=rtol, atol=rtol / 100, err_msg=f"step {step}"
             )
 
 
@@ -114,7 +116,7 @@ def test_clipping(rng):
     [
         (
             optim.cosine(0.3, steps=STEPS, warmup=10, final=0.03),
-            lambda: optax.warmup_cosine_decay_schedule(0.03, 0.3, 9, STEPS - 1, 0.03),
+            lambda: optax.warmup_cosine_decay_schedule(0.3 / 11, 0.3, 10, STEPS - 1, 0.03),
         ),
         (optim.linear(0.3, steps=81, final=0.03), lambda: optax.linear_schedule(0.3, 0.03, 80)),
         (optim.constant(0.3), lambda: optax.constant_schedule(0.3)),
