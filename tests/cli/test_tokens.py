@@ -167,7 +167,7 @@ def test_memory_is_constant(tmp_path: Path) -> None:
         path = tmp_path / f"{copies}.txt"
         path.write_text("To be, or not to be, that is the question. " * 70_000 * copies)
         code = (
-            "from numformer.cli import app; from numformer.train.rehearsal import resident_peak\n"
+            "from numformer.cli import app; from numformer.profiling.memory import resident_peak\n"
             f"app(['tokenize', {str(path)!r}, '--vocab', '0', '--quiet'], standalone_mode=False)\n"
             "print(resident_peak())"
         )

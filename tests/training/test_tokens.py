@@ -203,7 +203,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     code = f"""
         import numpy as np
         from numformer.data import TokenFile, Windows, write_tokens
-        from numformer.train.rehearsal import resident_peak
+        from numformer.profiling.memory import resident_peak
         base = resident_peak()
         piece = np.arange(1 << 16) % 50000
         write_tokens("{tmp_path}/a.tokens", (piece for _ in range(800)), vocab_size=50000)
@@ -218,6 +218,23 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     size, written, drawn = map(int, done.stdout.split())
     assert size > 100_000_000
     assert written < 30_000_000 and drawn < 60_000_000, "pages that are read around each window count, too"
+
+
+def test_the_system_is_told_what_comes_next(tmp_path: Path, rng: np.random.Generator) -> None:
+    """The pages of the next batch, and none outside of the file."""
+    write_tokens(tmp_path / "a.tokens", _documents(rng, 3000), vocab_size=300)
+    file = TokenFile(tmp_path / "a.tokens")
+    assert file._mapping is not None
+    assert file._mapping[file._offset : file._offset + file.tokens.nbytes] == file.tokens.tobytes()
+    file.advise(0, len(file.tokens))
+    file.advise(len(file.tokens) - 1, len(file.tokens) + 10**6)
+    told: list[tuple[int, int]] = []
+    windows = Windows(file.tokens, 16, epochs=True, advise=lambda start, stop: told.append((start, stop)))
+    model = _model(vocab_size=300)
+    Trainer(model, AdamW(model.parameters()), windows, batch_size=3, steps=2, progress=False).run()
+    ids = np.concatenate([windows.draw(3, seed=0, step=step)[0] for step in (1, 2)])
+    assert [stop - start for start, stop in told] == [17] * 6
+    np.testing.assert_array_equal(ids, [file.tokens[start : start + 16] for start, _ in told])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 16, 17, 100, 1023, 1024, 1025, 70_001])
@@ -261,9 +278,8 @@ def test_a_permutation_may_be_huge() -> None:
             Permutation(count, seed=0)
 
 
-@pytest.mark.parametrize("total", [18, 34, 99, 500])
-def test_epochs_have_each_window_once(total: int, rng: np.random.Generator) -> None:
-    context = 17
+@pytest.mark.parametrize(("total", "context"), [(18, 17), (34, 17), (99, 17), (500, 17), (2500, 1)])
+def test_epochs_have_each_window_once(total: int, context: int, rng: np.random.Generator) -> None:
     tokens = np.arange(total)
     windows = Windows(tokens, context, epochs=True)
     in_epoch = windows.windows_an_epoch()

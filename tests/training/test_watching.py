@@ -18,6 +18,7 @@ from numformer.cli import app
 from numformer.data import Windows, to_tokens
 from numformer.models import GPT, GPTConfig
 from numformer.optim import AdamW
+from numformer.profiling import ceilings
 from numformer.train import Trainer, plot, record, speed
 from numformer.train.progress import Bar, Lines, Silent
 from typer.testing import CliRunner
@@ -69,7 +70,7 @@ def test_share_is_that_of_the_arithmetic() -> None:
     assert found == (5, None), "a profile that is on is left alone"
     flops = float(p.records()["flops"][0])
     assert flops == 2 * 256**3
-    assert 0.2 < least / (flops / speed.ceiling("float32")) < 5, "measured twice, so not to the bit"
+    assert 0.2 < least / (flops / ceilings.arithmetic("float32")) < 5, "measured twice, so not to the bit"
     with pytest.raises(ZeroDivisionError):
         speed.counted(lambda: 1 // 0)
     with nf.profile():

@@ -134,7 +134,7 @@ def _opened(path: Path, context: int, packing: bool | None) -> Corpus:
     packed = len(file) > 1 if packing is None else packing
     ends = places[: number + (1 if cut == begin else 2)]  # a view, however many there are
     rest = np.maximum(places[number:] - cut, 0)
-    options: dict[str, Any] = {"limit": file.vocab_size}
+    options: dict[str, Any] = {"limit": file.vocab_size, "advise": file.advise}
     return Corpus(
         Windows(file.tokens[:cut], context, documents=ends if packed else None, epochs=True, **options),
         Windows(file.tokens[cut:], context, documents=rest if packed else None, **options),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import tempfile
 import zlib
 from array import array
@@ -78,6 +79,7 @@ class TokenFile:
         self.documents = documents.view(np.int64)
         self.vocab_size, self.end, self.tokenizer = notes["vocab_size"], notes["end"], notes["tokenizer"]
         self._sums = notes["crc32"]
+        self._mapping, self._offset = _mapping(tokens)
 
     @staticmethod
     def _check(tokens: Array, documents: Array, notes: Mapping[str, Any]) -> None:
@@ -113,6 +115,15 @@ class TokenFile:
         number = range(len(self))[index]
         return self.tokens[self.documents[number] : self.documents[number + 1]]
 
+    def advise(self, start: int, stop: int) -> None:
+        """Have the system read these tokens from the disk, without waiting for them."""
+        if self._mapping is None:
+            return
+        first = (self._offset + start * self.tokens.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
+        last = min(self._offset + stop * self.tokens.itemsize, len(self._mapping))
+        if first < last:
+            self._mapping.madvise(mmap.MADV_WILLNEED, first, last - first)
+
     def verify(self, progress: Callable[[int], None] | None = None) -> None:
         """Read all of the file and compare its checksums.
 
@@ -140,6 +151,20 @@ class TokenFile:
                     f"{self.path}: damaged, the checksum of its {name} is {total:08x} and should be "
                     f"{self._sums[name]:08x}"
                 )
+
+
+def _mapping(array: Array) -> tuple[mmap.mmap | None, int]:
+    """Return the mapping that an array is a view of, where the system takes advice on it, and the place in it."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        whole, base = base, base.base
+    if isinstance(base, memoryview):
+        base = base.obj
+    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):
+        return None, 0
+    # `whole` ends where the file ends, wherever it begins.
+    end = whole.__array_interface__["data"][0] + whole.nbytes
+    return base, len(base) - (end - array.__array_interface__["data"][0])
 
 
 def is_token_file(path: str | Path) -> bool:

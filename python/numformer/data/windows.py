@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from numformer.data.shuffle import Permutation
 
 Array = NDArray[Any]
 Batch = tuple[Array, ...]
+
+_BLOCK = 1024
+"""Windows of an epoch whose places are computed at once."""
 
 IGNORE = -100
 """Target that does not count."""
@@ -40,6 +44,8 @@ class Windows:
         epoch, position) of which nothing is kept. The first one begins at another place in each epoch.
     limit : int, optional
         Tokens must be below it; those of a window are checked when it is made.
+    advise : callable, optional
+        Told of tokens that will be read soon, from and up to a place: :meth:`TokenFile.advise`.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class Windows:
         documents: Array | None = None,
         epochs: bool = False,
         limit: int | None = None,
+        advise: Callable[[int, int], None] | None = None,
     ) -> None:
         tokens = np.asarray(tokens)
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
@@ -75,7 +82,8 @@ class Windows:
         self.epochs = epochs
         self.limit = limit
         self.targets = len(tokens) - 1
-        self._order: tuple[tuple[int, int], int, Permutation] | None = None
+        self.advise = advise
+        self._kept: tuple[tuple[int, int, int], Array] | None = None
 
     def __len__(self) -> int:
         """Return the number of windows side by side."""
@@ -128,22 +136,30 @@ class Windows:
     def _starts(self, count: int, seed: int, step: int) -> Array:
         """Return where the windows of a step begin; a batch may have windows of two epochs or more."""
         total = self.windows_an_epoch()
-        places = step * count + np.arange(count)
-        epochs = places // total
-        starts = np.empty(count, np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            shift, order = self._epoch(seed, epoch)
-            starts[here] = shift + self.context * order(places[here] - epoch * total)
-        return starts
+        parts, place, stop = [], step * count, (step + 1) * count
+        while place < stop:
+            epoch, number = divmod(place, total)
+            block = self._block(seed, epoch, number // _BLOCK)
+            parts.append(block[number % _BLOCK :][: stop - place])
+            place += len(parts[-1])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _epoch(self, seed: int, epoch: int) -> tuple[int, Permutation]:
-        """Return where the first window of an epoch begins, and the order; those of the last one are kept."""
-        if self._order is None or self._order[0] != (seed, epoch):
+    def _block(self, seed: int, epoch: int, number: int) -> Array:
+        """Return where some windows of an epoch begin, one after the other in its order; the last ones are kept."""
+        key = seed, epoch, number
+        if self._kept is None or self._kept[0] != key:
             rng = np.random.Generator(np.random.Philox(key=(seed % 2**64) | (epoch << 64), counter=2**64))
             shift = int(rng.integers(self._shifts()))
-            self._order = (seed, epoch), shift, Permutation(self.windows_an_epoch(), seed=seed, epoch=epoch)
-        return self._order[1:]
+            total = self.windows_an_epoch()
+            places = np.arange(number * _BLOCK, min(total, (number + 1) * _BLOCK))
+            self._kept = key, shift + self.context * Permutation(total, seed=seed, epoch=epoch)(places)
+        return self._kept[1]
+
+    def prepare(self, count: int, *, seed: int, step: int) -> None:
+        """Say that this batch will be drawn soon, so that the system reads its part of a file meanwhile."""
+        if self.advise is not None and self.epochs and len(self.tokens) > self.context:
+            for start in self._starts(count, seed, step).tolist():
+                self.advise(start, start + self.context + 1)
 
     def _batch(self, starts: Array, ids: Array, targets: Array) -> Batch:
         """Check windows that begin at these places, and pack their documents."""

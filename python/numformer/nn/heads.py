@@ -70,7 +70,8 @@ def check(
     owner: str, name: str, x: Array, width: int, cu_seqlens: Array | None, *, positions: str, rows: bool = False
 ) -> None:
     """Refuse an x that is not of the layout that `cu_seqlens` says; `rows` of a batch may hold packed sequences."""
-    if rows and cu_seqlens is not None and x.ndim == 3 and x.shape[2] == width:
+    total = cu_seqlens[-1] if rows and cu_seqlens is not None and len(cu_seqlens) else None
+    if total is not None and x.ndim == 3 and x.shape[2] == width and x.shape[0] * x.shape[1] == total:
         return
     if cu_seqlens is None and (x.ndim != 3 or x.shape[2] != width):
         raise ValueError(f"{owner}: {name} must have shape (batch, {positions}, {width}), got {x.shape}")

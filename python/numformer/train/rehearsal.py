@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from numformer import _core
+from numformer.profiling import memory
 from numformer.train.interrupt import Interrupt
 from numformer.train.speed import counted
 
@@ -85,8 +84,8 @@ def rehearse(trainer: Trainer) -> Rehearsal:
         evaluations=times,
         evaluation_seconds=evaluation,
         total_seconds=total,
-        pool_bytes=int(_core.pool_statistics()["peak_bytes"]),
-        resident_bytes=resident_peak(),
+        pool_bytes=memory.pool_peak(),
+        resident_bytes=memory.resident_peak(),
         checkpoint_bytes=sum(array.nbytes for part in parts for array in part.values()),
     )
 
@@ -114,18 +113,3 @@ def _evaluation(trainer: Trainer) -> float:
     with trainer.averaged():
         trainer.model.infer_loss(batch)
     return (time.perf_counter() - start) * len(held) / count
-
-
-def resident_peak() -> int:
-    """Return the most memory that this process had, in bytes; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        pass
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import numformer.profiling as profiling
-from numformer import _core
+from numformer import profiling
 
 T = TypeVar("T")
 
@@ -65,22 +64,10 @@ def counted(call: Callable[[], T]) -> tuple[T, float | None]:
         result = call()
     finally:
         profile.__exit__(None, None, None)
+    from numformer.profiling import ceilings
+
     flops: dict[str, float] = {}
     for row in profile.recording.sums:
         dtype = profile.recording.dtype_of(int(row["dtype"]))
         flops[dtype] = flops.get(dtype, 0.0) + float(row["flops"])
-    return result, sum(count / ceiling(dtype) for dtype, count in flops.items() if count)
-
-
-def ceiling(dtype: str) -> float:
-    """Return operations a second of multiply-adds on the threads that are set.
-
-    As ``numformer bench --ceilings`` measured it, or else measured now, in a few hundredths of a second; that is kept
-    nowhere.
-    """
-    from numformer.profiling import ceilings
-
-    kind = dtype if dtype in ("float64", "bfloat16") else "float32"
-    known = ceilings.load(_core.get_num_threads())
-    best = known.gflops(kind) if known else max(_core.ceiling_gflops(kind, 1_000_000) for _ in range(5))
-    return best * 1e9
+    return result, sum(count / ceilings.arithmetic(dtype) for dtype, count in flops.items() if count)

@@ -402,6 +402,8 @@ class Trainer:
             total = self._targets_in_data()
         else:
             batch = self.data.draw(self.batch_size, seed=self.seed, step=self.step)
+            if (prepare := getattr(self.data, "prepare", None)) is not None:
+                prepare(self.batch_size, seed=self.seed, step=self.step + 1)
             total = _targets(batch)
         if total == 0:
             raise ValueError("Trainer: there is no target that counts in the batch")
