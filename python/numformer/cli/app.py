@@ -92,8 +92,19 @@ def _run(command: Callable[..., None], **options: Any) -> None:
     except KeyboardInterrupt as error:
         raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        typer.echo(f"numformer: {_line(error)}", err=True)
+        message = f"numformer: {_line(error)}"
+        if _speaks(message):
+            typer.echo(message, err=True)
         raise typer.Exit(2) from None
+
+
+def _speaks(message: str) -> bool:
+    """Whether this process is to say a mistake: always, but for one of several ranks that all make it."""
+    if "numformer.train.parallel" not in sys.modules:
+        return True
+    from numformer.cli.together import speaks
+
+    return speaks(message)
 
 
 def _line(error: Exception) -> str:
@@ -178,12 +189,18 @@ def train(
     nan: Annotated[
         OnNaN, typer.Option(help="Whether a loss or gradient of NaN ends the run, or its step.")
     ] = OnNaN.stop,
+    shard_optimizer: Annotated[
+        bool,
+        typer.Option("--shard-optimizer", help="Each rank of mpiexec keeps a part of the optimizer's state only."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a model and write weights, log and pictures into a folder.
 
     A gpt learns a text byte by byte; a transformer learns to translate from --pairs FILE, or --source A --target B.
+
+    mpiexec -n 4 numformer train ... trains with four processes, each on its share of every batch.
     """
     shared = {
         "out": out,
@@ -193,7 +210,8 @@ def train(
         "seed": seed,
         "dtype": dtype.value,
         "threads": threads,
-        "watch": {"keep": keep, "keep_best": keep_best, "patience": patience, "ema": ema, "nan": nan.value},
+        "watch": {"keep": keep, "keep_best": keep_best, "patience": patience, "ema": ema, "nan": nan.value}
+        | {"shard_optimizer": shard_optimizer},
         "resume": resume,
         "quiet": quiet,
     }

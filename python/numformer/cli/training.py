@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import typer
 
+from numformer.cli import together
 from numformer.data import Windows, builtin_text, read_files, split, to_text, to_tokens
 from numformer.models import GPT, GPTConfig
 from numformer.nn import initial
@@ -43,10 +44,7 @@ def run(
 
     `watch` has the options of the Trainer that say what is kept, averaged and stopped.
     """
-    if threads is not None:
-        import numformer as nf
-
-        nf.set_num_threads(threads)
+    ranks = together.start(threads)
     if resume and out is None:
         raise ValueError("train: --resume needs --out, the folder of the run")
     tokens = read_files(files) if files else to_tokens(builtin_text())
@@ -69,7 +67,7 @@ def run(
     optimizer = AdamW(
         decay_groups(gpt.parameters(), weight_decay), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, clip_norm=1.0
     )
-    folder = out or new_folder(f"gpt-{files[0].stem if files else 'python'}")
+    folder = Path(ranks.told(lambda: str(out or new_folder(f"gpt-{files[0].stem if files else 'python'}"))))
     trainer = Trainer(
         gpt,
         optimizer,
@@ -98,14 +96,17 @@ def run(
     try:
         history = trainer.run()
     except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted after step {trainer.step}; the checkpoint is whole: "
-            f"go on with --resume --out {folder}, or try numformer generate {folder}",
-            err=True,
-        )
+        if ranks.first:
+            typer.echo(
+                f"interrupted after step {trainer.step}; the checkpoint is whole: "
+                f"go on with --resume --out {folder}, or try numformer generate {folder}",
+                err=True,
+            )
         raise
-    with trainer.averaged():  # as they were evaluated and written
-        _report(gpt, history, folder, validation, seed, time.monotonic() - begin)
+    if ranks.first:
+        with trainer.averaged():  # as they were evaluated and written
+            _report(gpt, history, folder, validation, seed, time.monotonic() - begin)
+    ranks.wait()
 
 
 def _report(
