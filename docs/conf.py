@@ -4,12 +4,12 @@ import os
 import sys
 from pathlib import Path
 
-# Of the notebooks' processes: threads that wait do not spin, beside whatever else runs.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import numformer
 
 HERE = Path(__file__).resolve().parent
+# Of the notebooks' processes: they import the same numformer, and threads that wait do not spin beside whatever runs.
+os.environ["PYTHONPATH"] = str(Path(numformer.__file__).resolve().parents[1])
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(HERE / "_ext"))
 
 project = "numformer"
@@ -42,8 +42,11 @@ numpydoc_xref_param_type = False
 nitpick_ignore_regex = [
     # Of other projects: the site is built without a network, so there is no inventory of theirs.
     (r"py:.*", r"(numpy|np|pandas|ml_dtypes|matplotlib|safetensors|rich|collections|pathlib|types|typing|os)\..*"),
-    # Bases that are no public names.
-    (r"py:class", r"numformer\.(models\.pretrained|data\.vocabulary|optim\.optimizer|optim\.adam)\..*"),
+    # Arguments and attributes: in docstrings one pair of backticks means them too, where it means no function.
+    (r"py:obj", r"[a-z_]+"),
+    # What is no public name: bases and helpers.
+    (r"py:class", r"numformer\.(models\.pretrained|data\.vocabulary|nn\.\w*block|optim\.optimizer|optim\.adam)\..*"),
+    (r"py:(class|data|func)", r"Block|DecoderBlock|Plan|PAD|BOS|EOS|SPECIAL|take|number_dropouts"),
     (r"py:class", r"(object|dict|list|tuple|str|int|float|bool|Exception|ABC|Protocol)"),
 ]
 
@@ -57,6 +60,7 @@ nb_execution_timeout = 120
 nb_merge_streams = True
 
 # ---- looks
+highlight_language = "none"  # of drawings in docstrings
 html_theme = "pydata_sphinx_theme"
 html_title = "numformer"
 html_show_sourcelink = False

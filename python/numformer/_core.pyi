@@ -8,6 +8,7 @@ import typing
 import numpy
 
 __all__: list[str] = [
+    "PackedMatrix",
     "adagrad_update",
     "adam_update",
     "adamw_update",
@@ -61,6 +62,16 @@ __all__: list[str] = [
     "softmax_backward",
     "sum_rows",
 ]
+
+class PackedMatrix:
+    def __init__(self, b: numpy.ndarray, dtype: typing.Any) -> None: ...
+    def unpack(self) -> numpy.ndarray: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def stored(self) -> str: ...
 
 def adagrad_update(
     values: collections.abc.Iterable[numpy.ndarray],
@@ -196,7 +207,7 @@ def linear_cross_entropy(
 ) -> typing.Any: ...
 def matmul(
     a: numpy.ndarray,
-    b: numpy.ndarray,
+    b: numpy.ndarray | PackedMatrix,
     bias: numpy.ndarray | None,
     activation: str | None,
     residual: numpy.ndarray | None,

@@ -9,13 +9,14 @@ from numpy.typing import DTypeLike, NDArray
 from numformer import _core
 from numformer.ops.activations import gelu_backward, relu_backward, silu_backward
 from numformer.ops.elementwise import sum_rows
+from numformer.ops.packed_matrix import PackedMatrix
 
 Array = NDArray[Any]
 
 
 def matmul(
     a: Array,
-    b: Array,
+    b: Array | PackedMatrix,
     *,
     bias: Array | None = None,
     activation: str | None = None,
@@ -33,8 +34,8 @@ def matmul(
     a : (..., M, K) array
         float32, float64, float16 or bfloat16; 1-D as in `numpy.matmul`. Any matrix with unit stride on one of its last
         two axes (so a transpose too) is read in place.
-    b : (..., K, N) array
-        The dtype of `a`. Batch axes broadcast.
+    b : (..., K, N) array, or PackedMatrix (K, N)
+        The dtype of `a`, but for a `PackedMatrix`. Batch axes broadcast.
     bias : (N,) array, optional
         The dtype of `a`; float32 beside a 16-bit `a` as well.
     activation : {None, "relu", "gelu", "gelu_tanh", "silu"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -20,11 +21,14 @@ from numformer.data.windows import IGNORE
 from numformer.nn import Context, initial
 from numformer.optim import Average, Optimizer
 from numformer.packed import Packed
-from numformer.train import checkpoint, log
+from numformer.train import checkpoint, events, log
 from numformer.train.interrupt import Interrupt
 from numformer.train.parallel import Ranks, join
 from numformer.train.progress import Silent, choose
 from numformer.train.protocols import Data, Model
+from numformer.train.record import Record
+from numformer.train.rehearsal import Rehearsal, rehearse
+from numformer.train.speed import Speed
 
 Array = NDArray[Any]
 Batch = tuple[Array | Packed, ...]
@@ -66,7 +70,7 @@ class Trainer:
     log_every : int
         Steps between rows of the log.
     out_dir : path, optional
-        Where checkpoint.safetensors, log.csv and loss.png go.
+        Where checkpoint.safetensors, log.csv, loss.png and samples.jsonl go.
     seed : int
         Of the batches and of dropout.
     dtype : dtype, optional
@@ -97,6 +101,12 @@ class Trainer:
     checkpoint_activations : bool
         Blocks keep their inputs only and run forward once more in their backward: memory of one block's activations
         instead of all blocks', for a third more time; not a bit of the result changes.
+    sample : callable, optional
+        From the step to a text that shows what the model can do; kept in samples.jsonl and shown.
+    sample_every : int
+        Steps between samples; 0 is none.
+    tensorboard : bool
+        Whether log and samples go to `out_dir`/tensorboard too; needs the extra "tensorboard".
     parallel : bool or Ranks, optional
         Whether the processes that a launcher of MPI started train one model together, each on its share of every batch
         (data-parallel, over mpi4py). By default they do where there are several; True needs mpi4py also for one. All
@@ -147,6 +157,9 @@ class Trainer:
         ema: float | None = None,
         nan: str = "stop",
         checkpoint_activations: bool = False,
+        sample: Callable[[int], str] | None = None,
+        sample_every: int = 0,
+        tensorboard: bool = False,
         parallel: bool | Ranks | None = None,
         shard_optimizer: bool = False,
     ) -> None:
@@ -161,8 +174,15 @@ class Trainer:
             initial.size("Trainer", batch_size=batch_size)
         if micro_batch is not None:
             initial.size("Trainer", micro_batch=micro_batch)
-        if eval_every < 0:
-            raise ValueError(f"Trainer: eval_every must be at least 0, got {eval_every}")
+        for name, value in (("eval_every", eval_every), ("sample_every", sample_every)):
+            if value < 0:
+                raise ValueError(f"Trainer: {name} must be at least 0, got {value}")
+        if sample_every and sample is None:
+            raise ValueError("Trainer: sample_every needs sample, got None")
+        if tensorboard:
+            events.library()
+            if out_dir is None:
+                raise ValueError("Trainer: tensorboard needs out_dir, got None")
         self.metrics = dict(metrics or {})
         if taken := [name for name in self.metrics if name in log.COLUMNS]:
             raise ValueError(f"Trainer: metrics must have names of their own, got {taken[0]!r}")
@@ -197,6 +217,7 @@ class Trainer:
         self.skipped = 0
         self._skips = 0  # one after the other
         self.checkpoint_activations = checkpoint_activations
+        self.sample, self.sample_every, self.tensorboard = sample, sample_every, tensorboard
         self._waited = 0  # evaluations since the best
         self._continued = False  # whether the checkpoints in out_dir are of this run
         self._done: dict[str, Any] = {"tokens": 0, "seconds": 0.0}
@@ -310,24 +331,34 @@ class Trainer:
             record.close()
         return self.history
 
-    def _open(self) -> log.Log:
+    def _open(self) -> Record:
         """Return the record of the run; its files are those of rank 0."""
-        if self.out_dir is None or self.checkpoint is None or not self.ranks.first:
-            return log.Log(None, resume=self.step, extra=tuple(self.metrics))
-        self.out_dir.mkdir(parents=True, exist_ok=True)
-        files.sweep(self.checkpoint)
-        return log.Log(self.out_dir / "log.csv", resume=self.step, extra=tuple(self.metrics))
+        folder = self.out_dir if self.ranks.first else None
+        if folder is not None and self.checkpoint is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            files.sweep(self.checkpoint)
+        return Record(folder, self.step, tuple(self.metrics), events=self.tensorboard)
 
     def _draw(self) -> None:
         if self.out_dir is not None and self.history and self.ranks.first:
             log.draw(self.history, self.out_dir / "loss.png")
 
-    def _loop(self, record: log.Log, interrupt: Interrupt) -> None:
+    def dry_run(self) -> Rehearsal:
+        """Make a step or two and a piece of an evaluation, and say which memory and time the whole run will take.
+
+        No file is written; the model has been trained by these steps, so it is for nothing else.
+        """
+        return rehearse(self)
+
+    def _loop(self, record: Record, interrupt: Interrupt) -> None:
         start, first, done = time.monotonic(), self.step, dict(self._done)
+        speed = Speed(counts=type(self.progress) is not Silent)
         over = stop = False
         while not over and not stop:
             lr = float(self.optimizer.lr if self.schedule is None else self.schedule(self.step))
-            result = self._update(lr, interrupt)
+            result = speed.step(
+                functools.partial(self._update, lr, interrupt), lambda result: result[1] if result else 0
+            )
             if result is None:
                 stop = True
                 break
@@ -360,12 +391,19 @@ class Trainer:
             }
             if evaluated or self.step % self.log_every == 0 or self.step == 1:
                 record.add(row)
+            sampled = self.sample_every and self.step % self.sample_every == 0
+            if self.sample is not None and sampled and self.ranks.first:
+                with self.averaged():
+                    text = self.sample(self.step)
+                record.say(self.step, text)
+                self.progress.say(self.step, text)
             if evaluated:
                 self._save(record, better)
             self.progress.step(
                 row
                 | {
-                    "tokens_per_second": (self._done["tokens"] - done["tokens"]) / max(seconds, 1e-9),
+                    "tokens_per_second": speed.tokens_per_second,
+                    "share": speed.share,
                     "seconds_left": 0.0 if over else self._left(seconds, self.step - first),
                     "metrics": measured,
                 }
@@ -507,7 +545,7 @@ class Trainer:
         if not math.isfinite(float(ops.global_norm([p.value for p in self.model.parameters()]))):
             raise FloatingPointError(self._broken("a weight is not a finite number"))
 
-    def _save(self, record: log.Log, better: bool = False) -> None:
+    def _save(self, record: Record, better: bool = False) -> None:
         """Write a checkpoint; `better` says whether its evaluation is the best.
 
         The log and the weights to use come first: a run that is killed between two files resumes before all of them
