@@ -461,7 +461,11 @@ class Trainer:
         goes into its backward. The micro-batches of all ranks are those of one batch. None after Ctrl-C between two
         micro-batches: half a gradient is no step.
         """
-        batch = None if self.batch_size is None else self.data.draw(self.batch_size, seed=self.seed, step=self.step)
+        batch = None
+        if self.batch_size is not None:
+            batch = self.data.draw(self.batch_size, seed=self.seed, step=self.step)
+            if (prepare := getattr(self.data, "prepare", None)) is not None:
+                prepare(self.batch_size, seed=self.seed, step=self.step + 1)
         total = self._targets_in_data() if batch is None else _targets(batch)
         if total == 0:
             raise ValueError("Trainer: there is no target that counts in the batch")
