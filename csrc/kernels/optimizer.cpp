@@ -1,4 +1,5 @@
-// Updates in place, each array read and written once, all arrays of a model in one parallel region.
+// Updates in place, each array read and written once, all arrays of a model in one parallel region. The new values can
+// be stored in 16 bits as well.
 //
 //   SGD:    g = scale grad + decay w;  u = momentum u + g;  w -= lr u, or lr (g + momentum u) in Nesterov's form
 //           c = {lr, momentum, decay};  first = u, or null without momentum
@@ -35,12 +36,34 @@ template <class F> void each_chunk(int64_t arrays, const int64_t *sizes, F f) {
     });
 }
 
+// Where the new values of an array go in 16 bits as well: what the products of mixed precision read.
+class Copy {
+  public:
+    Copy(const UpdateArgs &args, int64_t array, int64_t begin)
+        : to_(args.copies && args.copies[array] ? static_cast<uint16_t *>(args.copies[array]) + begin : nullptr),
+          bf16_(args.copy_type == DType::bf16) {}
+    NF_INLINE void store(int64_t i, Vec<float> value, int n) const {
+        if (!to_)
+            return;
+        if (bf16_)
+            store_some(reinterpret_cast<bf16 *>(to_ + i), value, n);
+        else
+            store_some(reinterpret_cast<f16 *>(to_ + i), value, n);
+    }
+    NF_INLINE void store(int64_t, Vec<double>, int) const {} // float64 has no copies
+
+  private:
+    uint16_t *to_;
+    bool bf16_;
+};
+
 template <class T> bool sgd_update(const UpdateArgs &args) {
     const T lr = T(args.c[0]), momentum = T(args.c[1]), decay = T(args.c[2]), scale = T(args.grad_scale);
     each_chunk(args.arrays, args.sizes, [&](int64_t, int64_t array, int64_t begin, int64_t end) {
         T *value = static_cast<T *>(args.values[array]) + begin;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
         T *moment = args.first ? static_cast<T *>(args.first[array]) + begin : nullptr;
+        const Copy copy(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
             Vec<T> step = load_some(grad + i, n) * scale + w * decay;
@@ -49,7 +72,9 @@ template <class T> bool sgd_update(const UpdateArgs &args) {
                 store_some(moment + i, u, n);
                 step = args.nesterov ? step + u * momentum : u;
             }
-            store_some(value + i, w - step * lr, n);
+            const Vec<T> now = w - step * lr;
+            store_some(value + i, now, n);
+            copy.store(i, now, n);
         });
     });
     return true;
@@ -63,6 +88,7 @@ template <class T> bool adam_update(const UpdateArgs &args) {
         T *value = static_cast<T *>(args.values[array]) + begin;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
         T *first = static_cast<T *>(args.first[array]) + begin, *second = static_cast<T *>(args.second[array]) + begin;
+        const Copy copy(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
             const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
@@ -71,7 +97,9 @@ template <class T> bool adam_update(const UpdateArgs &args) {
             store_some(first + i, m, n);
             store_some(second + i, v, n);
             const Vec<T> spread = sqrt(v) * root + eps;
-            store_some(value + i, w * keep - m * rate / spread, n);
+            const Vec<T> now = w * keep - m * rate / spread;
+            store_some(value + i, now, n);
+            copy.store(i, now, n);
         });
     });
     return true;
@@ -82,12 +110,15 @@ template <class T> bool adagrad_update(const UpdateArgs &args) {
     each_chunk(args.arrays, args.sizes, [&](int64_t, int64_t array, int64_t begin, int64_t end) {
         T *value = static_cast<T *>(args.values[array]) + begin, *sum = static_cast<T *>(args.first[array]) + begin;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
+        const Copy copy(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
             const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
             const Vec<T> s = load_some(sum + i, n) + g * g;
             store_some(sum + i, s, n);
-            store_some(value + i, w - g * lr / (sqrt(s) + eps), n);
+            const Vec<T> now = w - g * lr / (sqrt(s) + eps);
+            store_some(value + i, now, n);
+            copy.store(i, now, n);
         });
     });
     return true;
@@ -101,6 +132,7 @@ template <class T> bool rmsprop_update(const UpdateArgs &args) {
         T *mean = args.second ? static_cast<T *>(args.second[array]) + begin : nullptr;
         T *moment = args.third ? static_cast<T *>(args.third[array]) + begin : nullptr;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
+        const Copy copy(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
             const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
@@ -116,7 +148,9 @@ template <class T> bool rmsprop_update(const UpdateArgs &args) {
                 step = load_some(moment + i, n) * momentum + step;
                 store_some(moment + i, step, n);
             }
-            store_some(value + i, w - step * lr, n);
+            const Vec<T> now = w - step * lr;
+            store_some(value + i, now, n);
+            copy.store(i, now, n);
         });
     });
     return true;

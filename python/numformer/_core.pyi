@@ -95,6 +95,7 @@ def dropout_backward(
     dy: Array, p: float, seed: int, layer: int, step: int, sample: int, cu_seqlens: Array | None, /
 ) -> Array: ...
 def add(a: Array, b: Array, /) -> Array: ...
+def cast(x: Array, dtype: Any, scale: float, out: Array | None, /) -> Array: ...
 def sum_rows(x: Array, accumulate: bool, out: Array | None, /) -> Array: ...
 def sgd_update(
     values: Iterable[Array],
@@ -105,6 +106,7 @@ def sgd_update(
     nesterov: bool,
     weight_decay: float,
     grad_scale: float,
+    copies: Iterable[Array | None] | None,
     /,
 ) -> None: ...
 def adam_update(
@@ -119,6 +121,7 @@ def adam_update(
     weight_decay: float,
     step: int,
     grad_scale: float,
+    copies: Iterable[Array | None] | None,
     /,
 ) -> None: ...
 def adamw_update(
@@ -133,6 +136,7 @@ def adamw_update(
     weight_decay: float,
     step: int,
     grad_scale: float,
+    copies: Iterable[Array | None] | None,
     /,
 ) -> None: ...
 def adagrad_update(
@@ -143,6 +147,7 @@ def adagrad_update(
     eps: float,
     weight_decay: float,
     grad_scale: float,
+    copies: Iterable[Array | None] | None,
     /,
 ) -> None: ...
 def rmsprop_update(
@@ -157,6 +162,7 @@ def rmsprop_update(
     weight_decay: float,
     momentum: float,
     grad_scale: float,
+    copies: Iterable[Array | None] | None,
     /,
 ) -> None: ...
 def global_norm(arrays: Iterable[Array], /) -> float: ...
