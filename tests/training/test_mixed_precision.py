@@ -206,7 +206,9 @@ def test_bad_dtypes() -> None:
         _trainer(_model(), dtype="bfloat16", loss_scale=LossScale())
     model = _model()
     model.head.weight.value = model.head.weight.value.astype(BF16)
-    with pytest.raises(TypeError, match=r"AdamW: parameters must be float32 or float64, got bfloat16 for transformer\."):
+    with pytest.raises(
+        TypeError, match=r"AdamW: parameters must be float32 or float64, got bfloat16 for transformer\."
+    ):
         AdamW(model.parameters())
 
 

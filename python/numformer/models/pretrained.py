@@ -41,8 +41,9 @@ class PretrainedModel(Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write config.json and model.safetensors into a folder that Hugging Face's Transformers loads."""
-        narrow = {p.value.dtype.name for p in self.parameters() if p.value.dtype.itemsize == 2}
-        save(self.config.to_json() | {"torch_dtype": name for name in narrow}, self.stored(), Path(path))
+        fields = self.config.to_json()
+        narrow = [p.value.dtype.name for p in self.parameters() if p.value.dtype.itemsize == 2]
+        save(fields | {"torch_dtype": narrow[0]} if narrow else fields, self.stored(), Path(path))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, dtype: DTypeLike | None = None) -> Self:
@@ -87,7 +88,7 @@ class PretrainedModel(Module):
 
     @classmethod
     def _empty_of(cls, fields: dict[str, Any], dtype: DTypeLike | None) -> Self:
-        """Make the empty model with matrices of a dtype; vectors, of which there are few, are float32 beside 16 bits."""
+        """Make the empty model with matrices of a dtype; beside 16 bits vectors, which are few, are float32."""
         if dtype is None:
             return cls.empty(fields)
         kind = weights_dtype(dtype)
@@ -118,7 +119,9 @@ def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """Return the dtype of weights that is meant; TypeError for one that they cannot have."""
     kind = compute_dtype("from_pretrained", dtype)
     if kind == np.float16:
-        raise TypeError("from_pretrained: dtype must be float32, float64 or bfloat16 (float16 has no room), got float16")
+        raise TypeError(
+            "from_pretrained: dtype must be float32, float64 or bfloat16 (float16 has no room), got float16"
+        )
     return kind
 
 

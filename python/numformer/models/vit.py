@@ -293,7 +293,9 @@ class ViT(pretrained.PretrainedModel):
         """Return the patches of images, row by row, (batch, patches, channels * patch * patch)."""
         c, n = self.config, self.config.image // self.config.patch
         x = images.reshape(-1, c.channels, n, c.patch, n, c.patch).transpose(0, 2, 4, 1, 3, 5)
-        return np.ascontiguousarray(x.reshape(-1, n * n, c.channels * c.patch**2), dtype or self.patches.weight.value.dtype)
+        return np.ascontiguousarray(
+            x.reshape(-1, n * n, c.channels * c.patch**2), dtype or self.patches.weight.value.dtype
+        )
 
     def _with_token(self, x: Array) -> Array:
         token = np.broadcast_to(self.token.read(x.dtype), (x.shape[0], 1, x.shape[2]))

@@ -250,7 +250,9 @@ def rmsprop_update(
     T. Tieleman, G. Hinton, "Lecture 6.5 - RMSprop", Coursera: Neural Networks for Machine Learning, 2012.
     A. Graves, "Generating Sequences With Recurrent Neural Networks", 2013 (the centred form).
     """
-    _core.rmsprop_update(values, grads, squares, means, momenta, lr, alpha, eps, weight_decay, momentum, grad_scale, copies)
+    _core.rmsprop_update(
+        values, grads, squares, means, momenta, lr, alpha, eps, weight_decay, momentum, grad_scale, copies
+    )
 
 
 def global_norm(arrays: Iterable[Array]) -> float:

@@ -51,9 +51,7 @@ class GradientDescent(Optimizer):
         grad_scale: float,
         copies: list[Array | None] | None,
     ) -> None:
-        ops.sgd_update(
-            values, grads, None, lr=lr, weight_decay=weight_decay, grad_scale=grad_scale, copies=copies
-        )
+        ops.sgd_update(values, grads, None, lr=lr, weight_decay=weight_decay, grad_scale=grad_scale, copies=copies)
 
 
 class SGD(Optimizer):
