@@ -36,26 +36,31 @@ template <class F> void each_chunk(int64_t arrays, const int64_t *sizes, F f) {
     });
 }
 
-// Where the new values of an array go in 16 bits as well: what the products of mixed precision read.
-class Copy {
-  public:
-    Copy(const UpdateArgs &args, int64_t array, int64_t begin)
-        : to_(args.copies && args.copies[array] ? static_cast<uint16_t *>(args.copies[array]) + begin : nullptr),
-          bf16_(args.copy_type == DType::bf16) {}
-    NF_INLINE void store(int64_t i, Vec<float> value, int n) const {
-        if (!to_)
-            return;
-        if (bf16_)
-            store_some(reinterpret_cast<bf16 *>(to_ + i), value, n);
-        else
-            store_some(reinterpret_cast<f16 *>(to_ + i), value, n);
-    }
-    NF_INLINE void store(int64_t, Vec<double>, int) const {} // float64 has no copies
-
-  private:
-    uint16_t *to_;
-    bool bf16_;
+// Where the new values of an array go in 16 bits as well: what the products of mixed precision read. At most one of the
+// pointers is not null.
+struct Copy {
+    bf16 *brain = nullptr;
+    f16 *half = nullptr;
 };
+
+NF_INLINE Copy copy_of(const UpdateArgs &args, int64_t array, int64_t begin) {
+    Copy copy;
+    if (args.copies && args.copies[array]) {
+        if (args.copy_type == DType::bf16)
+            copy.brain = static_cast<bf16 *>(args.copies[array]) + begin;
+        else
+            copy.half = static_cast<f16 *>(args.copies[array]) + begin;
+    }
+    return copy;
+}
+
+NF_INLINE void store_copy(const Copy &copy, int64_t i, Vec<float> value, int n) {
+    if (copy.brain)
+        store_some(copy.brain + i, value, n);
+    else if (copy.half)
+        store_some(copy.half + i, value, n);
+}
+NF_INLINE void store_copy(const Copy &, int64_t, Vec<double>, int) {} // float64 has none
 
 template <class T> bool sgd_update(const UpdateArgs &args) {
     const T lr = T(args.c[0]), momentum = T(args.c[1]), decay = T(args.c[2]), scale = T(args.grad_scale);
@@ -63,7 +68,7 @@ template <class T> bool sgd_update(const UpdateArgs &args) {
         T *value = static_cast<T *>(args.values[array]) + begin;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
         T *moment = args.first ? static_cast<T *>(args.first[array]) + begin : nullptr;
-        const Copy copy(args, array, begin);
+        const Copy copy = copy_of(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
             Vec<T> step = load_some(grad + i, n) * scale + w * decay;
@@ -74,7 +79,7 @@ template <class T> bool sgd_update(const UpdateArgs &args) {
             }
             const Vec<T> now = w - step * lr;
             store_some(value + i, now, n);
-            copy.store(i, now, n);
+            store_copy(copy, i, now, n);
         });
     });
     return true;
@@ -88,7 +93,7 @@ template <class T> bool adam_update(const UpdateArgs &args) {
         T *value = static_cast<T *>(args.values[array]) + begin;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
         T *first = static_cast<T *>(args.first[array]) + begin, *second = static_cast<T *>(args.second[array]) + begin;
-        const Copy copy(args, array, begin);
+        const Copy copy = copy_of(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
             const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
@@ -99,7 +104,7 @@ template <class T> bool adam_update(const UpdateArgs &args) {
             const Vec<T> spread = sqrt(v) * root + eps;
             const Vec<T> now = w * keep - m * rate / spread;
             store_some(value + i, now, n);
-            copy.store(i, now, n);
+            store_copy(copy, i, now, n);
         });
     });
     return true;
@@ -110,7 +115,7 @@ template <class T> bool adagrad_update(const UpdateArgs &args) {
     each_chunk(args.arrays, args.sizes, [&](int64_t, int64_t array, int64_t begin, int64_t end) {
         T *value = static_cast<T *>(args.values[array]) + begin, *sum = static_cast<T *>(args.first[array]) + begin;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
-        const Copy copy(args, array, begin);
+        const Copy copy = copy_of(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
             const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
@@ -118,7 +123,7 @@ template <class T> bool adagrad_update(const UpdateArgs &args) {
             store_some(sum + i, s, n);
             const Vec<T> now = w - g * lr / (sqrt(s) + eps);
             store_some(value + i, now, n);
-            copy.store(i, now, n);
+            store_copy(copy, i, now, n);
         });
     });
     return true;
@@ -132,7 +137,7 @@ template <class T> bool rmsprop_update(const UpdateArgs &args) {
         T *mean = args.second ? static_cast<T *>(args.second[array]) + begin : nullptr;
         T *moment = args.third ? static_cast<T *>(args.third[array]) + begin : nullptr;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
-        const Copy copy(args, array, begin);
+        const Copy copy = copy_of(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
             const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
@@ -150,7 +155,7 @@ template <class T> bool rmsprop_update(const UpdateArgs &args) {
             }
             const Vec<T> now = w - step * lr;
             store_some(value + i, now, n);
-            copy.store(i, now, n);
+            store_copy(copy, i, now, n);
         });
     });
     return true;

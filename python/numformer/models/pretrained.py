@@ -43,7 +43,9 @@ class PretrainedModel(Module):
         """Write config.json and model.safetensors into a folder that Hugging Face's Transformers loads."""
         fields = self.config.to_json()
         narrow = [p.value.dtype.name for p in self.parameters() if p.value.dtype.itemsize == 2]
-        save(fields | {"torch_dtype": narrow[0]} if narrow else fields, self.stored(), Path(path))
+        if narrow and "torch_dtype" in fields:
+            fields["torch_dtype"] = narrow[0]
+        save(fields, self.stored(), Path(path))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, dtype: DTypeLike | None = None) -> Self:
@@ -92,9 +94,11 @@ class PretrainedModel(Module):
         if dtype is None:
             return cls.empty(fields)
         kind = weights_dtype(dtype)
+        # Older files say torch_dtype, newer ones dtype.
+        key = "dtype" if "dtype" in fields and "torch_dtype" not in fields else "torch_dtype"
+        model = cls.empty(fields | {key: "float32" if kind.itemsize == 2 else kind.name})
         if kind.itemsize > 2:
-            return cls.empty(fields | {"torch_dtype": kind.name})
-        model = cls.empty(fields | {"torch_dtype": "float32"})
+            return model
         for parameter in model.parameters():
             if parameter.value.ndim > 1:
                 parameter.value = np.empty(parameter.value.shape, kind)
