@@ -68,6 +68,9 @@ class Arrays {
             lists.copies.push_back(array.view);
             keep_.push_back(std::move(array));
         }
+        if (lists.copies.empty() && !lists.values.empty()) // empty elsewhere means that there are none
+            fail_value(operation_,
+                       "copies must have " + std::to_string(lists.values.size()) + " arrays, as values, got 0");
     }
 
   private:

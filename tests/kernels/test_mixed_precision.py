@@ -124,7 +124,8 @@ def test_updates_store_copies(rng, dtype, rule, threads):
         step(mixed[0], mixed[1], mixed[2:], copies)
         for a, b, copy in zip(plain[0], mixed[0], copies, strict=True):
             assert same(a, b)
-            assert copy is None or same(copy, a.astype(dtype))
+            with np.errstate(over="ignore"):
+                assert copy is None or same(copy, a.astype(dtype))
 
 
 def test_updates_store_copies_in_the_twin(rng):

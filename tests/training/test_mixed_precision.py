@@ -96,7 +96,7 @@ def test_resumed_is_uninterrupted(tmp_path: Path, dtype: Any, options: dict[str,
         options["loss_scale"] = LossScale(2.0**22, interval=2)
     _trainer(_model(dropout=0.1, layers=2), steps=3, out_dir=tmp_path / "two", **options).run()
     if dtype == F16:
-        options["loss_scale"] = LossScale()
+        options["loss_scale"] = LossScale(interval=2)
     again = _model(dropout=0.1, layers=2)
     trainer = _trainer(again, steps=6, out_dir=tmp_path / "two", **options)
     assert trainer.resume() == 3

@@ -48,6 +48,6 @@ def compute_dtype(owner: str, dtype: DTypeLike) -> np.dtype[Any]:
         found = np.dtype(dtype)
     except TypeError:
         found = None
-    if found not in known:
+    if found is None or found not in known:  # NumPy takes None for float64
         raise TypeError(f"{owner}: dtype must be float32, float64, float16 or bfloat16, got {dtype!r}")
     return found

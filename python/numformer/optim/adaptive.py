@@ -64,7 +64,14 @@ class Adagrad(Optimizer):
         copies: list[Array | None] | None,
     ) -> None:
         ops.adagrad_update(
-            values, grads, state[0], lr=lr, eps=self.eps, weight_decay=weight_decay, grad_scale=grad_scale
+            values,
+            grads,
+            state[0],
+            lr=lr,
+            eps=self.eps,
+            weight_decay=weight_decay,
+            grad_scale=grad_scale,
+            copies=copies,
         )
 
 
