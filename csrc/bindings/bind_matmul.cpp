@@ -96,8 +96,12 @@ py::object matmul(py::handle a_object, py::handle b_object, py::handle bias_obje
 } // namespace
 
 void bind_matmul(py::module_ &m) {
-    m.def("matmul", &matmul, py::arg("a"), py::arg("b"), py::arg("bias"), py::arg("activation"), py::arg("residual"),
-          py::arg("scale"), py::arg("accumulate"), py::arg("dtype"), py::arg("save_preactivation"), py::arg("out"));
+    define(m,
+           "matmul(a: numpy.ndarray, b: numpy.ndarray, bias: numpy.ndarray | None, activation: str | None, residual: "
+           "numpy.ndarray | None, scale: float, accumulate: bool, dtype: object, save_preactivation: bool, out: "
+           "numpy.ndarray | None) -> typing.Any",
+           &matmul, py::arg("a"), py::arg("b"), py::arg("bias"), py::arg("activation"), py::arg("residual"),
+           py::arg("scale"), py::arg("accumulate"), py::arg("dtype"), py::arg("save_preactivation"), py::arg("out"));
 }
 
 } // namespace nf::bindings

@@ -31,6 +31,12 @@ def add(a: Array, b: Array) -> Array:
         If dtypes are not as said.
     ValueError
         If shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.add(np.ones(2), np.ones(2))
+    array([2., 2.])
     """
     return _core.add(a, b)
 
@@ -61,6 +67,12 @@ def cast(x: Array, dtype: DTypeLike, *, scale: float = 1.0, out: Array | None = 
         If a dtype is unknown, or `out` has another.
     ValueError
         If `out` has another shape, or `scale` is not finite.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.cast(np.array([1.0, 1 / 3, 1e6], np.float32), np.float16)
+    array([1.    , 0.3333,    inf], dtype=float16)
     """
     return _core.cast(x, dtype, scale, out)
 
@@ -88,5 +100,11 @@ def sum_rows(x: Array, *, accumulate: bool = False, out: Array | None = None) ->
         If dtypes are not as said.
     ValueError
         If shapes do not fit, or `accumulate` comes without `out`.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.sum_rows(np.ones((2, 3, 4)))
+    array([6., 6., 6., 6.])
     """
     return _core.sum_rows(x, accumulate, out)

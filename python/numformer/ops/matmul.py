@@ -68,6 +68,14 @@ def matmul(
     16-bit types are multiplied and summed in float32 and rounded once. The order of sums depends on K, the dtype and
     the instruction
     set only. Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", TOMS 34 (2008).
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> a, b = np.ones((2, 3)), np.ones((3, 2))
+    >>> nf.matmul(a, b, bias=np.array([1.0, -9.0]), activation="relu")
+    array([[4., 0.],
+           [4., 0.]])
     """
     return _core.matmul(a, b, bias, activation, residual, scale, accumulate, dtype, save_preactivation, out)
 
@@ -104,6 +112,14 @@ def matmul_backward(
     ------
     ValueError
         If `activation` is given without `preactivation`, or shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> a, b = np.ones((2, 3)), np.ones((3, 4))
+    >>> da, db, dbias = nf.matmul_backward(np.ones((2, 4)), a, b, bias=np.zeros(4))
+    >>> da[0], dbias
+    (array([4., 4., 4.]), array([2., 2., 2., 2.]))
     """
     arrays = {"dy": dy, "a": a, "b": b}
     for name, array in arrays.items():
