@@ -172,13 +172,15 @@ void bind_optimizer(py::module_ &m) {
         m,
         "adam_update(values: collections.abc.Iterable[numpy.ndarray], grads: collections.abc.Iterable[numpy.ndarray], "
         "m: collections.abc.Iterable[numpy.ndarray], v: collections.abc.Iterable[numpy.ndarray], lr: float, beta1: "
-        "float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float, /) -> None",
+        "float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float, copies: "
+        "collections.abc.Iterable[numpy.ndarray | None] | None, /) -> None",
         &adam_update<false>);
     define(
         m,
         "adamw_update(values: collections.abc.Iterable[numpy.ndarray], grads: collections.abc.Iterable[numpy.ndarray], "
         "m: collections.abc.Iterable[numpy.ndarray], v: collections.abc.Iterable[numpy.ndarray], lr: float, beta1: "
-        "float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float, /) -> None",
+        "float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float, copies: "
+        "collections.abc.Iterable[numpy.ndarray | None] | None, /) -> None",
         &adam_update<true>);
     define(m,
            "adagrad_update(values: collections.abc.Iterable[numpy.ndarray], grads: "
