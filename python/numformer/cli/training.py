@@ -12,6 +12,7 @@ import typer
 from numformer.data import Windows, builtin_text, read_files, split, to_text, to_tokens
 from numformer.models import GPT, GPTConfig
 from numformer.nn import initial
+from numformer.nn.context import compute_dtype as known
 from numformer.optim import AdamW, cosine, decay_groups
 from numformer.train import Trainer
 
@@ -126,11 +127,7 @@ def _report(
 
 def compute_dtype(name: str) -> np.dtype[Any] | None:
     """Return what the Trainer computes in, None for the dtype of the parameters."""
-    if name != "bfloat16":
-        return None
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16)
+    return known("train", name) if name in ("bfloat16", "float16") else None
 
 
 def new_folder(stem: str) -> Path:

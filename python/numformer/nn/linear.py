@@ -104,9 +104,20 @@ class Linear(Module):
         del rows
         return ops.matmul(dy, weight.T, residual=residual)
 
-    def infer(self, x: Array, *, residual: Array | None = None, out: Array | None = None) -> Array:
-        """Return y, written into `out` where that is given; nothing is kept."""
+    def infer(
+        self,
+        x: Array,
+        *,
+        residual: Array | None = None,
+        out: Array | None = None,
+        dtype: np.dtype[Any] | None = None,
+    ) -> Array:
+        """Return y, in `dtype` where that is given, written into `out` where that is; nothing is kept."""
         weight = self.weight.read(x.dtype)
         bias = None if self.bias is None else self.bias.read(x.dtype)
         weight = weight.T if self.transposed else weight
-        return ops.matmul(x, weight, bias=bias, activation=self.activation, residual=residual, out=out)
+        return ops.matmul(x, weight, bias=bias, activation=self.activation, residual=residual, dtype=dtype, out=out)
+
+    def logits(self, x: Array) -> Array:
+        """Return y of an output layer: of a 16-bit x in float32, where the sums are anyway."""
+        return self.infer(x, dtype=np.dtype(np.float32) if x.dtype.itemsize == 2 else None)

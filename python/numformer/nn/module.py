@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from numformer import profiling
+from numformer import ops, profiling
 from numformer.nn import naming
 from numformer.nn.parameter import Parameter
 
@@ -130,4 +130,14 @@ class Module:
                 parameter.own(copy=False)
         for name, value in self.state_dict().items():
             if name not in adopted:
-                value[...] = state[name]
+                _fill(value, np.asarray(state[name]))
+        for parameter in self.named_parameters().values():
+            parameter.changed()
+
+
+def _fill(value: NDArray[Any], given: NDArray[Any]) -> None:
+    """Copy, rounding by our kernel where 16 bits are involved: that of NumPy takes one number at a time."""
+    if value.dtype != given.dtype and 2 in (value.itemsize, given.itemsize) and given.dtype.kind in "fV":
+        ops.cast(given, value.dtype, out=value)
+    else:
+        value[...] = given
