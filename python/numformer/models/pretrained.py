@@ -60,8 +60,9 @@ class PretrainedModel(Module):
             Of the folder.
         dtype : dtype, optional
             Of the weights: "float32" or "float64", to train as well; "bfloat16" to use the model only: half the memory,
-            activations in bfloat16 too, logits, softmax and the statistics of norms in float32. By default that of the
-            file where it is float64, else float32.
+            activations in bfloat16 too, logits, softmax and the statistics of norms in float32; "int8" to use it only
+            as well: a quarter to read for each token, activations in float32, see :meth:`Module.pack`. By default that
+            of the file where it is float64, else float32.
 
         Raises
         ------
@@ -74,6 +75,10 @@ class PretrainedModel(Module):
             are named.
         """
         folder = Path(path)
+        if _is_int8(dtype):
+            model = cls.from_pretrained(folder, dtype=np.float32)
+            model.pack(np.int8)
+            return model
         if dtype is not None:
             weights_dtype(dtype)
         fields = read_config(folder)
@@ -117,6 +122,13 @@ class PretrainedModel(Module):
     def stored(self) -> dict[str, Array]:
         """Return what model.safetensors holds: the state dict, and what readers expect besides."""
         return self.state_dict()
+
+
+def _is_int8(dtype: DTypeLike | None) -> bool:
+    try:
+        return dtype is not None and np.dtype(dtype) == np.int8
+    except TypeError:  # no dtype that NumPy knows by itself
+        return False
 
 
 def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:

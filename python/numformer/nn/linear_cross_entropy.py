@@ -45,6 +45,7 @@ class LinearCrossEntropy(Module):
         (outputs,), is for a head without one: it is added to the logits and not trained.
         """
         _check(head, bias)
+        head.packed = None  # the weight is about to change
         parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
         values = [p.use(x.dtype) for p in parameters]
         drafts = [p.draft() for p in parameters]
