@@ -197,3 +197,5 @@ class BucketExchange(Exchange):
         moving = [self.world.gather(b.values, b.plan.cuts) for b in self.buckets if b.values is not None]
         for request in moving:
             self.world.done(request, wait=True)
+        for parameter in self.parameters:
+            parameter.changed()

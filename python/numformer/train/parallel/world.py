@@ -91,6 +91,7 @@ class World(Ranks):
     def spread(self, parameters: Sequence[Parameter]) -> None:
         for parameter in parameters:
             self.done(self._comm.Ibcast([_bytes(parameter.value), self._mpi.BYTE]), wait=True)
+            parameter.changed()
 
     def exchange(self, parameters: Sequence[Parameter], optimizer: Optimizer, *, shard: bool) -> Exchange:
         return BucketExchange(self, parameters, optimizer, shard=shard)
