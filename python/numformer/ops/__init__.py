@@ -5,7 +5,7 @@ from numformer.ops.attention import attention, attention_backward
 from numformer.ops.attention_varlen import attention_varlen, attention_varlen_backward
 from numformer.ops.dlpack import from_dlpack, to_dlpack
 from numformer.ops.dropout import dropout, dropout_backward
-from numformer.ops.elementwise import add, sum_rows
+from numformer.ops.elementwise import add, cast, sum_rows
 from numformer.ops.embedding import embedding, embedding_backward
 from numformer.ops.losses import cross_entropy, cross_entropy_backward, linear_cross_entropy
 from numformer.ops.matmul import matmul, matmul_backward
@@ -29,6 +29,7 @@ __all__ = [
     "attention_backward",
     "attention_varlen",
     "attention_varlen_backward",
+    "cast",
     "cross_entropy",
     "cross_entropy_backward",
     "dropout",
