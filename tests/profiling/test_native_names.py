@@ -12,7 +12,10 @@ from numformer import _core
 
 MODULE = Path(_core.__file__)
 # What a function does that keeps a frame pointer: mov rbp, rsp (x86-64); mov x29, sp (aarch64).
-SETS_FRAME = {62: (b"\x48\x89\xe5", b"\x48\x8b\xec"), 183: (b"\xfd\x03\x00\x91", b"\xfd\x83\x00\x91", b"\xfd\x43\x00\x91")}
+SETS_FRAME = {
+    62: (b"\x48\x89\xe5", b"\x48\x8b\xec"),
+    183: (b"\xfd\x03\x00\x91", b"\xfd\x83\x00\x91", b"\xfd\x43\x00\x91"),
+}
 SYMTAB, DYNSYM = 2, 11
 BUSY = """
 import time
