@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,7 +69,7 @@ def test_any_order_gives_the_same_bits_and_no_more_threads_than_processors():
         pytest.skip("threads are counted by /proc")
 
     def run(order):
-        return answer(CODE.replace("import ORDER", "\n".join(f"import {name}" for name in order)))
+        return answer(CODE.replace("import ORDER", "\n".join(f"import {name}" for name in order)), timeout=300)
 
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // 2)) as pool:
         answers = dict(zip(ORDERS, pool.map(run, ORDERS), strict=True))
@@ -80,15 +79,3 @@ def test_any_order_gives_the_same_bits_and_no_more_threads_than_processors():
         assert int(most) <= int(processors), f"{most} threads ran on {processors} processors after importing {order}"
         digests.update(found)
     assert len(digests) == 1, answers
-
-
-def test_what_is_loaded_is_what_is_meant(request):
-    """A wheel brings one OpenMP library at most, and does not take another's BLAS."""
-    code = """
-        import numformer as nf, numpy, threadpoolctl
-        print(*sorted({p["internal_api"] for p in threadpoolctl.threadpool_info()}))
-    """
-    if sys.platform != "linux":
-        pytest.skip("the names of libraries are those of Linux")
-    found = answer(code).split()
-    assert found.count("openmp") == 1 and set(found) <= {"openmp", "openblas", "mkl"}
