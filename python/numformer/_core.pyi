@@ -17,6 +17,7 @@ __all__: list[str] = [
     "attention_backward",
     "available_processors",
     "cache_sizes",
+    "cast",
     "ceiling_bandwidth",
     "ceiling_gflops",
     "cross_entropy",
@@ -82,6 +83,7 @@ def adagrad_update(
     eps: float,
     weight_decay: float,
     grad_scale: float,
+    copies: collections.abc.Iterable[numpy.ndarray | None] | None,
 ) -> None: ...
 def adam_update(
     values: collections.abc.Iterable[numpy.ndarray],
@@ -95,6 +97,7 @@ def adam_update(
     weight_decay: float,
     step: int,
     grad_scale: float,
+    copies: collections.abc.Iterable[numpy.ndarray | None] | None,
 ) -> None: ...
 def adamw_update(
     values: collections.abc.Iterable[numpy.ndarray],
@@ -108,6 +111,7 @@ def adamw_update(
     weight_decay: float,
     step: int,
     grad_scale: float,
+    copies: collections.abc.Iterable[numpy.ndarray | None] | None,
 ) -> None: ...
 def add(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray: ...
 def attention(
@@ -132,6 +136,7 @@ def attention_backward(
 ) -> typing.Any: ...
 def available_processors() -> int: ...
 def cache_sizes() -> dict[str, int]: ...
+def cast(x: numpy.ndarray, dtype: typing.Any, scale: float, out: numpy.ndarray | None) -> numpy.ndarray: ...
 def ceiling_bandwidth(bytes: int, rounds: int) -> float: ...
 def ceiling_gflops(dtype: str, rounds: int) -> float: ...
 def cross_entropy(
@@ -249,6 +254,7 @@ def rmsprop_update(
     weight_decay: float,
     momentum: float,
     grad_scale: float,
+    copies: collections.abc.Iterable[numpy.ndarray | None] | None,
 ) -> None: ...
 def set_num_threads(n: int) -> None: ...
 def set_pool_limit(bytes: int) -> None: ...
@@ -261,6 +267,7 @@ def sgd_update(
     nesterov: bool,
     weight_decay: float,
     grad_scale: float,
+    copies: collections.abc.Iterable[numpy.ndarray | None] | None,
 ) -> None: ...
 def silu(x: numpy.ndarray) -> numpy.ndarray: ...
 def silu_backward(dy: numpy.ndarray, x: numpy.ndarray) -> numpy.ndarray: ...

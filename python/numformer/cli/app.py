@@ -50,10 +50,11 @@ class OnNaN(StrEnum):
 
 
 class DType(StrEnum):
-    """Compute dtypes."""
+    """What kernels compute in."""
 
     float32 = "float32"
     float64 = "float64"
+    float16 = "float16"
     bfloat16 = "bfloat16"
 
 
@@ -62,15 +63,6 @@ class Explained(StrEnum):
 
     matmul = "matmul"
     attention = "attention"
-
-
-class ExplainedDType(StrEnum):
-    """Dtypes of kernels."""
-
-    float32 = "float32"
-    float64 = "float64"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
 
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a trained model.")]
@@ -161,7 +153,7 @@ def train(
     label_smoothing: Annotated[float | None, typer.Option(help="Of a transformer.  [default: 0.1]")] = None,
     beams: Annotated[int | None, typer.Option(help="Of a transformer's last BLEU.  [default: 4]")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, batches and dropout.")] = 0,
-    dtype: Annotated[DType, typer.Option(help="To compute in.")] = DType.float32,
+    dtype: Annotated[DType, typer.Option(help="To compute in; 16 bits: mixed precision.")] = DType.float32,
     threads: Threads = None,
     eval_every: Annotated[
         int | None,
@@ -440,7 +432,7 @@ def bench(
 def explain(
     operation: Annotated[Explained, typer.Argument(help="Which operation.")],
     shape: Annotated[str, typer.Option(help="[BATCH,] M,K,N of matmul; [BATCH,] HEADS,N,D of attention's queries.")],
-    dtype: Annotated[ExplainedDType, typer.Option(help="Dtype of the arrays.")] = ExplainedDType.float32,
+    dtype: Annotated[DType, typer.Option(help="Dtype of the arrays.")] = DType.float32,
     backward: Annotated[bool, typer.Option("--backward", help="Its gradients instead.")] = False,
     transpose_a: Annotated[bool, typer.Option("--transpose-a", help="matmul: a is stored as (K, M).")] = False,
     transpose_b: Annotated[bool, typer.Option("--transpose-b", help="matmul: b is stored as (N, K).")] = False,

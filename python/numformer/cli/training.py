@@ -13,6 +13,7 @@ from numformer.cli import language, rehearsing
 from numformer.data.vocabulary import FILE
 from numformer.models import GPT, GPTConfig
 from numformer.nn import initial
+from numformer.nn.context import compute_dtype as known
 from numformer.optim import AdamW, cosine, decay_groups
 from numformer.train import Trainer
 from numformer.train.record import SAMPLES
@@ -142,11 +143,7 @@ def _report(
 
 def compute_dtype(name: str) -> np.dtype[Any] | None:
     """Return what the Trainer computes in, None for the dtype of the parameters."""
-    if name != "bfloat16":
-        return None
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16)
+    return known("train", name) if name in ("bfloat16", "float16") else None
 
 
 def new_folder(stem: str) -> Path:

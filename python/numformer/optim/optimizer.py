@@ -60,6 +60,13 @@ def copy_state(owner: str, own: Mapping[str, Array], state: Mapping[str, Array])
         array[...] = state[name]
 
 
+def store_copies(values: list[Array], copies: list[Array | None] | None) -> None:
+    """Round values to their copies: for a rule that has no kernel which does it in its sweep."""
+    for value, copy in zip(values, copies or [], strict=copies is not None):
+        if copy is not None:
+            ops.cast(value, copy.dtype, out=copy)
+
+
 class Optimizer:
     """The base of optimizers.
 
@@ -107,6 +114,11 @@ class Optimizer:
         if len({id(p) for p in self.parameters}) != len(self.parameters):
             raise ValueError(f"{owner}: a parameter is given twice")
         for parameter in self.parameters:
+            if parameter.value.dtype.itemsize == 2:
+                raise TypeError(
+                    f"{owner}: parameters must be float32 or float64, got {parameter.value.dtype} for "
+                    f"{parameter.name or 'one'}: read the model in float32 and compute in 16 bits by Trainer(dtype=...)"
+                )
             parameter.own()
         self.steps = 0
         self._counts = np.zeros(len(self.parameters), np.int64)
@@ -117,13 +129,15 @@ class Optimizer:
         """Return what is kept of a parameter before its first step."""
         return np.zeros_like(value)
 
-    def step(self, lr: float | None = None) -> float | None:
+    def step(self, lr: float | None = None, *, grad_scale: float = 1.0) -> float | None:
         """Update the parameters that have a gradient, and begin a new step.
 
         Parameters
         ----------
         lr : float, optional
             Instead of the learning rate of the optimizer.
+        grad_scale : float
+            What the gradients are to be multiplied by: 1 / the scale of the loss, where that was scaled.
 
         Returns
         -------
@@ -136,12 +150,12 @@ class Optimizer:
             Where that norm is NaN or infinite; nothing was changed.
         """
         lr = self.lr if lr is None else lr
-        norm, scale = None, 1.0
+        norm, scale = None, grad_scale
         if self.clip_norm is not None:
-            norm = float(ops.global_norm([p.buffer() for p in self.parameters if not p.fresh]))
+            norm = grad_scale * float(ops.global_norm([p.buffer() for p in self.parameters if not p.fresh]))
             if not math.isfinite(norm):
                 raise FloatingPointError(f"{type(self).__name__}: the norm of the gradients is {norm}")
-            scale = min(1.0, self.clip_norm / (norm + 1e-6))  # torch's rule, so that runs can be compared step by step
+            scale *= min(1.0, self.clip_norm / (norm + 1e-6))  # torch's rule, so that runs can be compared step by step
         self.steps += 1
         first = 0
         for group in self.groups:
@@ -158,6 +172,7 @@ class Optimizer:
                 values = [parameter.value for _, parameter in batch]
                 grads = [parameter.buffer() for _, parameter in batch]
                 state = [[arrays[index] for index, _ in batch] for arrays in self._state.values()]
+                copies = [parameter.copy for _, parameter in batch]
                 self._update(
                     values,
                     grads,
@@ -166,7 +181,10 @@ class Optimizer:
                     weight_decay=group.weight_decay,
                     step=count,
                     grad_scale=scale,
+                    copies=None if all(copy is None for copy in copies) else copies,
                 )
+                for _, parameter in batch:
+                    parameter.stored()
         return norm
 
     def _update(
@@ -179,8 +197,12 @@ class Optimizer:
         weight_decay: float,
         step: int,
         grad_scale: float,
+        copies: list[Array | None] | None,
     ) -> None:
-        """Change `values` by `grads`; `state` has a list for each of `slots`, `step` counts from 1."""
+        """Change `values` by `grads`; `state` has a list for each of `slots`, `step` counts from 1.
+
+        `copies` are where new values go in 16 bits as well, None where nowhere.
+        """
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Array]:

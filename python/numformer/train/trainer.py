@@ -17,10 +17,12 @@ from numpy.typing import DTypeLike, NDArray
 from numformer import files, ops, profiling
 from numformer.data.windows import IGNORE
 from numformer.nn import Context, initial
+from numformer.nn.context import compute_dtype
 from numformer.optim import Average, Optimizer
 from numformer.packed import Packed
 from numformer.train import checkpoint, events, log
 from numformer.train.interrupt import Interrupt
+from numformer.train.loss_scale import LossScale
 from numformer.train.progress import Silent, choose
 from numformer.train.protocols import Data, Model
 from numformer.train.record import Record
@@ -71,7 +73,11 @@ class Trainer:
     seed : int
         Of the batches and of dropout.
     dtype : dtype, optional
-        To compute in; that of the parameters by default.
+        To compute in; that of the parameters by default. "bfloat16" and "float16" are mixed precision: products and
+        what goes from layer to layer in 16 bits, weights, gradients of weights and updates in float32.
+    loss_scale : LossScale, optional
+        Of float16, where a new one is the default; no other dtype has any. A step whose gradients overflow because of
+        it changes nothing and is counted in `skipped`. Its value is a column of the log.
     config : dict, optional
         Kept in the checkpoint.
     progress : bool or Silent
@@ -146,6 +152,7 @@ class Trainer:
         ema: float | None = None,
         nan: str = "stop",
         checkpoint_activations: bool = False,
+        loss_scale: LossScale | None = None,
         sample: Callable[[int], str] | None = None,
         sample_every: int = 0,
         tensorboard: bool = False,
@@ -171,7 +178,7 @@ class Trainer:
             if out_dir is None:
                 raise ValueError("Trainer: tensorboard needs out_dir, got None")
         self.metrics = dict(metrics or {})
-        if taken := [name for name in self.metrics if name in log.COLUMNS]:
+        if taken := [name for name in self.metrics if name in (*log.COLUMNS, *log.SCALE)]:
             raise ValueError(f"Trainer: metrics must have names of their own, got {taken[0]!r}")
         if best != "validation_loss" and best not in self.metrics:
             raise ValueError(f"Trainer: best must be 'validation_loss' or one of metrics, got {best!r}")
@@ -188,7 +195,10 @@ class Trainer:
         self.eval_every, self.log_every = eval_every, log_every
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.seed = initial.seed("Trainer", seed)
-        self.dtype = None if dtype is None else np.dtype(dtype)
+        self.dtype = None if dtype is None else compute_dtype("Trainer", dtype)
+        if loss_scale is not None and self.dtype != np.float16:
+            raise ValueError(f"Trainer: loss_scale is for dtype float16, got {self.dtype}")
+        self.loss_scale = LossScale() if loss_scale is None and self.dtype == np.float16 else loss_scale
         self.config = config or {}
         self.progress = choose(progress)
         self.on_save, self.on_best, self.best = on_save, on_best, best
@@ -242,6 +252,8 @@ class Trainer:
         self.step = int(progress["step"])
         self._done = {name: progress.get(name, value) for name, value in self._done.items()}
         self.skipped, self._skips = progress.get("skipped", (0, 0))
+        if self.loss_scale is not None and "loss_scale" in progress:
+            self.loss_scale.load_state_dict(progress["loss_scale"])
         if progress.get("best", {}).get("of") == self.best:
             self.best_value = float(progress["best"]["value"])
             self._waited = int(progress["best"].get("waited", 0))
@@ -270,11 +282,12 @@ class Trainer:
         if self.out_dir is not None and self.checkpoint is not None:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             files.sweep(self.checkpoint)
-        record = Record(self.out_dir, self.step, tuple(self.metrics), events=self.tensorboard)
+        extra = (*(log.SCALE if self.loss_scale is not None else ()), *self.metrics)
+        record = Record(self.out_dir, self.step, extra, events=self.tensorboard)
         self.history = record.rows
         self.progress.begin(self.steps, self.step)
         try:
-            with Interrupt() as interrupt:
+            with Interrupt() as interrupt, self._rounded():
                 self._loop(record, interrupt)
         except BaseException:
             with contextlib.suppress(OSError):  # the first error is the one to hear of
@@ -286,6 +299,18 @@ class Trainer:
             self.progress.end()
             record.close()
         return self.history
+
+    @contextlib.contextmanager
+    def _rounded(self) -> Iterator[None]:
+        """Have matrices rounded once a step, by the optimizer, where computation is in 16 bits."""
+        parameters = self.model.parameters()
+        for parameter in parameters:
+            parameter.keep(self.dtype)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.keep(None)
 
     def _draw(self) -> None:
         if self.out_dir is not None and self.history:
@@ -304,6 +329,7 @@ class Trainer:
         over = False
         while not over:
             lr = float(self.optimizer.lr if self.schedule is None else self.schedule(self.step))
+            scale = None if self.loss_scale is None else self.loss_scale.value
             result = speed.step(
                 functools.partial(self._update, lr, interrupt), lambda result: result[1] if result else 0
             )
@@ -331,6 +357,7 @@ class Trainer:
                 "lr": lr,
                 "grad_norm": norm,
                 **self._done,
+                **({} if self.loss_scale is None else {"loss_scale": scale, "skipped": self.skipped}),
                 **measured,
             }
             if evaluated or self.step % self.log_every == 0 or self.step == 1:
@@ -363,25 +390,30 @@ class Trainer:
         if result is None:
             return None
         loss, count = result
-        norm, parameters = None, self.optimizer.parameters
+        norm, parameters, scaler = None, self.optimizer.parameters, self.loss_scale
+        scale = 1.0 if scaler is None else 1.0 / scaler.value
         try:
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss}")
-            if self.nan == "skip" and self.optimizer.clip_norm is None:
+            if (self.nan == "skip" or scaler is not None) and self.optimizer.clip_norm is None:
                 size = float(ops.global_norm([p.buffer() for p in parameters if not p.fresh]))
                 if not math.isfinite(size):
                     raise FloatingPointError(f"the norm of the gradients is {size}")
-            norm = self.optimizer.step(lr)
+            norm = self.optimizer.step(lr, grad_scale=scale)
         except FloatingPointError as error:
             for parameter in parameters:
                 parameter.reset()
             self.skipped += 1
+            if scaler is not None and math.isfinite(loss) and scaler.update(finite=False):
+                return loss, count, None  # what it is there for
             self._skips += 1
             if self.nan == "stop" or self._skips > SKIPS:
                 before = f", and {self._skips - 1} steps before it were skipped" if self._skips > 1 else ""
                 raise FloatingPointError(self._broken(f"{error}{before}")) from error
         else:
             self._skips = 0
+            if scaler is not None:
+                scaler.update(finite=True)
             if self.average is not None:
                 self.average.update()
         return loss, count, norm
@@ -419,7 +451,7 @@ class Trainer:
             loss += share * value
             if not math.isfinite(value):
                 break
-            backward(share)
+            backward(share if self.loss_scale is None else share * self.loss_scale.value)
         return loss, total
 
     def _context(self, sample: int) -> Context:
@@ -500,6 +532,8 @@ class Trainer:
             "config": self.config,
             **self._done,
         }
+        if self.loss_scale is not None:
+            progress["loss_scale"] = self.loss_scale.state_dict()
         if self.best_value is not None:
             progress["best"] = {"of": self.best, "value": self.best_value, "waited": self._waited}
         checkpoint.save_checkpoint(
