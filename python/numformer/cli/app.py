@@ -84,8 +84,19 @@ def _run(command: Callable[..., None], **options: Any) -> None:
     except KeyboardInterrupt as error:
         raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        typer.echo(f"numformer: {_line(error)}", err=True)
+        message = f"numformer: {_line(error)}"
+        if _speaks(message):
+            typer.echo(message, err=True)
         raise typer.Exit(2) from None
+
+
+def _speaks(message: str) -> bool:
+    """Whether this process is to say a mistake: always, but for one of several ranks that all make it."""
+    if "numformer.train.parallel" not in sys.modules:
+        return True
+    from numformer.cli.together import speaks
+
+    return speaks(message)
 
 
 def _line(error: Exception) -> str:
@@ -187,6 +198,10 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write what TensorBoard reads, into tensorboard/ of --out.")
     ] = False,
+    shard_optimizer: Annotated[
+        bool,
+        typer.Option("--shard-optimizer", help="Each rank of mpiexec keeps a part of the optimizer's state only."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Make a step, say memory and time of the run, write nothing.")
     ] = False,
@@ -197,6 +212,8 @@ def train(
 
     A gpt learns a text byte by byte, or the tokens of a file that numformer tokenize made; a transformer learns to
     translate from --pairs FILE, or --source A --target B.
+
+    mpiexec -n 4 numformer train ... trains with four processes, each on its share of every batch.
     """
     shared = {
         "out": out,
@@ -213,6 +230,7 @@ def train(
             "ema": ema,
             "nan": nan.value,
             "tensorboard": tensorboard,
+            "shard_optimizer": shard_optimizer,
         },
         "sample_every": sample_every,
         "dry_run": dry_run,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import typer
 
-from numformer.cli import language, rehearsing
+from numformer.cli import language, rehearsing, together
 from numformer.data.vocabulary import FILE
 from numformer.models import GPT, GPTConfig
 from numformer.nn import initial
@@ -52,10 +52,7 @@ def run(
 
     `watch` has the options of the Trainer that say what is kept, averaged and stopped.
     """
-    if threads is not None:
-        import numformer as nf
-
-        nf.set_num_threads(threads)
+    ranks = together.start(threads)
     if resume and out is None:
         raise ValueError("train: --resume needs --out, the folder of the run")
     corpus = language.corpus(files, context, packing)
@@ -80,7 +77,7 @@ def run(
         gpt.save_pretrained(folder)
         corpus.save(folder)
 
-    folder = out or new_folder(f"gpt-{files[0].stem if files else 'python'}")
+    folder = Path(ranks.told(lambda: str(out or new_folder(f"gpt-{files[0].stem if files else 'python'}"))))
     trainer = Trainer(
         gpt,
         optimizer,
@@ -114,14 +111,17 @@ def run(
     try:
         history = trainer.run()
     except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted after step {trainer.step}; the checkpoint is whole: "
-            f"go on with --resume --out {folder}, or try numformer generate {folder}",
-            err=True,
-        )
+        if ranks.first:
+            typer.echo(
+                f"interrupted after step {trainer.step}; the checkpoint is whole: "
+                f"go on with --resume --out {folder}, or try numformer generate {folder}",
+                err=True,
+            )
         raise
-    with trainer.averaged():  # as they were evaluated and written
-        _report(gpt, history, folder, corpus, seed, time.monotonic() - begin)
+    if ranks.first:
+        with trainer.averaged():  # as they were evaluated and written
+            _report(gpt, history, folder, corpus, seed, time.monotonic() - begin)
+    ranks.wait()
 
 
 def _report(
