@@ -1,4 +1,4 @@
-"""Command line: ``python -m benchmarks SUBJECT... [--threads 1 2] [--model gpt] [--out FOLDER]``."""
+"""Command line: ``python -m benchmarks SUBJECT... [--threads 1 2] [--model gpt] [--parts decoding] [--out FOLDER]``."""
 
 import argparse
 import importlib
@@ -24,11 +24,13 @@ def main() -> int:
     parser.add_argument("subjects", nargs="+", choices=SUBJECTS)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--model", choices=MODELS, default="gpt", help="of training_step")
+    parser.add_argument("--parts", nargs="+", help="of models: some of its parts, added to what models.json has")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
     options = parser.parse_args()
     for subject in options.subjects:
         name = MODELS[options.model] if subject == "training_step" else subject
-        path = importlib.import_module(f"benchmarks.{name}").run(options.threads, options.out)
+        more = {"parts": options.parts} if name == "models" and options.parts else {}
+        path = importlib.import_module(f"benchmarks.{name}").run(options.threads, options.out, **more)
         print(f"written: {path}")
     return 0
 

@@ -26,6 +26,7 @@ class ModelKind(StrEnum):
 
     gpt = "gpt"
     transformer = "transformer"
+    transformer_xl = "transformer-xl"
 
 
 class NormKind(StrEnum):
@@ -107,7 +108,9 @@ def train(
     files: Annotated[
         list[Path] | None, typer.Argument(help="UTF-8 text to train a gpt on; Python's own reference by default.")
     ] = None,
-    model: Annotated[ModelKind, typer.Option(help="A gpt continues text, a transformer translates.")] = ModelKind.gpt,
+    model: Annotated[
+        ModelKind, typer.Option(help="A gpt or transformer-xl continues text, a transformer translates.")
+    ] = ModelKind.gpt,
     out: Annotated[Path | None, typer.Option(help="Folder to write into; runs/NAME by default.")] = None,
     pairs: PairsFile = None,
     source: SourceFile = None,
@@ -133,6 +136,9 @@ def train(
     norm: Annotated[NormKind | None, typer.Option(help="Norms of a transformer.  [default: post]")] = None,
     context: Annotated[
         int | None, typer.Option(help="Longest sequence, in tokens.  [default: gpt 128, transformer 256, of bytes 512]")
+    ] = None,
+    memory: Annotated[
+        int | None, typer.Option(help="Positions that a transformer-xl remembers; as many as --context by default.")
     ] = None,
     batch: Annotated[
         int | None,
@@ -183,7 +189,8 @@ def train(
 ) -> None:
     """Train a model and write weights, log and pictures into a folder.
 
-    A gpt learns a text byte by byte; a transformer learns to translate from --pairs FILE, or --source A --target B.
+    A gpt or a transformer-xl learns a text byte by byte; a transformer learns to translate from --pairs FILE, or
+    --source A --target B.
     """
     shared = {
         "out": out,
@@ -197,6 +204,8 @@ def train(
         "resume": resume,
         "quiet": quiet,
     }
+    if memory is not None and model is not ModelKind.transformer_xl:
+        _run(_refuse, message="train: --memory is for --model transformer-xl")
     if model is ModelKind.transformer:
         _run(
             _train_transformer,
@@ -242,6 +251,8 @@ def train(
     }
     _run(
         _train_gpt,
+        model=model.value,
+        memory=memory,
         other=[name for name, value in other.items() if value is not None],
         files=files or [],
         layers=_or(layers, 4),
@@ -271,6 +282,10 @@ def _train_transformer(*, files: list[Path], training: Any, validation: Any, **o
     if files:
         raise ValueError(f"train: a transformer learns from --pairs, or --source and --target, got {files[0]}")
     run(training=Sources(*training), validation=Sources(*validation), **options)
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -317,6 +332,9 @@ def score(
     truncate: Truncate = False,
     beams: Annotated[int, typer.Option(help="Of the beam search; 1 is greedy.")] = 4,
     length_penalty: LengthPenalty = 0.6,
+    memory: Annotated[
+        int | None, typer.Option(help="Positions that a transformer-xl remembers; those of its training by default.")
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """Say how good a model is: loss and perplexity of text, and BLEU and chrF of translations."""
@@ -332,6 +350,7 @@ def score(
         length_penalty=length_penalty,
         on_bad=on_bad.value,
         truncate=truncate,
+        memory=memory,
         threads=threads,
     )
 

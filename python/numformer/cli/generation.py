@@ -12,7 +12,7 @@ def run(*, folder: Path, prompt: str, threads: int | None, **options: Any) -> No
 
     from numformer.cli import folders
     from numformer.data import to_text, to_tokens
-    from numformer.models import GPT
+    from numformer.models import from_pretrained
 
     if not prompt:
         raise ValueError("generate: --prompt must not be empty")
@@ -20,8 +20,8 @@ def run(*, folder: Path, prompt: str, threads: int | None, **options: Any) -> No
         import numformer as nf
 
         nf.set_num_threads(threads)
-    folders.require(folder, folders.GPT)
-    model = GPT.from_pretrained(folder)
+    folders.require(folder, folders.GPT, folders.TRANSFORMER_XL)
+    model = from_pretrained(folder)
     if model.config.vocab_size != 256:
         raise ValueError(
             f"{folder}: the model has {model.config.vocab_size} tokens; this command knows byte-level models, of 256"

@@ -21,6 +21,7 @@ def run(
     length_penalty: float,
     on_bad: str,
     truncate: bool,
+    memory: int | None,
     threads: int | None,
 ) -> None:
     """Print how well a model says a text, or translates pairs."""
@@ -28,24 +29,36 @@ def run(
         import numformer as nf
 
         nf.set_num_threads(threads)
-    if folders.model_type(folder) == folders.TRANSFORMER:
+    kind = folders.model_type(folder)
+    if memory is not None and kind != folders.TRANSFORMER_XL:
+        raise ValueError(f"score: --memory is for a transformer-xl, and {folder} holds another model")
+    if kind == folders.TRANSFORMER:
         if files:
             raise ValueError(f"{folder} holds a transformer, which is scored on --pairs or --source and --target")
         _pairs(folder, pairs, beams, length_penalty, on_bad, truncate)
     else:
         if pairs.given() or not files:
             raise ValueError(f"{folder} holds a language model, which is scored on text: numformer score {folder} FILE")
-        _text(folder, files)
+        _text(folder, files, memory)
 
 
-def _text(folder: Path, files: list[Path]) -> None:
-    from numformer.models import GPT
+def _text(folder: Path, files: list[Path], memory: int | None) -> None:
+    from numformer.models import GPT, TransformerXL
 
-    model = GPT.from_pretrained(folder)
+    remembers = folders.model_type(folder) == folders.TRANSFORMER_XL
+    model = (TransformerXL if remembers else GPT).from_pretrained(folder)
     if model.config.vocab_size != 256:
         raise ValueError(
             f"{folder}: the model has {model.config.vocab_size} tokens; this command knows byte-level models, of 256"
         )
+    if isinstance(model, TransformerXL):
+        tokens = read_files(files)
+        count = len(tokens) - 1
+        reach = model.config.memory if memory is None else memory
+        loss = -float(model.log_likelihood(tokens, memory=memory)) / count
+        typer.echo(f"{count:,} bytes in segments of {model.config.context} with a memory of {reach}")
+        _say(loss)
+        return
     windows = Windows(read_files(files), model.config.context)
     total = 0.0
     for first in range(0, len(windows), 32):
@@ -53,6 +66,10 @@ def _text(folder: Path, files: list[Path]) -> None:
         total += int(np.count_nonzero(targets != -100)) * model.infer_loss((ids, targets))
     loss = total / windows.targets
     typer.echo(f"{windows.targets:,} bytes in windows of {model.config.context}")
+    _say(loss)
+
+
+def _say(loss: float) -> None:
     typer.echo(f"loss {loss:.4f} nats a byte ({loss / np.log(2):.3f} bits), perplexity {np.exp(loss):.3f}")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import typer
 
-from numformer.data import Windows, builtin_text, read_files, split, to_text, to_tokens
-from numformer.models import GPT, GPTConfig
+from numformer.data import Streams, Windows, builtin_text, read_files, split, to_text, to_tokens
+from numformer.models import GPT, GPTConfig, TransformerXL, TransformerXLConfig
 from numformer.nn import initial
 from numformer.optim import AdamW, cosine, decay_groups
 from numformer.train import Trainer
@@ -18,6 +18,8 @@ from numformer.train import Trainer
 
 def run(
     *,
+    model: str,
+    memory: int | None,
     files: list[Path],
     out: Path | None,
     layers: int,
@@ -56,35 +58,48 @@ def run(
             f"train: the text has {len(tokens)} bytes, too few for a context of {context}; "
             "add text or shorten --context"
         )
-    config = GPTConfig(
-        vocab_size=256,
-        context=context,
-        layers=layers,
-        heads=heads,
-        width=width,
-        dropout=dropout,
-        dtype="float64" if dtype == "float64" else "float32",
-    )
-    gpt = GPT(config, rng=np.random.Generator(np.random.Philox(initial.seed("train", seed))))
+    sizes: dict[str, Any] = {
+        "vocab_size": 256,
+        "context": context,
+        "layers": layers,
+        "heads": heads,
+        "width": width,
+        "dropout": dropout,
+        "dtype": "float64" if dtype == "float64" else "float32",
+    }
+    rng = np.random.Generator(np.random.Philox(initial.seed("train", seed)))
+    gpt: GPT | TransformerXL
+    parts: list[Windows | Streams]
+    if model == "transformer-xl":
+        if batch is None:
+            raise ValueError("train: batch gradient descent is for --model gpt: a transformer-xl reads streams")
+        gpt = TransformerXL(TransformerXLConfig(**sizes, memory=context if memory is None else memory), rng=rng)
+        # Micro-batches of an evaluation are segments of the same streams, too.
+        parts = [
+            Streams(text, context, count) for text, count in ((training, batch), (validation, micro_batch or batch))
+        ]
+    else:
+        gpt = GPT(GPTConfig(**sizes), rng=rng)
+        parts = [Windows(text, context) for text in (training, validation)]
     optimizer = AdamW(
         decay_groups(gpt.parameters(), weight_decay), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, clip_norm=1.0
     )
-    folder = out or new_folder(f"gpt-{files[0].stem if files else 'python'}")
+    folder = out or new_folder(f"{model}-{files[0].stem if files else 'python'}")
     trainer = Trainer(
         gpt,
         optimizer,
-        Windows(training, context),
+        parts[0],
         batch_size=batch,
         micro_batch=micro_batch,
         steps=steps,
         max_seconds=None if minutes is None else 60 * minutes,
         schedule=cosine(lr, steps=steps, warmup=min(100, steps // 10), final=lr / 10),
-        validation=Windows(validation, context),
+        validation=parts[1],
         eval_every=eval_every,
         out_dir=folder,
         seed=seed,
         dtype=compute_dtype(dtype),
-        config=config.to_json(),
+        config=gpt.config.to_json(),
         progress=not quiet,
         on_save=lambda: gpt.save_pretrained(folder),
         **watch,
@@ -93,7 +108,7 @@ def run(
         trainer.resume()
     count = sum(p.value.size for p in gpt.parameters())
     source = "Python's reference manual" if not files else ", ".join(map(str, files))
-    typer.echo(f"gpt: {count:,} parameters, {len(training):,} bytes to train on ({source})")
+    typer.echo(f"{model}: {count:,} parameters, {len(training):,} bytes to train on ({source})")
     begin = time.monotonic()
     try:
         history = trainer.run()
@@ -109,7 +124,12 @@ def run(
 
 
 def _report(
-    gpt: GPT, history: list[dict[str, Any]], folder: Path, validation: np.ndarray[Any, Any], seed: int, seconds: float
+    gpt: GPT | TransformerXL,
+    history: list[dict[str, Any]],
+    folder: Path,
+    validation: np.ndarray[Any, Any],
+    seed: int,
+    seconds: float,
 ) -> None:
     losses = [row["loss"] for row in history[-10:]]
     held = next((row["validation_loss"] for row in reversed(history) if row["validation_loss"] is not None), None)

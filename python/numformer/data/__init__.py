@@ -3,6 +3,7 @@
 from numformer.data.buckets import Pairs, pad_sources
 from numformer.data.masking import MaskedText, mask_tokens, next_sentences
 from numformer.data.pairs import ParallelText, Report, read_lines, read_pairs, read_parallel, split_lines
+from numformer.data.streams import Streams
 from numformer.data.text import builtin_text, read_files, split, to_text, to_tokens
 from numformer.data.tokenizer import Tokenizer
 from numformer.data.vocabulary import BytePairVocabulary, ByteVocabulary, Vocabulary, has_tokenizers, load_vocabulary
@@ -17,6 +18,7 @@ __all__ = [
     "Pairs",
     "ParallelText",
     "Report",
+    "Streams",
     "Tokenizer",
     "Vocabulary",
     "Windows",
