@@ -44,5 +44,7 @@ def test_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(names["model"], Longformer)
     assert names["logits"].shape == (3,)
     assert names["losses"][-1] < names["losses"][0]
+    assert names["log_p"].shape == (8, 256) and 0 < names["nats"] < 6
+    assert names["more"].shape == (140,)
     assert isinstance(names["translator"], Transformer)
     assert names["ids"].shape[0] == 1 and np.isin(names["ids"], range(100)).all()
