@@ -260,7 +260,7 @@ def train(
         context=_or(context, 128),
         batch=_batch(batch, batch_gradient_descent, 8),
         steps=_or(steps, 2500),
-        lr=_or(lr, 3e-3),
+        lr=_or(lr, 3e-3 if model is ModelKind.gpt else 1e-3),
         weight_decay=_or(weight_decay, 0.1),
         dropout=_or(dropout, 0.0),
         eval_every=_or(eval_every, 250),

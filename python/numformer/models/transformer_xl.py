@@ -48,7 +48,8 @@ class TransformerXL(pretrained.PretrainedModel):
     config : TransformerXLConfig
         Sizes and options.
     rng : numpy.random.Generator or int, optional
-        Draws the initial weights: normal with 0.02, maps of embeddings with 0.01.
+        Draws the initial weights: normal with 0.02, and 0.02 / sqrt(2 * layers) for the two maps of a block that end in
+        the residual; 1/sqrt(width) for tables, whose rows are scaled, and 1/sqrt(inputs) for their maps.
 
     Examples
     --------
@@ -87,7 +88,7 @@ class TransformerXL(pretrained.PretrainedModel):
     def __init__(self, config: TransformerXLConfig, *, rng: initial.Source | int | None = None) -> None:
         self.config = c = config
         source = np.random.default_rng(rng) if rng is None or isinstance(rng, int) else rng
-        common: dict[str, Any] = {"std": 0.02, "dtype": np.dtype(c.dtype), "rng": source}
+        common: dict[str, Any] = {"dtype": np.dtype(c.dtype), "rng": source}
         self.embedding = AdaptiveEmbedding(c.clusters, c.width, **common)
         self.dropout = Dropout(c.dropout)
         biases = None
@@ -105,6 +106,8 @@ class TransformerXL(pretrained.PretrainedModel):
                 biases=biases,
                 dropout=c.dropout,
                 eps=c.eps,
+                std=0.02,
+                output_std=0.02 * (2 * c.layers) ** -0.5,
                 **common,
             )
             for _ in range(c.layers)

@@ -82,8 +82,9 @@ class AdaptiveEmbedding(Module):
         How the vocabulary is cut, and the channels of each part.
     width : int
         Size of a row of the result.
-    std, map_std : float
-        Of the initial tables and maps.
+    std, map_std : float, optional
+        Of the initial tables, 1/sqrt(width) by default, so that rows have elements of about 1, and of the maps,
+        1/sqrt(channels).
     dtype : dtype
         float32 or float64.
     rng : numpy.random.Generator, optional
@@ -95,14 +96,15 @@ class AdaptiveEmbedding(Module):
         clusters: Clusters,
         width: int,
         *,
-        std: float = 0.02,
-        map_std: float = 0.01,
+        std: float | None = None,
+        map_std: float | None = None,
         dtype: DTypeLike = np.float32,
         rng: initial.Source | None = None,
     ) -> None:
         initial.size("AdaptiveEmbedding", width=width)
         self.clusters, self.width = clusters, width
         scale = math.sqrt(width)
+        std = 1 / scale if std is None else std
         self.tables = [Embedding(n, d, scale=scale, std=std, dtype=dtype, rng=rng) for n, d in clusters.tables]
         mapped = clusters.shrink > 1 or clusters.widths[0] != width
         self.maps = [

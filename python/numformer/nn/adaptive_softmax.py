@@ -42,8 +42,8 @@ class AdaptiveSoftmax(Module):
         Whether the output layers are the tables of the embedding.
     tied_maps : sequence of bool
         For each cluster whether its map is that of the embedding; none by default.
-    std, map_std : float
-        Of initial output layers and maps.
+    std, map_std : float, optional
+        Of initial output layers and maps; 1/sqrt(inputs) by default.
     dtype : dtype
         float32 or float64.
     rng : numpy.random.Generator, optional
@@ -58,8 +58,8 @@ class AdaptiveSoftmax(Module):
         embedding: AdaptiveEmbedding | None = None,
         tied: bool = False,
         tied_maps: Sequence[bool] = (),
-        std: float = 0.02,
-        map_std: float = 0.01,
+        std: float | None = None,
+        map_std: float | None = None,
         dtype: DTypeLike = np.float32,
         rng: initial.Source | None = None,
     ) -> None:
@@ -72,7 +72,10 @@ class AdaptiveSoftmax(Module):
         self.clusters, self.width = clusters, width
         common: dict[str, Any] = {"transposed": True, "dtype": dtype, "rng": rng}
         more = len(clusters) - 1
-        self.cluster_weight = Parameter(initial.normal(rng, (more, clusters.widths[0]), std, dtype)) if more else None
+        of_clusters = clusters.widths[0] ** -0.5 if std is None else std
+        self.cluster_weight = (
+            Parameter(initial.normal(rng, (more, clusters.widths[0]), of_clusters, dtype)) if more else None
+        )
         self.cluster_bias = Parameter(np.zeros(more, initial.parameter_dtype(dtype))) if more else None
         self.outputs = [
             Linear(d, n, weight=embedding.tables[i].weight if tied and embedding else None, std=std, **common)

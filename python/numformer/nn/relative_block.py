@@ -35,8 +35,8 @@ class RelativeBlock(Module):
         On both residual branches.
     eps : float
         Of the norms.
-    std : float, optional
-        Of the initial weights.
+    std, output_std : float, optional
+        Of the initial weights; `output_std` is for the two maps that end in the residual.
     dtype : dtype
         float32 or float64.
     rng : numpy.random.Generator, optional
@@ -55,6 +55,7 @@ class RelativeBlock(Module):
         dropout: float = 0.0,
         eps: float = 1e-5,
         std: float | None = None,
+        output_std: float | None = None,
         dtype: DTypeLike = np.float32,
         rng: initial.Source | None = None,
     ) -> None:
@@ -62,7 +63,7 @@ class RelativeBlock(Module):
             "dropout": dropout,
             "transposed": True,
             "std": std,
-            "output_std": std,
+            "output_std": output_std,
             "dtype": dtype,
             "rng": rng,
         }
