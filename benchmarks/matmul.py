@@ -82,7 +82,11 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
         for case in CASES:
             results.append(_compare(rng, case, count, tops[case.dtype]))
             common.print_result(results[-1], PEERS)
-        for result in (*_fused(rng, count, tops["float32"]), _small(rng, count, tops["float32"])):
+        for result in (
+            *_prepacked(rng, count, tops["float32"]),
+            *_fused(rng, count, tops["float32"]),
+            _small(rng, count, tops["float32"]),
+        ):
             results.append(result)
             common.print_result(result, PEERS)
     return common.write("matmul", results, folder)
@@ -123,6 +127,40 @@ def _tensor(x: np.ndarray) -> torch.Tensor:
     if x.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(x)
+
+
+def _prepacked(rng: np.random.Generator, count: int, top: float) -> Iterator[common.Result]:
+    """A weight packed once, as float32 and in fewer bits; torch's is oneDNN's prepacked one where it can be had."""
+    k, n = 768, 3072
+    b = rng.standard_normal((k, n), np.float32)
+    weights = {stored: nf.PackedMatrix(b, stored) for stored in (np.float32, ml_dtypes.bfloat16, np.int8)}
+    for m in (1, 8, 16, 64, 512):
+        a = rng.standard_normal((m, k), np.float32)
+        theirs = _linear_of_torch(torch.from_numpy(a), torch.from_numpy(b))
+        calls: dict[str, Callable[[], Any]] = {
+            "torch": theirs,
+            "numpy": lambda a=a: a @ b,
+            "array": lambda a=a: nf.matmul(a, b),
+        }
+        for stored, weight in weights.items():
+            calls[np.dtype(stored).name] = lambda a=a, weight=weight: nf.matmul(a, weight)
+        np.testing.assert_allclose(theirs().numpy(), calls["float32"](), rtol=1e-3, atol=1e-3)
+        seconds = common.take_turns(calls)
+        peers = {name: seconds[name] for name in PEERS}
+        for stored in weights:
+            ours = seconds[np.dtype(stored).name]
+            extra = {"times as fast as the array": seconds["array"] / ours}
+            name = f"{m}, {k}, {n} packed as {np.dtype(stored).name}: {seconds['array'] / ours:.2f}x the array"
+            cap = 0.96 if stored is np.float32 and m > 1 else None
+            yield common.Result(
+                "matmul", name, count, 2.0 * m * k * n, {"numformer": ours, **peers}, top, 1.0, extra, cap
+            )
+
+
+def _linear_of_torch(a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """x @ b with b in oneDNN's own order, prepared for as many rows as x has."""
+    weight = torch.ops.mkldnn._reorder_linear_weight(b.T.contiguous(), a.shape[0])
+    return lambda: torch.ops.mkldnn._linear_pointwise(a, weight, None, "none", [], "")
 
 
 def _fused(rng: np.random.Generator, count: int, top: float) -> Iterator[common.Result]:

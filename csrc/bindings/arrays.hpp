@@ -6,7 +6,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstring>
 #include <optional>
+#include <string>
+#include <utility>
 
 namespace nf::bindings {
 
@@ -48,6 +51,14 @@ DType dtype_from(const char *operation, const char *argument, py::handle dtype);
 
 // Do the two views touch a common range of memory? (By extent: may say yes for interleaved ones.)
 bool may_overlap(const View &a, const View &b);
+
+// Adds a function with its signature in words, "name(x: type, /) -> type": its docstring, from which tools/make_stubs
+// writes the types of the module.
+template <class F, class... Extra>
+void define(py::module_ &m, const char *signature, F &&function, const Extra &...extra) {
+    const char *end = std::strchr(signature, '(');
+    m.def(std::string(signature, end).c_str(), std::forward<F>(function), signature, extra...);
+}
 
 void bind_runtime(py::module_ &m);
 void bind_matmul(py::module_ &m);

@@ -320,10 +320,18 @@ py::object attention_backward(py::handle dout_object, py::handle q, py::handle k
 } // namespace
 
 void bind_attention(py::module_ &m) {
-    m.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("options"), py::arg("return_lse"),
-          py::arg("out"));
-    m.def("attention_backward", &attention_backward, py::arg("dout"), py::arg("q"), py::arg("k"), py::arg("v"),
-          py::arg("out"), py::arg("lse"), py::arg("options"), py::arg("dlse"), py::arg("grads"), py::arg("into"));
+    define(m,
+           "attention(q: numpy.ndarray, k: numpy.ndarray, v: numpy.ndarray, options: tuple[typing.Any, ...], "
+           "return_lse: bool, out: numpy.ndarray | None) -> typing.Any",
+           &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("options"), py::arg("return_lse"),
+           py::arg("out"));
+    define(m,
+           "attention_backward(dout: numpy.ndarray, q: numpy.ndarray, k: numpy.ndarray, v: numpy.ndarray, out: "
+           "numpy.ndarray, lse: numpy.ndarray, options: tuple[typing.Any, ...], dlse: numpy.ndarray | None, grads: "
+           "tuple[str, ...], into: tuple[numpy.ndarray | None, numpy.ndarray | None, numpy.ndarray | None] | None) -> "
+           "typing.Any",
+           &attention_backward, py::arg("dout"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
+           py::arg("lse"), py::arg("options"), py::arg("dlse"), py::arg("grads"), py::arg("into"));
 }
 
 } // namespace nf::bindings

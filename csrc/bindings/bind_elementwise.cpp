@@ -119,29 +119,41 @@ py::object dropout(const char *name, const char *argument, py::handle x_object, 
 } // namespace
 
 void bind_elementwise(py::module_ &m) {
-    m.def("relu", [](py::handle x) { return activation("relu", Activation::relu, x); });
-    m.def("silu", [](py::handle x) { return activation("silu", Activation::silu, x); });
-    m.def("gelu",
-          [](py::handle x, py::handle approximate) { return activation("gelu", gelu_kind("gelu", approximate), x); });
-    m.def("relu_backward",
-          [](py::handle dy, py::handle x) { return activation_backward("relu_backward", Activation::relu, dy, x); });
-    m.def("silu_backward",
-          [](py::handle dy, py::handle x) { return activation_backward("silu_backward", Activation::silu, dy, x); });
-    m.def("gelu_backward", [](py::handle dy, py::handle x, py::handle approximate) {
-        return activation_backward("gelu_backward", gelu_kind("gelu_backward", approximate), dy, x);
-    });
-    m.def("add", &add);
-    m.def("sum_rows", &sum_rows);
-    m.def("embedding", &embedding);
-    m.def("embedding_backward", &embedding_backward);
-    m.def("dropout", [](py::handle x, py::handle p, py::handle seed, py::handle layer, py::handle step,
-                        py::handle sample, py::handle residual, py::handle cu_seqlens) {
-        return dropout("dropout", "x", x, p, seed, layer, step, sample, residual, cu_seqlens);
-    });
-    m.def("dropout_backward", [](py::handle dy, py::handle p, py::handle seed, py::handle layer, py::handle step,
-                                 py::handle sample, py::handle cu_seqlens) {
-        return dropout("dropout_backward", "dy", dy, p, seed, layer, step, sample, py::none(), cu_seqlens);
-    });
+    define(m, "relu(x: numpy.ndarray, /) -> numpy.ndarray",
+           [](py::handle x) { return activation("relu", Activation::relu, x); });
+    define(m, "silu(x: numpy.ndarray, /) -> numpy.ndarray",
+           [](py::handle x) { return activation("silu", Activation::silu, x); });
+    define(m, "gelu(x: numpy.ndarray, approximate: str, /) -> numpy.ndarray",
+           [](py::handle x, py::handle approximate) { return activation("gelu", gelu_kind("gelu", approximate), x); });
+    define(m, "relu_backward(dy: numpy.ndarray, x: numpy.ndarray, /) -> numpy.ndarray",
+           [](py::handle dy, py::handle x) { return activation_backward("relu_backward", Activation::relu, dy, x); });
+    define(m, "silu_backward(dy: numpy.ndarray, x: numpy.ndarray, /) -> numpy.ndarray",
+           [](py::handle dy, py::handle x) { return activation_backward("silu_backward", Activation::silu, dy, x); });
+    define(m, "gelu_backward(dy: numpy.ndarray, x: numpy.ndarray, approximate: str, /) -> numpy.ndarray",
+           [](py::handle dy, py::handle x, py::handle approximate) {
+               return activation_backward("gelu_backward", gelu_kind("gelu_backward", approximate), dy, x);
+           });
+    define(m, "add(a: numpy.ndarray, b: numpy.ndarray, /) -> numpy.ndarray", &add);
+    define(m, "sum_rows(x: numpy.ndarray, accumulate: bool, out: numpy.ndarray | None, /) -> numpy.ndarray", &sum_rows);
+    define(m, "embedding(weight: numpy.ndarray, ids: numpy.ndarray, /) -> numpy.ndarray", &embedding);
+    define(m,
+           "embedding_backward(dy: numpy.ndarray, ids: numpy.ndarray, num_embeddings: int, accumulate: bool, out: "
+           "numpy.ndarray | None, /) -> numpy.ndarray",
+           &embedding_backward);
+    define(m,
+           "dropout(x: numpy.ndarray, p: float, seed: int, layer: int, step: int, sample: int, residual: numpy.ndarray "
+           "| None, cu_seqlens: numpy.ndarray | None, /) -> numpy.ndarray",
+           [](py::handle x, py::handle p, py::handle seed, py::handle layer, py::handle step, py::handle sample,
+              py::handle residual, py::handle cu_seqlens) {
+               return dropout("dropout", "x", x, p, seed, layer, step, sample, residual, cu_seqlens);
+           });
+    define(m,
+           "dropout_backward(dy: numpy.ndarray, p: float, seed: int, layer: int, step: int, sample: int, cu_seqlens: "
+           "numpy.ndarray | None, /) -> numpy.ndarray",
+           [](py::handle dy, py::handle p, py::handle seed, py::handle layer, py::handle step, py::handle sample,
+              py::handle cu_seqlens) {
+               return dropout("dropout_backward", "dy", dy, p, seed, layer, step, sample, py::none(), cu_seqlens);
+           });
 }
 
 } // namespace nf::bindings

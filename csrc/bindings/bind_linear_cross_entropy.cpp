@@ -81,6 +81,12 @@ py::object linear_cross_entropy(py::handle x_object, py::handle weight_object, p
 
 } // namespace
 
-void bind_linear_cross_entropy(py::module_ &m) { m.def("linear_cross_entropy", &linear_cross_entropy); }
+void bind_linear_cross_entropy(py::module_ &m) {
+    define(m,
+           "linear_cross_entropy(x: numpy.ndarray, weight: numpy.ndarray, targets: numpy.ndarray, bias: numpy.ndarray "
+           "| None, ignore_index: int, label_smoothing: float, reduction: str, dloss: float, gradients: bool, dweight: "
+           "numpy.ndarray | None, dbias: numpy.ndarray | None, accumulate: bool, chunk: int | None, /) -> typing.Any",
+           &linear_cross_entropy);
+}
 
 } // namespace nf::bindings

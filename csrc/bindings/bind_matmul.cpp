@@ -1,10 +1,13 @@
 #include "bindings/arrays.hpp"
 #include "ops/matmul.hpp"
+#include "ops/packed_matrix.hpp"
 
 namespace nf::bindings {
 namespace {
 
 constexpr const char *kName = "matmul";
+
+constexpr const char *kNameStored[] = {"", "float32", "float64", "float16", "bfloat16", "int8"}; // by Stored
 
 // Rows that can be walked with one stride: all axes but the batch's were folded into one, so `out` and its like must be
 // contiguous there.
@@ -20,10 +23,20 @@ py::object matmul(py::handle a_object, py::handle b_object, py::handle bias_obje
                   py::handle residual_object, double scale, bool accumulate, py::handle dtype, bool save_preactivation,
                   py::handle out_object) {
     const Input a = input(kName, "a", a_object, Layout::matrix);
-    const Input b = input(kName, "b", b_object, Layout::matrix);
     require_float(kName, "a", a.view);
-    require_same_dtype(kName, "b", b.view, a.view.dtype);
-    ops::Matmul product(a.view, b.view);
+    std::optional<Input> b; // not if it is a PackedMatrix
+    ops::Matmul product = [&] {
+        if (!py::isinstance<py::array>(b_object) && py::isinstance<ops::PackedMatrix>(b_object)) {
+            const ops::PackedMatrix &packed = py::cast<const ops::PackedMatrix &>(b_object);
+            if ((packed.stored() == Stored::f64) != (a.view.dtype == DType::f64))
+                fail_type(kName, std::string("float64 is not mixed with other types: a is ") + name_of(a.view.dtype) +
+                                     ", b is stored as " + kNameStored[static_cast<int>(packed.stored())]);
+            return ops::Matmul(a.view, packed);
+        }
+        b = input(kName, "b", b_object, Layout::matrix);
+        require_same_dtype(kName, "b", b->view, a.view.dtype);
+        return ops::Matmul(a.view, b->view);
+    }();
     product.set_scale(scale);
     if (!activation.is_none()) {
         if (!py::isinstance<py::str>(activation))
@@ -74,7 +87,7 @@ py::object matmul(py::handle a_object, py::handle b_object, py::handle bias_obje
     const bool in_place =
         given && is_usable(given->view) &&
         (given->view.ndim() == 0 || given->view.strides.back() == 1 || given->view.shape.back() <= 1) &&
-        !may_overlap(given->view, a.view) && !may_overlap(given->view, b.view) &&
+        !may_overlap(given->view, a.view) && !(b && may_overlap(given->view, b->view)) &&
         !(bias && may_overlap(given->view, bias->view)) &&
         !(residual && residual->view.data != given->view.data && may_overlap(given->view, residual->view));
     Input result = in_place ? *given : allocate(product.out_shape(), out_type);
@@ -93,11 +106,77 @@ py::object matmul(py::handle a_object, py::handle b_object, py::handle bias_obje
     return y;
 }
 
+// dtype: None (that of b), a float dtype, or int8.
+Stored stored_from(const View &b, py::handle dtype) {
+    constexpr const char *kPacked = "PackedMatrix";
+    DType wanted = b.dtype;
+    if (!dtype.is_none()) {
+        const py::dtype given = py::dtype::from_args(py::reinterpret_borrow<py::object>(dtype));
+        if (given.kind() == 'i' && given.itemsize() == 1) {
+            if (b.dtype == DType::f64)
+                fail_type(kPacked, "dtype must be float64 for a float64 b, got int8");
+            return Stored::i8;
+        }
+        wanted = dtype_from(kPacked, "dtype", dtype);
+    }
+    if ((wanted == DType::f64) != (b.dtype == DType::f64))
+        fail_type(kPacked, std::string("dtype must be float64 for a float64 b and for no other, got ") +
+                               name_of(wanted) + " for " + name_of(b.dtype));
+    switch (wanted) {
+    case DType::f32:
+        return Stored::f32;
+    case DType::f64:
+        return Stored::f64;
+    case DType::f16:
+        return Stored::f16;
+    case DType::bf16:
+        return Stored::bf16_pairs;
+    default:
+        fail_type(kPacked,
+                  std::string("dtype must be float32, float64, float16, bfloat16 or int8, got ") + name_of(wanted));
+    }
+}
+
+std::unique_ptr<ops::PackedMatrix> pack(py::handle b_object, py::handle dtype) {
+    const Input b = input("PackedMatrix", "b", b_object, Layout::matrix);
+    require_float("PackedMatrix", "b", b.view);
+    const Stored stored = stored_from(b.view, dtype);
+    py::gil_scoped_release release;
+    return std::make_unique<ops::PackedMatrix>(b.view, stored);
+}
+
+py::array unpack(const ops::PackedMatrix &matrix) {
+    const Input out =
+        allocate({matrix.rows(), matrix.columns()}, matrix.stored() == Stored::f64 ? DType::f64 : DType::f32);
+    py::gil_scoped_release release;
+    matrix.unpack(out.view);
+    return out.array;
+}
+
+template <class F> py::cpp_function getter(const char *signature, F &&f) {
+    return py::cpp_function(std::forward<F>(f), signature);
+}
+
 } // namespace
 
 void bind_matmul(py::module_ &m) {
-    m.def("matmul", &matmul, py::arg("a"), py::arg("b"), py::arg("bias"), py::arg("activation"), py::arg("residual"),
-          py::arg("scale"), py::arg("accumulate"), py::arg("dtype"), py::arg("save_preactivation"), py::arg("out"));
+    py::class_<ops::PackedMatrix>(m, "PackedMatrix")
+        .def(py::init(&pack), "__init__(self, b: numpy.ndarray, dtype: object) -> None", py::arg("b"), py::arg("dtype"))
+        .def_property_readonly("shape",
+                               getter("(self) -> tuple[int, int]",
+                                      [](const ops::PackedMatrix &p) { return py::make_tuple(p.rows(), p.columns()); }))
+        .def_property_readonly(
+            "stored", getter("(self) -> str",
+                             [](const ops::PackedMatrix &p) { return kNameStored[static_cast<int>(p.stored())]; }))
+        .def_property_readonly("nbytes", getter("(self) -> int", [](const ops::PackedMatrix &p) { return p.bytes(); }))
+        .def("unpack", &unpack, "unpack(self) -> numpy.ndarray");
+    define(m,
+           "matmul(a: numpy.ndarray, b: numpy.ndarray | PackedMatrix, bias: numpy.ndarray | None, activation: str | "
+           "None, residual: "
+           "numpy.ndarray | None, scale: float, accumulate: bool, dtype: object, save_preactivation: bool, out: "
+           "numpy.ndarray | None) -> typing.Any",
+           &matmul, py::arg("a"), py::arg("b"), py::arg("bias"), py::arg("activation"), py::arg("residual"),
+           py::arg("scale"), py::arg("accumulate"), py::arg("dtype"), py::arg("save_preactivation"), py::arg("out"));
 }
 
 } // namespace nf::bindings

@@ -129,12 +129,35 @@ double global_norm(py::handle arrays) {
 } // namespace
 
 void bind_optimizer(py::module_ &m) {
-    m.def("sgd_update", &sgd_update);
-    m.def("adam_update", &adam_update<false>);
-    m.def("adamw_update", &adam_update<true>);
-    m.def("adagrad_update", &adagrad_update);
-    m.def("rmsprop_update", &rmsprop_update);
-    m.def("global_norm", &global_norm);
+    define(m,
+           "sgd_update(values: collections.abc.Iterable[numpy.ndarray], grads: "
+           "collections.abc.Iterable[numpy.ndarray], momenta: collections.abc.Iterable[numpy.ndarray] | None, lr: "
+           "float, momentum: float, nesterov: bool, weight_decay: float, grad_scale: float, /) -> None",
+           &sgd_update);
+    define(
+        m,
+        "adam_update(values: collections.abc.Iterable[numpy.ndarray], grads: collections.abc.Iterable[numpy.ndarray], "
+        "m: collections.abc.Iterable[numpy.ndarray], v: collections.abc.Iterable[numpy.ndarray], lr: float, beta1: "
+        "float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float, /) -> None",
+        &adam_update<false>);
+    define(
+        m,
+        "adamw_update(values: collections.abc.Iterable[numpy.ndarray], grads: collections.abc.Iterable[numpy.ndarray], "
+        "m: collections.abc.Iterable[numpy.ndarray], v: collections.abc.Iterable[numpy.ndarray], lr: float, beta1: "
+        "float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float, /) -> None",
+        &adam_update<true>);
+    define(m,
+           "adagrad_update(values: collections.abc.Iterable[numpy.ndarray], grads: "
+           "collections.abc.Iterable[numpy.ndarray], sums: collections.abc.Iterable[numpy.ndarray], lr: float, eps: "
+           "float, weight_decay: float, grad_scale: float, /) -> None",
+           &adagrad_update);
+    define(m,
+           "rmsprop_update(values: collections.abc.Iterable[numpy.ndarray], grads: "
+           "collections.abc.Iterable[numpy.ndarray], squares: collections.abc.Iterable[numpy.ndarray], means: "
+           "collections.abc.Iterable[numpy.ndarray] | None, momenta: collections.abc.Iterable[numpy.ndarray] | None, "
+           "lr: float, alpha: float, eps: float, weight_decay: float, momentum: float, grad_scale: float, /) -> None",
+           &rmsprop_update);
+    define(m, "global_norm(arrays: collections.abc.Iterable[numpy.ndarray], /) -> float", &global_norm);
 }
 
 } // namespace nf::bindings

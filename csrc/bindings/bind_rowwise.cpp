@@ -194,14 +194,33 @@ py::object cross_entropy_backward(py::handle dloss_object, py::handle logits_obj
 } // namespace
 
 void bind_rowwise(py::module_ &m) {
-    m.def("softmax", &softmax);
-    m.def("softmax_backward", &softmax_backward);
-    m.def("layer_norm", &layer_norm);
-    m.def("layer_norm_backward", &layer_norm_backward);
-    m.def("rms_norm", &rms_norm);
-    m.def("rms_norm_backward", &rms_norm_backward);
-    m.def("cross_entropy", &cross_entropy);
-    m.def("cross_entropy_backward", &cross_entropy_backward);
+    define(m, "softmax(x: numpy.ndarray, axis: int, /) -> numpy.ndarray", &softmax);
+    define(m, "softmax_backward(dy: numpy.ndarray, y: numpy.ndarray, axis: int, /) -> numpy.ndarray",
+           &softmax_backward);
+    define(m,
+           "layer_norm(x: numpy.ndarray, weight: numpy.ndarray | None, bias: numpy.ndarray | None, eps: float, "
+           "return_stats: bool, /) -> typing.Any",
+           &layer_norm);
+    define(m,
+           "layer_norm_backward(dy: numpy.ndarray, x: numpy.ndarray, mean: numpy.ndarray, rstd: numpy.ndarray, weight: "
+           "numpy.ndarray | None, bias: bool, residual: numpy.ndarray | None, /) -> tuple[numpy.ndarray, numpy.ndarray "
+           "| None, numpy.ndarray | None]",
+           &layer_norm_backward);
+    define(m,
+           "rms_norm(x: numpy.ndarray, weight: numpy.ndarray | None, eps: float, return_stats: bool, /) -> typing.Any",
+           &rms_norm);
+    define(m,
+           "rms_norm_backward(dy: numpy.ndarray, x: numpy.ndarray, rstd: numpy.ndarray, weight: numpy.ndarray | None, "
+           "residual: numpy.ndarray | None, /) -> tuple[numpy.ndarray, numpy.ndarray | None]",
+           &rms_norm_backward);
+    define(m,
+           "cross_entropy(logits: numpy.ndarray, targets: numpy.ndarray, ignore_index: int, label_smoothing: float, "
+           "reduction: str, return_lse: bool, /) -> typing.Any",
+           &cross_entropy);
+    define(m,
+           "cross_entropy_backward(dloss: object, logits: numpy.ndarray, targets: numpy.ndarray, lse: numpy.ndarray, "
+           "ignore_index: int, label_smoothing: float, reduction: str, out: numpy.ndarray | None, /) -> numpy.ndarray",
+           &cross_entropy_backward);
 }
 
 } // namespace nf::bindings

@@ -183,42 +183,43 @@ py::dict cache_sizes() {
 void bind_runtime(py::module_ &m) {
     m.attr("__version__") = NUMFORMER_VERSION;
     m.attr("isa") = runtime::kernels().level; // chosen here, once, at import
-    m.def("isa_available", &runtime::available_levels);
-    m.def("get_num_threads", &runtime::num_threads);
-    m.def("set_num_threads", [](py::int_ n) {
+    define(m, "isa_available() -> list[str]", &runtime::available_levels);
+    define(m, "get_num_threads() -> int", &runtime::num_threads);
+    define(m, "set_num_threads(n: int, /) -> None", [](py::int_ n) {
         const long threads = py::cast<long>(n);
         if (threads < 1 || threads > 1024)
             fail_value("set_num_threads", "n must be between 1 and 1024, got " + std::to_string(threads));
         runtime::set_num_threads(static_cast<int>(threads));
     });
-    m.def("available_processors", &runtime::available_processors);
-    m.def("empty", &empty);
-    m.def("pool_statistics", &pool_statistics);
-    m.def("pool_reset_peak", &pool::reset_peak);
-    m.def("set_pool_limit", [](int64_t bytes) {
+    define(m, "available_processors() -> int", &runtime::available_processors);
+    define(m, "empty(shape: tuple[int, ...], dtype: object, /) -> numpy.ndarray", &empty);
+    define(m, "pool_statistics() -> dict[str, int]", &pool_statistics);
+    define(m, "pool_reset_peak() -> None", &pool::reset_peak);
+    define(m, "set_pool_limit(bytes: int, /) -> None", [](int64_t bytes) {
         if (bytes < 0)
             fail_value("set_pool_limit", "bytes must not be negative, got " + std::to_string(bytes));
         pool::set_limit(bytes);
     });
-    m.def("empty_pool", &pool::empty);
-    m.def("ceiling_gflops", &ceiling_gflops, py::arg("dtype"), py::arg("rounds"));
-    m.def("ceiling_bandwidth", &ceiling_bandwidth, py::arg("bytes"), py::arg("rounds"));
-    m.def("fork_join_ns", &fork_join_ns, py::arg("rounds"));
-    m.def("cache_sizes", &cache_sizes);
+    define(m, "empty_pool() -> None", &pool::empty);
+    define(m, "ceiling_gflops(dtype: str, rounds: int) -> float", &ceiling_gflops, py::arg("dtype"), py::arg("rounds"));
+    define(m, "ceiling_bandwidth(bytes: int, rounds: int) -> float", &ceiling_bandwidth, py::arg("bytes"),
+           py::arg("rounds"));
+    define(m, "fork_join_ns(rounds: int) -> float", &fork_join_ns, py::arg("rounds"));
+    define(m, "cache_sizes() -> dict[str, int]", &cache_sizes);
     PYBIND11_NUMPY_DTYPE(profiler::Record, name, shape, dtype, flops, bytes, start_ns, end_ns, thread, path, threads,
                          forks, parallel_ns, busy_ns, slowest_ns, pool_bytes);
     PYBIND11_NUMPY_DTYPE(profiler::Range, path, thread, start_ns, end_ns);
     PYBIND11_NUMPY_DTYPE(profiler::Sample, time_ns, resident_bytes, pool_bytes, cached_bytes);
     PYBIND11_NUMPY_DTYPE(profiler::Sum, name, shape, dtype, path, flops, bytes, calls, total_ns, least_ns, most_ns,
                          parallel_ns, busy_ns, slowest_ns, forks, capacity_ns, threads);
-    m.def("explain", &profiler::explain);
-    m.def("explained", &explained);
-    m.def("profile_start", &profiler::start);
-    m.def("profile_clear", &profiler::clear);
-    m.def("profile_stop", &profiler::stop);
-    m.def("profile_enter", &profiler::enter);
-    m.def("profile_leave", &profiler::leave);
-    m.def("profile_snapshot", &profile_snapshot);
+    define(m, "explain() -> None", &profiler::explain);
+    define(m, "explained() -> list[dict[str, typing.Any]]", &explained);
+    define(m, "profile_start(capacity: int, /) -> bool", &profiler::start);
+    define(m, "profile_clear() -> None", &profiler::clear);
+    define(m, "profile_stop() -> None", &profiler::stop);
+    define(m, "profile_enter(label: str, /) -> int", &profiler::enter);
+    define(m, "profile_leave(token: int, /) -> None", &profiler::leave);
+    define(m, "profile_snapshot() -> dict[str, typing.Any]", &profile_snapshot);
 }
 
 } // namespace nf::bindings

@@ -5,6 +5,8 @@ PYBIND11_MODULE(_core, m) {
     namespace py = pybind11;
     using namespace nf::bindings;
     m.doc() = "numformer's native kernels; call them through numformer's functions.";
+    py::options options;
+    options.disable_function_signatures(); // define() has them
     py::register_exception_translator([](std::exception_ptr pointer) {
         try {
             if (pointer)

@@ -8,7 +8,8 @@
 // block of rows. Transposes cost nothing but the order in which packing reads: rows of A are copied as rows (InRows)
 // or, from a transposed A, with depth outermost (InPanels).
 //
-// Up to kFewRows rows (decoding) nothing of B is used twice, so it is read in place.
+// Up to kFewRows rows (decoding) nothing of B is used twice, so it is read in place. A B that was packed beforehand
+// (panels.hpp) serves both.
 //
 // Order of sums: each block of kDepth steps is one chain of multiply-adds, blocks are added in order. kDepth is a
 // constant of the level, so bits do not depend on threads or caches.
@@ -16,7 +17,7 @@
 // Types: T is that of a and b, E that of the operands they are packed into (tile.hpp), A = Acc<E> that of sums.
 // bfloat16 is packed as pairs where the level has vdpbf16ps, else it is widened to float, as float16 is everywhere.
 #include "kernels/activation.hpp"
-#include "kernels/tile.hpp"
+#include "kernels/panels.hpp"
 #include "runtime/caches.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
@@ -64,13 +65,15 @@ template <class T> struct Product {
 // ----------
 
 template <class A, class O>
-void finish_rows(const MatmulArgs &args, const A *bias, const A *sums, int64_t sums_row, int64_t rows, int64_t columns,
-                 O *out, const O *residual, O *preactivation) {
+void finish_rows(const MatmulArgs &args, const A *column_scale, const A *bias, const A *sums, int64_t sums_row,
+                 int64_t rows, int64_t columns, O *out, const O *residual, O *preactivation) {
     const Vec<A> scale = broadcast(A(args.scale));
     for (int64_t i = 0; i < rows; ++i) {
         O *to = out + i * args.out_row;
         for_each_vector<A>(columns, [&](int64_t j, int n) {
             Vec<A> y = load_some(sums + i * sums_row + j, n) * scale;
+            if (column_scale)
+                y *= load_some(column_scale + j, n);
             if (bias)
                 y += load_some(bias + j, n);
             if (preactivation)
@@ -94,7 +97,10 @@ void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, co
         O *out = reinterpret_cast<O *>(product.out) + i0 * args.out_row + j0;
         const O *residual = reinterpret_cast<const O *>(product.residual);
         O *preactivation = reinterpret_cast<O *>(product.preactivation);
-        finish_rows<A, O>(args, bias ? bias + j0 : nullptr, sums, sums_row, rows, columns, out,
+        const A *column_scale = nullptr;
+        if constexpr (sizeof(A) == 4)
+            column_scale = args.column_scale ? args.column_scale + j0 : nullptr;
+        finish_rows<A, O>(args, column_scale, bias ? bias + j0 : nullptr, sums, sums_row, rows, columns, out,
                           residual ? residual + i0 * args.residual_row + j0 : nullptr,
                           preactivation ? preactivation + i0 * args.preactivation_row + j0 : nullptr);
     };
@@ -190,10 +196,12 @@ template <class E, class T> struct Plan {
 };
 
 // Rows [i0, i0 + rows) x columns [j0, j0 + columns) of the output, of which A and B were packed for depth [k0, k0 +
-// depth). `partial` holds the sums of the blocks of depth before, or is null.
+// depth), B in panels that are `panel` operands apart. `partial` holds the sums of the blocks of depth before, or is
+// null.
 template <class E, class T, class Layout>
-void multiply_block(const Plan<E, T> &plan, const E *packed_a, const E *packed_b, Acc<E> *partial, int64_t partial_row,
-                    int64_t k0, int64_t depth, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+void multiply_block(const Plan<E, T> &plan, const E *packed_a, const E *packed_b, int64_t panel, Acc<E> *partial,
+                    int64_t partial_row, int64_t k0, int64_t depth, int64_t i0, int64_t rows, int64_t j0,
+                    int64_t columns) {
     typedef Acc<E> A;
     constexpr int64_t NR = kTileColumns<E>;
     const MatmulArgs &args = plan.args;
@@ -205,7 +213,7 @@ void multiply_block(const Plan<E, T> &plan, const E *packed_a, const E *packed_b
         const E *a = packed_a + i * kRowStride;
         for (int64_t j = 0; j < columns; j += NR) {
             const int64_t tile_columns = smaller(NR, columns - j);
-            const E *b = packed_b + j / NR * panel_stride<E>(steps);
+            const E *b = packed_b + j / NR * panel;
             const auto multiply = tile_for<E, Layout>(tile_rows, tile_columns);
             A *out = reinterpret_cast<A *>(plan.product.out) + (i0 + i) * args.out_row + j0 + j; // if direct
             if (plan.direct && tile_columns == NR) {
@@ -231,9 +239,42 @@ void multiply_block(const Plan<E, T> &plan, const E *packed_a, const E *packed_b
     }
 }
 
+// A chunk of B, depth [k0, k0 + depth) x columns [j0, j0 + columns), as operands: panels, `panel` operands apart. What
+// has to be packed or unpacked for that goes to `memory`.
+template <class E> struct Chunk {
+    const E *operands;
+    int64_t panel;
+};
+template <class E, class T> struct ArrayB {
+    static constexpr bool in_place = false;
+    const MatmulArgs &args;
+    const T *b;
+    Chunk<E> chunk(int64_t k0, int64_t depth, int64_t j0, int64_t columns, E *memory) const {
+        const int64_t panel = panel_stride<E>(steps_of<E>(depth));
+        pack_b<E, T>(args, b, k0, depth, j0, columns, panel, memory);
+        return {memory, panel};
+    }
+};
+template <class E, class S> struct StoredB {
+    static constexpr bool in_place = kIsOperand<E, S>;
+    const MatmulArgs &args;
+    const S *units;
+    Chunk<E> chunk(int64_t k0, int64_t depth, int64_t j0, int64_t columns, E *memory) const {
+        constexpr int64_t NR = kTileColumns<E>;
+        const S *from = units + j0 / NR * args.panel;
+        if constexpr (in_place) {
+            return {reinterpret_cast<const E *>(from + k0 / kUnitDepth<S> * NR), args.panel};
+        } else {
+            const int64_t panel = panel_stride<E>(steps_of<E>(depth));
+            unpack_panels<E, S>(from, args.panel, k0, depth, ceil_div(columns, NR), panel, memory);
+            return {memory, panel};
+        }
+    }
+};
+
 // A part of the output: rows [i0, i0 + rows) x columns [j0, j0 + columns).
-template <class E, class T>
-bool multiply_part(const Plan<E, T> &plan, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+template <class E, class T, class B>
+bool multiply_part(const Plan<E, T> &plan, const B &b, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
     typedef Acc<E> A;
     constexpr int64_t NR = kTileColumns<E>, kBlockDepth = kDepth * kElements<E>;
     const MatmulArgs &args = plan.args;
@@ -242,7 +283,7 @@ bool multiply_part(const Plan<E, T> &plan, int64_t i0, int64_t rows, int64_t j0,
     const int64_t chunk = columns_of_chunk<E>(columns);
     // Sums of several blocks of depth wait in memory of their own, for the output may be a narrower type or an input.
     const bool needs_partial = !plan.direct && args.k > kBlockDepth;
-    Scratch<E> memory(a_size + chunk / NR * panel_stride<E>(smaller(kDepth, steps_of<E>(args.k))));
+    Scratch<E> memory(a_size + (B::in_place ? 0 : chunk / NR * panel_stride<E>(smaller(kDepth, steps_of<E>(args.k)))));
     Scratch<A> partial(needs_partial ? block_size * columns : 0);
     if (!memory || !partial)
         return false;
@@ -256,10 +297,9 @@ bool multiply_part(const Plan<E, T> &plan, int64_t i0, int64_t rows, int64_t j0,
                              packed_a + i * kRowStride);
             for (int64_t j = 0; j < columns; j += chunk) {
                 const int64_t width = smaller(chunk, columns - j);
-                pack_b<E, T>(args, plan.product.b, k0, depth, j0 + j, width, panel_stride<E>(steps_of<E>(depth)),
-                             packed_b);
+                const Chunk<E> of_b = b.chunk(k0, depth, j0 + j, width, packed_b);
                 (args.a_col == 1 ? multiply_block<E, T, InRows<kRowStride>>
-                                 : multiply_block<E, T, InPanels>)(plan, packed_a, packed_b,
+                                 : multiply_block<E, T, InPanels>)(plan, packed_a, of_b.operands, of_b.panel,
                                                                    needs_partial ? partial.data + j : nullptr, columns,
                                                                    k0, depth, block, block_rows, j0 + j, width);
             }
@@ -270,7 +310,7 @@ bool multiply_part(const Plan<E, T> &plan, int64_t i0, int64_t rows, int64_t j0,
 
 template <class A> NF_INLINE bool writes_directly(const MatmulArgs &args) {
     const bool same_type = args.out_type == (sizeof(A) == 8 ? DType::f64 : DType::f32);
-    return same_type && args.scale == 1 && !args.bias && !args.residual && !args.preactivation &&
+    return same_type && args.scale == 1 && !args.column_scale && !args.bias && !args.residual && !args.preactivation &&
            args.activation == Activation::none;
 }
 
@@ -296,14 +336,15 @@ template <class E> Parts parts_of(const MatmulArgs &args, int64_t threads) {
     return parts;
 }
 
-template <class E, class T> bool multiply_many(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
+template <class E, class T, class B>
+bool multiply_many(const MatmulArgs &args, const Product<T> &product, const B &b, const Acc<E> *bias) {
     const Plan<E, T> plan{args, product, bias, writes_directly<Acc<E>>(args)};
     const Parts parts = parts_of<E>(args, runtime::threads_here());
     Failure failure;
     auto compute = [&](int64_t task) {
         const int64_t part = task / parts.column_parts, j0 = task % parts.column_parts * parts.columns;
         const int64_t first = parts.first_row(args, part), last = parts.first_row(args, part + 1);
-        if (first < last && !multiply_part<E, T>(plan, first, last - first, j0, smaller(parts.columns, args.n - j0)))
+        if (first < last && !multiply_part<E, T>(plan, b, first, last - first, j0, smaller(parts.columns, args.n - j0)))
             failure.set();
     };
     if (parts.threads > 1)
@@ -510,15 +551,58 @@ bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, cons
     return true;
 }
 
+// B was packed beforehand: a panel has its whole depth, so sums stay in registers.
+NF_INLINE int64_t panels_of_task(const MatmulArgs &args, int64_t panel_columns) {
+    return larger(kMostPanels,
+                  round_up(ceil_div(kParallelWork / 2, larger(1, args.m * args.k * panel_columns)), kMostPanels));
+}
+template <class E, class T, class S>
+bool few_rows_stored(const MatmulArgs &args, const Product<T> &product, const S *units, const Acc<E> *bias) {
+    typedef Acc<E> A;
+    constexpr int64_t NR = kTileColumns<E>;
+    const int64_t steps = steps_of<E>(args.k), panels = ceil_div(args.n, NR);
+    const int64_t strips = ceil_div(args.m, kTileRows), strip_rows = ceil_div(args.m, strips);
+    Scratch<E> a(strips * kTileRows * steps + kLanes<E>);
+    if (!a)
+        return false;
+    for (int64_t strip = 0; strip < strips; ++strip)
+        pack_rows_in_panel<E, T>(args.k, smaller(strip_rows, args.m - strip * strip_rows),
+                                 product.a + strip * strip_rows * args.a_row, args.a_row, args.a_col, A(1),
+                                 a.data + strip * steps * kTileRows);
+    const int64_t at_once = strips == 1 ? panels_at_once(int(args.m)) : 1;
+    auto compute = [&](int64_t begin, int64_t end) {
+        alignas(kVectorBytes) A sums[kFewRows * kMostPanels * NR];
+        constexpr int64_t kSumsRow = kMostPanels * NR;
+        for (int64_t p = begin; p < end;) {
+            const int64_t count = p + at_once <= end ? at_once : 1;
+            for (int64_t strip = 0, i = 0; strip < strips; ++strip, i += strip_rows)
+                panels_function<E, S>(smaller(strip_rows, args.m - i),
+                                      count == 1)(args.k, a.data + strip * steps * kTileRows, units + p * args.panel,
+                                                  args.panel, sums + i * kSumsRow, kSumsRow);
+            finish<A, T>(args, product, bias, sums, kSumsRow, 0, args.m, p * NR, smaller(count * NR, args.n - p * NR));
+            p += count;
+        }
+    };
+    const int64_t of_task = panels_of_task(args, NR);
+    if (args.m * args.n * args.k < kParallelWork || runtime::threads_here() == 1)
+        compute(0, panels);
+    else
+        parallel_tasks(ceil_div(panels, of_task),
+                       [&](int64_t task) { compute(task * of_task, smaller(panels, (task + 1) * of_task)); });
+    return true;
+}
+
 // ---- one product, the batch
 // ---------------------------------------------------------------------------------------------
 
-enum class Way { no_terms, many_rows, few_rows_straight, few_rows_transposed };
+enum class Way { no_terms, many_rows, few_rows_straight, few_rows_transposed, few_rows_stored };
 NF_INLINE Way way_of(const MatmulArgs &args) {
     if (args.k == 0)
         return Way::no_terms;
     if (args.m > kFewRows)
         return Way::many_rows;
+    if (args.stored != Stored::none)
+        return Way::few_rows_stored;
     return args.b_col == 1 ? Way::few_rows_straight : Way::few_rows_transposed;
 }
 
@@ -534,18 +618,52 @@ NF_INLINE int64_t batch_of(const MatmulArgs &args) {
     return batch;
 }
 
+// f(S{}) for the type of the units that a product of T with `stored` reads; what goes with what is checked before.
+template <class T, class F> NF_INLINE bool with_stored(Stored stored, F f) {
+    if constexpr (sizeof(T) == 8) {
+        return f(double{});
+    } else {
+        switch (stored) {
+        case Stored::f16:
+            return f(f16{});
+        case Stored::bf16_pairs:
+            return f(StoredPair{});
+        case Stored::i8:
+            return f(int8_t{});
+        default:
+            return f(float{});
+        }
+    }
+}
+// Operands: those of T where the units are of its type, else what both can be widened to.
+template <class T, class S> struct OperandWith {
+    typedef Acc<T> type;
+};
+template <> struct OperandWith<bf16, StoredPair> : OperandOf<bf16> {};
+
 template <class A, class T> bool multiply_one(const MatmulArgs &args, const Product<T> &product, const A *bias) {
     typedef typename OperandOf<T>::type E;
-    switch (way_of(args)) {
-    case Way::no_terms:
+    const Way way = way_of(args);
+    if (way == Way::no_terms) {
         for (int64_t i = 0; i < args.m; ++i)
             for (int64_t j = 0; j < args.n; ++j) {
                 const A zero = 0;
                 finish<A, T>(args, product, bias, &zero, 0, i, 1, j, 1);
             }
         return true;
+    }
+    if (args.stored != Stored::none)
+        return with_stored<T>(args.stored, [&](auto unit) {
+            typedef decltype(unit) S;
+            typedef typename OperandWith<T, S>::type Operand;
+            const S *units = static_cast<const S *>(args.b);
+            if (way == Way::many_rows)
+                return multiply_many<Operand, T>(args, product, StoredB<Operand, S>{args, units}, bias);
+            return few_rows_stored<Operand, T, S>(args, product, units, bias);
+        });
+    switch (way) {
     case Way::many_rows:
-        return multiply_many<E, T>(args, product, bias);
+        return multiply_many<E, T>(args, product, ArrayB<E, T>{args, product.b}, bias);
     case Way::few_rows_straight:
         return few_rows_straight<E, T>(args, product, bias);
     default:
@@ -596,7 +714,7 @@ template <class T> bool matmul(const MatmulArgs &args) {
         }
         Product<T> product;
         product.a = static_cast<const T *>(args.a) + a;
-        product.b = static_cast<const T *>(args.b) + b;
+        product.b = static_cast<const T *>(args.b) + b; // or a PackedMatrix's panels, which no batch axis moves
         product.out = static_cast<char *>(args.out) + out * out_size;
         product.residual = args.residual ? static_cast<const char *>(args.residual) + residual * out_size : nullptr;
         product.preactivation =
@@ -618,6 +736,42 @@ template <class T> bool matmul(const MatmulArgs &args) {
     return !failure.happened;
 }
 
+// ---- packing beforehand
+
+void size_of_packed(Stored stored, int64_t k, int64_t n, int64_t &item, int64_t &panel, int64_t &units) {
+    auto tell_size = [&](auto unit) {
+        typedef decltype(unit) S;
+        item = sizeof(S);
+        panel = stored_panel<S>(k);
+        units = ceil_div(n, kPanelColumns<S>) * panel;
+        return true;
+    };
+    if (stored == Stored::f64)
+        tell_size(double{});
+    else
+        with_stored<float>(stored, tell_size);
+}
+
+template <class T> void pack_matrix(const PackMatrixArgs &args) {
+    const T *b = static_cast<const T *>(args.b);
+    if constexpr (sizeof(T) == 8)
+        return pack_stored<T, double>(args, b);
+    else
+        with_stored<float>(args.stored, [&](auto unit) {
+            pack_stored<T, decltype(unit)>(args, b);
+            return true;
+        });
+}
+
+void unpack_matrix(const PackMatrixArgs &args) {
+    if (args.stored == Stored::f64)
+        return unpack_stored<double, double>(args);
+    with_stored<float>(args.stored, [&](auto unit) {
+        unpack_stored<float, decltype(unit)>(args);
+        return true;
+    });
+}
+
 // ---- what a call is going to do, from the functions above that decide it
 
 template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
@@ -637,8 +791,12 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
         plan.path = "a sum of no terms: bias, activation and residual only";
         break;
     case Way::many_rows: {
-        plan.path = args.a_col == 1 ? "blocks: A packed in rows, B in panels"
-                                    : "blocks: A packed from its transpose, B in panels";
+        if (args.stored != Stored::none)
+            plan.path = args.a_col == 1 ? "blocks: A packed in rows, B in the panels that it was stored in"
+                                        : "blocks: A packed from its transpose, B in the panels that it was stored in";
+        else
+            plan.path = args.a_col == 1 ? "blocks: A packed in rows, B in panels"
+                                        : "blocks: A packed from its transpose, B in panels";
         const Parts parts = parts_of<E>(args, threads);
         const bool direct = writes_directly<A>(args);
         const int64_t tasks = parts.column_parts * parts.row_parts, columns = smaller(parts.columns, args.n);
@@ -648,9 +806,15 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
         threads_used = parts.threads > 1 ? runtime::threads_for(tasks, 1) : 1;
         const int64_t panels = columns_of_chunk<E>(columns) / NR, depth = smaller(kDepth, steps);
         const int64_t partial = !direct && steps > kDepth ? rows_of_block(rows) * columns : 0;
-        size =
-            threads_used * (int64_t(sizeof(E)) * (rows_of_block(rows) * kRowStride + panels * panel_stride<E>(depth)) +
-                            int64_t(sizeof(A)) * partial);
+        bool in_place = false;
+        if (args.stored != Stored::none)
+            with_stored<T>(args.stored, [&](auto unit) {
+                typedef decltype(unit) S;
+                return in_place = StoredB<typename OperandWith<T, S>::type, S>::in_place;
+            });
+        const int64_t packed_b = in_place ? 0 : panels * panel_stride<E>(depth);
+        size = threads_used *
+               (int64_t(sizeof(E)) * (rows_of_block(rows) * kRowStride + packed_b) + int64_t(sizeof(A)) * partial);
         tell(plan, "tile_rows", kTileRows);
         tell(plan, "tile_columns", NR);
         tell(plan, "block_depth", smaller(kDepth * kElements<E>, args.k));
@@ -669,6 +833,16 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
                threads_used * args.m * chunks.width;
         tell(plan, "rows_of_b_at_once", kSteps * kElements<E>);
         tell(plan, "columns_of_a_task", smaller(chunks.width, args.n));
+        break;
+    }
+    case Way::few_rows_stored: {
+        plan.path = "few rows: B is read in the panels that it was stored in";
+        const int64_t of_task = panels_of_task(args, NR);
+        threads_used = args.m * args.n * args.k < kParallelWork || threads == 1
+                           ? 1
+                           : runtime::threads_for(ceil_div(ceil_div(args.n, NR), of_task), 1);
+        size = int64_t(sizeof(E)) * (round_up(args.m, kTileRows) * steps + kLanes<E>);
+        tell(plan, "columns_of_a_task", of_task * NR);
         break;
     }
     case Way::few_rows_transposed: {
@@ -694,6 +868,12 @@ void fill_matmul(Kernels &table) {
     table.matmul[int(DType::f64)] = matmul<double>;
     table.matmul[int(DType::f16)] = matmul<f16>;
     table.matmul[int(DType::bf16)] = matmul<bf16>;
+    table.size_of_packed = size_of_packed;
+    table.pack_matrix[int(DType::f32)] = pack_matrix<float>;
+    table.pack_matrix[int(DType::f64)] = pack_matrix<double>;
+    table.pack_matrix[int(DType::f16)] = pack_matrix<f16>;
+    table.pack_matrix[int(DType::bf16)] = pack_matrix<bf16>;
+    table.unpack_matrix = unpack_matrix;
     table.plan_matmul[int(DType::f32)] = plan_matmul<float>;
     table.plan_matmul[int(DType::f64)] = plan_matmul<double>;
     table.plan_matmul[int(DType::f16)] = plan_matmul<f16>;

@@ -23,6 +23,16 @@ View as_matrix(const View &view, bool is_column) {
     return matrix;
 }
 
+// The matrix as it would lie in an array that nobody reads.
+View view_of(const PackedMatrix &matrix) {
+    View view;
+    view.shape = {matrix.rows(), matrix.columns()};
+    view.strides = {matrix.columns(), 1};
+    return view;
+}
+
+} // namespace
+
 // Of an axis that has at most one element the stride means nothing: let it be the one that suits the kernel.
 void matrix_strides(const View &view, int64_t &row, int64_t &col) {
     const int axes = view.ndim();
@@ -33,8 +43,6 @@ void matrix_strides(const View &view, int64_t &row, int64_t &col) {
     else if (view.shape[axes - 2] <= 1 && col != 1)
         row = 1;
 }
-
-} // namespace
 
 Activation activation_from(const char *operation, const std::string &name) {
     if (name == "relu")
@@ -101,6 +109,13 @@ Matmul::Matmul(const View &a_given, const View &b_given)
     if (!b_is_vector_)
         out_shape_.push_back(args_.n);
     args_.out_type = dtype_;
+}
+
+Matmul::Matmul(const View &a, const PackedMatrix &b) : Matmul(a, view_of(b)) {
+    args_.b = b.panels();
+    args_.stored = b.stored();
+    args_.panel = b.panel();
+    args_.column_scale = b.column_scale();
 }
 
 // Strides of an array of out_shape(): those of the batch and the one between rows.

@@ -33,10 +33,12 @@ inline Work matmul(const MatmulArgs &args, DType dtype) {
         b *= args.b_batch[axis] ? extent : 1;
     }
     const double m = real(args.m), n = real(args.n), k = real(args.k);
+    constexpr double kBytesStored[] = {0, 4, 8, 2, 2, 1}; // of an element, by Stored
+    const double item_of_b = args.stored == Stored::none ? item(dtype) : kBytesStored[static_cast<int>(args.stored)];
     const double outputs = 1 + (args.accumulate ? 1 : 0) + (args.residual ? 1 : 0) + (args.preactivation ? 1 : 0);
-    return {2 * batch * m * n * k, item(dtype) * (a * m * k + b * k * n) +
+    return {2 * batch * m * n * k, item(dtype) * a * m * k + item_of_b * b * k * n +
                                        outputs * batch * m * n * item(args.out_type) +
-                                       (args.bias ? n * item(args.bias_type) : 0)};
+                                       (args.bias ? n * item(args.bias_type) : 0) + (args.column_scale ? 4 * n : 0)};
 }
 
 // Sum over i in [0, rows) of i + offset, held between 0 and limit.

@@ -13,6 +13,9 @@ constexpr int kFloatTypes = 4; // DType::f32, f64, f16, bf16: the index into the
 
 enum class Activation : int { none, relu, gelu, gelu_tanh, silu };
 
+// How a matrix that was packed beforehand is stored (kernels/panels.hpp): `none` is one that was not.
+enum class Stored : int { none, f32, f64, f16, bf16_pairs, i8 };
+
 // out (M, N) = activation(scale * a (M, K) @ b (K, N) + bias) + residual, for each index of the batch axes.
 // Strides are in elements; of a's and b's two strides one is 1, or the axis beside it has at most one element.
 struct MatmulArgs {
@@ -24,6 +27,9 @@ struct MatmulArgs {
     DType out_type, bias_type;
     int64_t m, n, k;
     int64_t a_row, a_col, b_row, b_col, out_row, residual_row, preactivation_row;
+    Stored stored; // if it is not none, b is a PackedMatrix's panels, `panel` units apart
+    int64_t panel;
+    const float *column_scale; // (N,) factors of b's columns, or null
     double scale;
     Activation activation;
     bool accumulate; // out += instead of out =
@@ -31,6 +37,15 @@ struct MatmulArgs {
     int64_t batch_shape[kMaxAxes];
     int64_t a_batch[kMaxAxes], b_batch[kMaxAxes], out_batch[kMaxAxes], residual_batch[kMaxAxes],
         preactivation_batch[kMaxAxes];
+};
+
+// panels = b (K, N), of which a stride is 1, stored as `stored`; column_scale (N,) is written for i8.
+struct PackMatrixArgs {
+    const void *b;
+    void *panels;
+    float *column_scale;
+    Stored stored;
+    int64_t n, k, b_row, b_col;
 };
 
 struct AttentionArgs; // runtime/attention_args.hpp
@@ -153,6 +168,10 @@ struct NormOfListArgs {
 struct Kernels {
     const char *level;
     bool (*matmul[kFloatTypes])(const MatmulArgs &args);
+    // What the panels of a matrix take, and one from the other, in units of `item` bytes.
+    void (*size_of_packed)(Stored stored, int64_t k, int64_t n, int64_t &item, int64_t &panel, int64_t &units);
+    void (*pack_matrix[kFloatTypes])(const PackMatrixArgs &args);
+    void (*unpack_matrix)(const PackMatrixArgs &args); // into b: double for f64, else float
     bool (*attention[kFloatTypes])(const AttentionArgs *sequences, int64_t count);
     bool (*attention_backward[kFloatTypes])(const AttentionArgs *sequences, int64_t count);
     bool (*attention_bias_backward[kFloatTypes])(const AttentionArgs &args);

@@ -42,6 +42,7 @@ template <> struct VecOf<float> {
     typedef float loose __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
     typedef int32_t ints __attribute__((vector_size(kVectorBytes)));
     typedef uint32_t bits __attribute__((vector_size(kVectorBytes)));
+    typedef uint32_t loose_bits __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 };
 template <> struct VecOf<double> {
     typedef double type __attribute__((vector_size(kVectorBytes)));
@@ -385,6 +386,21 @@ NF_INLINE void store_halves(void *p, HalfVec h, int n) {
 NF_HALF_MEMORY(bf16)
 NF_HALF_MEMORY(f16)
 #undef NF_HALF_MEMORY
+
+// As many bytes as there are float lanes, as floats.
+NF_INLINE Vec<float> load_int8(const int8_t *p) {
+#if defined(__AVX512F__)
+    return (Vec<float>)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+#elif defined(__AVX2__)
+    return (Vec<float>)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+#elif defined(NUMFORMER_X86)
+    int32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return (Vec<float>)_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(bytes)));
+#else
+    return (Vec<float>){float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+#endif
+}
 
 // ---- products of pairs
 // -----------------------------------------------------------------------------------------------------------

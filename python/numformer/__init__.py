@@ -8,6 +8,7 @@ from numformer import _core, ops
 from numformer._core import __version__
 from numformer.cache import KVCache
 from numformer.ops import *  # noqa: F403 - the functions that ops lists in __all__
+from numformer.ops.packed_matrix import PackedMatrix
 from numformer.profiling import explain, profile
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     *ops.__all__,
     *_LAZY,
     "KVCache",
+    "PackedMatrix",
     "__version__",
     "empty_pool",
     "explain",

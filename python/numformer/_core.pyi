@@ -1,162 +1,270 @@
-"""Types of the native module; its functions are called through `numformer.ops` with all arguments in place."""
+"""numformer's native kernels; call them through numformer's functions."""
 
-from collections.abc import Iterable
-from typing import Any
+from __future__ import annotations
 
-from numpy.typing import ArrayLike, NDArray
+import collections.abc
+import typing
 
-Array = NDArray[Any]
+import numpy
 
-__version__: str
-isa: str
+__all__: list[str] = [
+    "PackedMatrix",
+    "adagrad_update",
+    "adam_update",
+    "adamw_update",
+    "add",
+    "attention",
+    "attention_backward",
+    "available_processors",
+    "cache_sizes",
+    "ceiling_bandwidth",
+    "ceiling_gflops",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "dropout",
+    "dropout_backward",
+    "embedding",
+    "embedding_backward",
+    "empty",
+    "empty_pool",
+    "explain",
+    "explained",
+    "fork_join_ns",
+    "gelu",
+    "gelu_backward",
+    "get_num_threads",
+    "global_norm",
+    "isa",
+    "isa_available",
+    "layer_norm",
+    "layer_norm_backward",
+    "linear_cross_entropy",
+    "matmul",
+    "pool_reset_peak",
+    "pool_statistics",
+    "profile_clear",
+    "profile_enter",
+    "profile_leave",
+    "profile_snapshot",
+    "profile_start",
+    "profile_stop",
+    "relu",
+    "relu_backward",
+    "rms_norm",
+    "rms_norm_backward",
+    "rmsprop_update",
+    "set_num_threads",
+    "set_pool_limit",
+    "sgd_update",
+    "silu",
+    "silu_backward",
+    "softmax",
+    "softmax_backward",
+    "sum_rows",
+]
 
-def isa_available() -> list[str]: ...
-def get_num_threads() -> int: ...
-def set_num_threads(n: int, /) -> None: ...
+class PackedMatrix:
+    def __init__(self, b: numpy.ndarray, dtype: typing.Any) -> None: ...
+    def unpack(self) -> numpy.ndarray: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def stored(self) -> str: ...
+
+def adagrad_update(
+    values: collections.abc.Iterable[numpy.ndarray],
+    grads: collections.abc.Iterable[numpy.ndarray],
+    sums: collections.abc.Iterable[numpy.ndarray],
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    grad_scale: float,
+) -> None: ...
+def adam_update(
+    values: collections.abc.Iterable[numpy.ndarray],
+    grads: collections.abc.Iterable[numpy.ndarray],
+    m: collections.abc.Iterable[numpy.ndarray],
+    v: collections.abc.Iterable[numpy.ndarray],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float,
+) -> None: ...
+def adamw_update(
+    values: collections.abc.Iterable[numpy.ndarray],
+    grads: collections.abc.Iterable[numpy.ndarray],
+    m: collections.abc.Iterable[numpy.ndarray],
+    v: collections.abc.Iterable[numpy.ndarray],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float,
+) -> None: ...
+def add(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray: ...
+def attention(
+    q: numpy.ndarray,
+    k: numpy.ndarray,
+    v: numpy.ndarray,
+    options: tuple[typing.Any, ...],
+    return_lse: bool,
+    out: numpy.ndarray | None,
+) -> typing.Any: ...
+def attention_backward(
+    dout: numpy.ndarray,
+    q: numpy.ndarray,
+    k: numpy.ndarray,
+    v: numpy.ndarray,
+    out: numpy.ndarray,
+    lse: numpy.ndarray,
+    options: tuple[typing.Any, ...],
+    dlse: numpy.ndarray | None,
+    grads: tuple[str, ...],
+    into: tuple[numpy.ndarray | None, numpy.ndarray | None, numpy.ndarray | None] | None,
+) -> typing.Any: ...
 def available_processors() -> int: ...
-def pool_statistics() -> dict[str, int]: ...
-def pool_reset_peak() -> None: ...
-def set_pool_limit(bytes: int, /) -> None: ...
-def empty_pool() -> None: ...
-def explain() -> None: ...
-def explained() -> list[dict[str, Any]]: ...
-def empty(shape: tuple[int, ...], dtype: Any, /) -> Array: ...
-def profile_start(capacity: int, /) -> bool: ...
-def profile_clear() -> None: ...
-def profile_stop() -> None: ...
-def profile_enter(label: str, /) -> int: ...
-def profile_leave(token: int, /) -> None: ...
-def profile_snapshot() -> dict[str, Any]: ...
-def ceiling_gflops(dtype: str, rounds: int) -> float: ...
-def ceiling_bandwidth(bytes: int, rounds: int) -> float: ...
-def fork_join_ns(rounds: int) -> float: ...
 def cache_sizes() -> dict[str, int]: ...
-def __getattr__(name: str) -> Any: ...
-def softmax(x: Array, axis: int, /) -> Array: ...
-def softmax_backward(dy: Array, y: Array, axis: int, /) -> Array: ...
-def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float, return_stats: bool, /) -> Any: ...
-def layer_norm_backward(
-    dy: Array, x: Array, mean: Array, rstd: Array, weight: Array | None, bias: bool, residual: Array | None, /
-) -> tuple[Array, Array | None, Array | None]: ...
-def rms_norm(x: Array, weight: Array | None, eps: float, return_stats: bool, /) -> Any: ...
-def rms_norm_backward(
-    dy: Array, x: Array, rstd: Array, weight: Array | None, residual: Array | None, /
-) -> tuple[Array, Array | None]: ...
-def relu(x: Array, /) -> Array: ...
-def relu_backward(dy: Array, x: Array, /) -> Array: ...
-def gelu(x: Array, approximate: str, /) -> Array: ...
-def gelu_backward(dy: Array, x: Array, approximate: str, /) -> Array: ...
-def silu(x: Array, /) -> Array: ...
-def silu_backward(dy: Array, x: Array, /) -> Array: ...
+def ceiling_bandwidth(bytes: int, rounds: int) -> float: ...
+def ceiling_gflops(dtype: str, rounds: int) -> float: ...
 def cross_entropy(
-    logits: Array, targets: Array, ignore_index: int, label_smoothing: float, reduction: str, return_lse: bool, /
-) -> Any: ...
+    logits: numpy.ndarray,
+    targets: numpy.ndarray,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    return_lse: bool,
+) -> typing.Any: ...
 def cross_entropy_backward(
-    dloss: ArrayLike,
-    logits: Array,
-    targets: Array,
-    lse: Array,
+    dloss: typing.Any,
+    logits: numpy.ndarray,
+    targets: numpy.ndarray,
+    lse: numpy.ndarray,
     ignore_index: int,
     label_smoothing: float,
     reduction: str,
-    out: Array | None,
-    /,
-) -> Array: ...
-def linear_cross_entropy(
-    x: Array,
-    weight: Array,
-    targets: Array,
-    bias: Array | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    dloss: float,
-    gradients: bool,
-    dweight: Array | None,
-    dbias: Array | None,
-    accumulate: bool,
-    chunk: int | None,
-    /,
-) -> Any: ...
-def embedding(weight: Array, ids: Array, /) -> Array: ...
-def embedding_backward(dy: Array, ids: Array, num_embeddings: int, accumulate: bool, out: Array | None, /) -> Array: ...
+    out: numpy.ndarray | None,
+) -> numpy.ndarray: ...
 def dropout(
-    x: Array,
+    x: numpy.ndarray,
     p: float,
     seed: int,
     layer: int,
     step: int,
     sample: int,
-    residual: Array | None,
-    cu_seqlens: Array | None,
-    /,
-) -> Array: ...
+    residual: numpy.ndarray | None,
+    cu_seqlens: numpy.ndarray | None,
+) -> numpy.ndarray: ...
 def dropout_backward(
-    dy: Array, p: float, seed: int, layer: int, step: int, sample: int, cu_seqlens: Array | None, /
-) -> Array: ...
-def add(a: Array, b: Array, /) -> Array: ...
-def sum_rows(x: Array, accumulate: bool, out: Array | None, /) -> Array: ...
-def sgd_update(
-    values: Iterable[Array],
-    grads: Iterable[Array],
-    momenta: Iterable[Array] | None,
-    lr: float,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-    grad_scale: float,
-    /,
-) -> None: ...
-def adam_update(
-    values: Iterable[Array],
-    grads: Iterable[Array],
-    m: Iterable[Array],
-    v: Iterable[Array],
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    step: int,
-    grad_scale: float,
-    /,
-) -> None: ...
-def adamw_update(
-    values: Iterable[Array],
-    grads: Iterable[Array],
-    m: Iterable[Array],
-    v: Iterable[Array],
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    step: int,
-    grad_scale: float,
-    /,
-) -> None: ...
-def adagrad_update(
-    values: Iterable[Array],
-    grads: Iterable[Array],
-    sums: Iterable[Array],
-    lr: float,
-    eps: float,
-    weight_decay: float,
-    grad_scale: float,
-    /,
-) -> None: ...
+    dy: numpy.ndarray, p: float, seed: int, layer: int, step: int, sample: int, cu_seqlens: numpy.ndarray | None
+) -> numpy.ndarray: ...
+def embedding(weight: numpy.ndarray, ids: numpy.ndarray) -> numpy.ndarray: ...
+def embedding_backward(
+    dy: numpy.ndarray, ids: numpy.ndarray, num_embeddings: int, accumulate: bool, out: numpy.ndarray | None
+) -> numpy.ndarray: ...
+def empty(shape: tuple[int, ...], dtype: typing.Any) -> numpy.ndarray: ...
+def empty_pool() -> None: ...
+def explain() -> None: ...
+def explained() -> list[dict[str, typing.Any]]: ...
+def fork_join_ns(rounds: int) -> float: ...
+def gelu(x: numpy.ndarray, approximate: str) -> numpy.ndarray: ...
+def gelu_backward(dy: numpy.ndarray, x: numpy.ndarray, approximate: str) -> numpy.ndarray: ...
+def get_num_threads() -> int: ...
+def global_norm(arrays: collections.abc.Iterable[numpy.ndarray]) -> float: ...
+def isa_available() -> list[str]: ...
+def layer_norm(
+    x: numpy.ndarray, weight: numpy.ndarray | None, bias: numpy.ndarray | None, eps: float, return_stats: bool
+) -> typing.Any: ...
+def layer_norm_backward(
+    dy: numpy.ndarray,
+    x: numpy.ndarray,
+    mean: numpy.ndarray,
+    rstd: numpy.ndarray,
+    weight: numpy.ndarray | None,
+    bias: bool,
+    residual: numpy.ndarray | None,
+) -> tuple[numpy.ndarray, numpy.ndarray | None, numpy.ndarray | None]: ...
+def linear_cross_entropy(
+    x: numpy.ndarray,
+    weight: numpy.ndarray,
+    targets: numpy.ndarray,
+    bias: numpy.ndarray | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    dloss: float,
+    gradients: bool,
+    dweight: numpy.ndarray | None,
+    dbias: numpy.ndarray | None,
+    accumulate: bool,
+    chunk: int | None,
+) -> typing.Any: ...
+def matmul(
+    a: numpy.ndarray,
+    b: numpy.ndarray | PackedMatrix,
+    bias: numpy.ndarray | None,
+    activation: str | None,
+    residual: numpy.ndarray | None,
+    scale: float,
+    accumulate: bool,
+    dtype: typing.Any,
+    save_preactivation: bool,
+    out: numpy.ndarray | None,
+) -> typing.Any: ...
+def pool_reset_peak() -> None: ...
+def pool_statistics() -> dict[str, int]: ...
+def profile_clear() -> None: ...
+def profile_enter(label: str) -> int: ...
+def profile_leave(token: int) -> None: ...
+def profile_snapshot() -> dict[str, typing.Any]: ...
+def profile_start(capacity: int) -> bool: ...
+def profile_stop() -> None: ...
+def relu(x: numpy.ndarray) -> numpy.ndarray: ...
+def relu_backward(dy: numpy.ndarray, x: numpy.ndarray) -> numpy.ndarray: ...
+def rms_norm(x: numpy.ndarray, weight: numpy.ndarray | None, eps: float, return_stats: bool) -> typing.Any: ...
+def rms_norm_backward(
+    dy: numpy.ndarray,
+    x: numpy.ndarray,
+    rstd: numpy.ndarray,
+    weight: numpy.ndarray | None,
+    residual: numpy.ndarray | None,
+) -> tuple[numpy.ndarray, numpy.ndarray | None]: ...
 def rmsprop_update(
-    values: Iterable[Array],
-    grads: Iterable[Array],
-    squares: Iterable[Array],
-    means: Iterable[Array] | None,
-    momenta: Iterable[Array] | None,
+    values: collections.abc.Iterable[numpy.ndarray],
+    grads: collections.abc.Iterable[numpy.ndarray],
+    squares: collections.abc.Iterable[numpy.ndarray],
+    means: collections.abc.Iterable[numpy.ndarray] | None,
+    momenta: collections.abc.Iterable[numpy.ndarray] | None,
     lr: float,
     alpha: float,
     eps: float,
     weight_decay: float,
     momentum: float,
     grad_scale: float,
-    /,
 ) -> None: ...
-def global_norm(arrays: Iterable[Array], /) -> float: ...
+def set_num_threads(n: int) -> None: ...
+def set_pool_limit(bytes: int) -> None: ...
+def sgd_update(
+    values: collections.abc.Iterable[numpy.ndarray],
+    grads: collections.abc.Iterable[numpy.ndarray],
+    momenta: collections.abc.Iterable[numpy.ndarray] | None,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    grad_scale: float,
+) -> None: ...
+def silu(x: numpy.ndarray) -> numpy.ndarray: ...
+def silu_backward(dy: numpy.ndarray, x: numpy.ndarray) -> numpy.ndarray: ...
+def softmax(x: numpy.ndarray, axis: int) -> numpy.ndarray: ...
+def softmax_backward(dy: numpy.ndarray, y: numpy.ndarray, axis: int) -> numpy.ndarray: ...
+def sum_rows(x: numpy.ndarray, accumulate: bool, out: numpy.ndarray | None) -> numpy.ndarray: ...
+
+__version__: str = "0.1.0"
+isa: str = "v3"

@@ -35,9 +35,12 @@ class KVCache:
 
     Examples
     --------
-    >>> cache = nf.KVCache()
-    >>> for q, k, v in steps:  # (batch, heads, n, size) each; n = 1 but for the first
-    ...     out = nf.attention(q, *cache.append(k, v), causal=True)
+    >>> import numpy as np, numformer as nf
+    >>> cache, x = nf.KVCache(), np.ones((1, 2, 1, 8))  # batch, heads, positions, size
+    >>> for _ in range(3):  # q, k and v of one position each
+    ...     out = nf.attention(x, *cache.append(x, x), causal=True)
+    >>> cache.length, out.shape
+    (3, (1, 2, 1, 8))
     """
 
     def __init__(self, capacity: int = 64, *, window: int | None = None) -> None:

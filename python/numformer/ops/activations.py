@@ -26,6 +26,12 @@ def relu(x: Array) -> Array:
     ------
     TypeError
         If `x` is not an array of one of these dtypes.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.relu(np.array([-2.0, 0.0, 2.0]))
+    array([0., 0., 2.])
     """
     return _core.relu(x)
 
@@ -49,6 +55,12 @@ def relu_backward(dy: Array, x: Array) -> Array:
         If dtypes differ or are unknown.
     ValueError
         If shapes differ.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.relu_backward(np.ones(3), np.array([-2.0, 1.0, 2.0]))
+    array([0., 1., 1.])
     """
     return _core.relu_backward(dy, x)
 
@@ -78,6 +90,12 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
     References
     ----------
     D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units (GELUs)", arXiv:1606.08415, 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.gelu(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([-0.1587,  0.    ,  0.8413])
     """
     return _core.gelu(x, approximate)
 
@@ -103,6 +121,12 @@ def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
         If dtypes differ or are unknown.
     ValueError
         If shapes differ, or for another `approximate`.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.gelu_backward(np.ones(2), np.array([0.0, 1.0])).round(4)
+    array([0.5   , 1.0833])
     """
     return _core.gelu_backward(dy, x, approximate)
 
@@ -129,6 +153,12 @@ def silu(x: Array) -> Array:
     ----------
     S. Elfwing, E. Uchibe, K. Doya, "Sigmoid-Weighted Linear Units for Neural Network Function Approximation in
     Reinforcement Learning", Neural Networks 107, 2018.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.silu(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([-0.2689,  0.    ,  0.7311])
     """
     return _core.silu(x)
 
@@ -152,5 +182,11 @@ def silu_backward(dy: Array, x: Array) -> Array:
         If dtypes differ or are unknown.
     ValueError
         If shapes differ.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.silu_backward(np.ones(2), np.array([0.0, 1.0])).round(4)
+    array([0.5   , 0.9277])
     """
     return _core.silu_backward(dy, x)

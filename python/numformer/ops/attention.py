@@ -135,6 +135,17 @@ def attention(
     2023. ALiBi: Press, Smith, Lewis, "Train Short, Test Long", 2022. Softcap: Gemma Team, "Gemma 2", 2024. Sinks:
     Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2024, there with a key. Global tokens:
     Beltagy, Peters, Cohan, "Longformer", 2020. Relative positions: Dai et al., "Transformer-XL", 2019.
+
+    Examples
+    --------
+    With the identity as values the output is the matrix of probabilities:
+
+    >>> import numpy as np, numformer as nf
+    >>> q = np.zeros((3, 8))
+    >>> nf.attention(q, q, np.eye(3), causal=True).round(2)
+    array([[1.  , 0.  , 0.  ],
+           [0.5 , 0.5 , 0.  ],
+           [0.33, 0.33, 0.33]])
     """
     options = (causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed)
     more = (global_tokens, global_rows, None, None, rel)
@@ -203,6 +214,15 @@ def attention_backward(
     -----
     Sums have a fixed order: results are bit-identical for any number of threads. Algorithm: Dao, "FlashAttention-2",
     2023.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> q, k, v, dout = np.random.default_rng(0).standard_normal((4, 2, 5, 8))  # heads, positions, size
+    >>> out, lse = nf.attention(q, k, v, causal=True, return_lse=True)
+    >>> dq, dk, dv = nf.attention_backward(dout, q, k, v, out, lse, causal=True)
+    >>> dq.shape, bool(abs(dq[:, 0]).max() < 1e-12)  # the first query sees one key: its weight is 1, whatever q is
+    ((2, 5, 8), True)
     """
     options = (causal, window, mask, bias, scale, softcap, alibi_slopes, sinks, dropout, seed)
     more = (global_tokens, global_rows, None, None, rel)

@@ -63,6 +63,14 @@ def attention_varlen(
     Notes
     -----
     Each sequence has the bits that it has alone.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> starts = np.array([0, 2, 5])  # two sequences, of 2 and 3 positions
+    >>> q = np.zeros((5, 1, 8))
+    >>> nf.attention_varlen(q, q, np.arange(5.0).reshape(5, 1, 1), starts, starts).ravel()
+    array([0.5, 0.5, 3. , 3. , 3. ])
     """
     options = (causal, window, None, None, scale, softcap, alibi_slopes, sinks, dropout, seed, None, True)
     more = (cu_seqlens_q, cu_seqlens_k, None)
@@ -121,6 +129,15 @@ def attention_varlen_backward(
     ------
     TypeError, ValueError
         As `attention_varlen`.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> starts, q = np.array([0, 2, 5]), np.zeros((5, 1, 8))
+    >>> out, lse = nf.attention_varlen(q, q, q, starts, starts, return_lse=True)
+    >>> dq, dk, dv = nf.attention_varlen_backward(np.ones_like(out), q, q, q, out, lse, starts, starts)
+    >>> dv[:, 0, 0].round(6)  # each value was seen by all queries of its sequence
+    array([1., 1., 1., 1., 1.])
     """
     options = (causal, window, None, None, scale, softcap, alibi_slopes, sinks, dropout, seed, None, True)
     return _core.attention_backward(

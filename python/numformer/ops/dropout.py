@@ -57,6 +57,16 @@ def dropout(
     ----------
     N. Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR 15, 2014.
     J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> y = nf.dropout(np.ones((4, 1000)), 0.25, seed=1)
+    >>> np.unique(y).round(4), bool(abs(y.mean() - 1) < 0.05)
+    (array([0.    , 1.3333]), True)
+    >>> alone = nf.dropout(np.ones((1, 1000)), 0.25, seed=1, sample=2)  # the third sample by itself
+    >>> np.array_equal(alone[0], y[2])
+    True
     """
     return _core.dropout(x, p, seed, layer, step, sample, residual, cu_seqlens)
 
@@ -91,5 +101,12 @@ def dropout_backward(
         If `dy` is not a float array, or a number is of the wrong kind.
     ValueError
         If a number is out of range, lengths do not fit, or `dy` has no axis.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> x = np.ones((2, 8))
+    >>> np.array_equal(nf.dropout_backward(x, 0.5, seed=1), nf.dropout(x, 0.5, seed=1))  # the same mask
+    True
     """
     return _core.dropout_backward(dy, p, seed, layer, step, sample, cu_seqlens)

@@ -28,6 +28,12 @@ def add(a: Array, b: Array) -> Array:
         If dtypes differ or are unknown.
     ValueError
         If shapes differ.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.add(np.ones(2), np.ones(2))
+    array([2., 2.])
     """
     return _core.add(a, b)
 
@@ -55,5 +61,11 @@ def sum_rows(x: Array, *, accumulate: bool = False, out: Array | None = None) ->
         If dtypes are not as said.
     ValueError
         If shapes do not fit, or `accumulate` comes without `out`.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.sum_rows(np.ones((2, 3, 4)))
+    array([6., 6., 6., 6.])
     """
     return _core.sum_rows(x, accumulate, out)

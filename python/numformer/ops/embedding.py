@@ -30,6 +30,13 @@ def embedding(weight: Array, ids: Array) -> Array:
         If `weight` is not of a float dtype or `ids` not int32 or int64.
     ValueError
         If `weight` has not two axes or an id is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.embedding(np.eye(3), np.array([2, 0]))
+    array([[0., 0., 1.],
+           [1., 0., 0.]])
     """
     return _core.embedding(weight, ids)
 
@@ -63,5 +70,13 @@ def embedding_backward(
         If dtypes are not as said.
     ValueError
         If shapes do not fit, an id is out of range, or `accumulate` comes without `out`.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.embedding_backward(np.ones((3, 2)), np.array([1, 1, 0]), 3)
+    array([[1., 1.],
+           [2., 2.],
+           [0., 0.]])
     """
     return _core.embedding_backward(dy, ids, num_embeddings, accumulate, out)

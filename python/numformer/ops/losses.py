@@ -54,6 +54,13 @@ def cross_entropy(
     References
     ----------
     C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016 (label smoothing).
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> logits, targets = np.zeros((2, 4)), np.array([1, -100])  # the second row is ignored
+    >>> round(float(nf.cross_entropy(logits, targets)), 4)  # log 4
+    1.3863
     """
     return _core.cross_entropy(logits, targets, ignore_index, label_smoothing, reduction, return_lse)
 
@@ -95,6 +102,14 @@ def cross_entropy_backward(
         If dtypes are not as said.
     ValueError
         If shapes do not fit, a target is out of range, or an option is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> logits, targets = np.zeros((1, 4)), np.array([1])
+    >>> loss, lse = nf.cross_entropy(logits, targets, return_lse=True)
+    >>> nf.cross_entropy_backward(1.0, logits, targets, lse).round(6)
+    array([[ 0.25, -0.75,  0.25,  0.25]])
     """
     return _core.cross_entropy_backward(dloss, logits, targets, lse, ignore_index, label_smoothing, reduction, out)
 

@@ -9,13 +9,14 @@ from numpy.typing import DTypeLike, NDArray
 from numformer import _core
 from numformer.ops.activations import gelu_backward, relu_backward, silu_backward
 from numformer.ops.elementwise import sum_rows
+from numformer.ops.packed_matrix import PackedMatrix
 
 Array = NDArray[Any]
 
 
 def matmul(
     a: Array,
-    b: Array,
+    b: Array | PackedMatrix,
     *,
     bias: Array | None = None,
     activation: str | None = None,
@@ -33,8 +34,8 @@ def matmul(
     a : (..., M, K) array
         float32, float64, float16 or bfloat16; 1-D as in `numpy.matmul`. Any matrix with unit stride on one of its last
         two axes (so a transpose too) is read in place.
-    b : (..., K, N) array
-        The dtype of `a`. Batch axes broadcast.
+    b : (..., K, N) array, or PackedMatrix (K, N)
+        The dtype of `a`, but for a `PackedMatrix`. Batch axes broadcast.
     bias : (N,) array, optional
         The dtype of `a`; float32 beside a 16-bit `a` as well.
     activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
@@ -68,6 +69,14 @@ def matmul(
     16-bit types are multiplied and summed in float32 and rounded once. The order of sums depends on K, the dtype and
     the instruction
     set only. Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", TOMS 34 (2008).
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> a, b = np.ones((2, 3)), np.ones((3, 2))
+    >>> nf.matmul(a, b, bias=np.array([1.0, -9.0]), activation="relu")
+    array([[4., 0.],
+           [4., 0.]])
     """
     return _core.matmul(a, b, bias, activation, residual, scale, accumulate, dtype, save_preactivation, out)
 
@@ -104,6 +113,14 @@ def matmul_backward(
     ------
     ValueError
         If `activation` is given without `preactivation`, or shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> a, b = np.ones((2, 3)), np.ones((3, 4))
+    >>> da, db, dbias = nf.matmul_backward(np.ones((2, 4)), a, b, bias=np.zeros(4))
+    >>> da[0], dbias
+    (array([4., 4., 4.]), array([2., 2., 2., 2.]))
     """
     arrays = {"dy": dy, "a": a, "b": b}
     for name, array in arrays.items():

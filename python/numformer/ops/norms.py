@@ -49,6 +49,13 @@ def layer_norm(
     References
     ----------
     J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", arXiv:1607.06450, 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.layer_norm(np.array([[1.0, 3.0], [10.0, 30.0]]), eps=0.0)
+    array([[-1.,  1.],
+           [-1.,  1.]])
     """
     return _core.layer_norm(x, weight, bias, eps, return_stats)
 
@@ -92,6 +99,15 @@ def layer_norm_backward(
         If dtypes differ or are unknown.
     ValueError
         If shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> x, weight = np.array([[1.0, 3.0]]), np.ones(2)
+    >>> y, mean, rstd = nf.layer_norm(x, weight, return_stats=True)
+    >>> dx, dweight, dbias = nf.layer_norm_backward(np.ones((1, 2)), x, mean, rstd, weight, bias=True)
+    >>> dx.round(6), dbias  # a constant added to y changes nothing that x could undo
+    (array([[0., 0.]]), array([1., 1.]))
     """
     return _core.layer_norm_backward(dy, x, mean, rstd, weight, bias, residual)
 
@@ -127,6 +143,12 @@ def rms_norm(x: Array, weight: Array | None = None, *, eps: float = 1e-6, return
     References
     ----------
     B. Zhang, R. Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.rms_norm(np.array([[3.0, -3.0]]), eps=0.0)
+    array([[ 1., -1.]])
     """
     return _core.rms_norm(x, weight, eps, return_stats)
 
@@ -160,5 +182,14 @@ def rms_norm_backward(
         If dtypes differ or are unknown.
     ValueError
         If shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> x = np.array([[3.0, -3.0]])
+    >>> y, rstd = nf.rms_norm(x, return_stats=True)
+    >>> dx, dweight = nf.rms_norm_backward(np.ones((1, 2)), x, rstd)
+    >>> dx.round(4), dweight is None
+    (array([[0.3333, 0.3333]]), True)
     """
     return _core.rms_norm_backward(dy, x, rstd, weight, residual)

@@ -30,6 +30,13 @@ def softmax(x: Array, axis: int = -1) -> Array:
         If `x` is not an array of one of these dtypes, or `axis` not an integer.
     ValueError
         If `x` has no such axis.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.softmax(np.log([[1.0, 3.0], [2.0, 2.0]])).round(6)
+    array([[0.25, 0.75],
+           [0.5 , 0.5 ]])
     """
     return _core.softmax(x, axis)
 
@@ -55,5 +62,12 @@ def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
         If dtypes differ or are unknown.
     ValueError
         If shapes differ or there is no such axis.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> y = nf.softmax(np.zeros((1, 2)))
+    >>> nf.softmax_backward(np.array([[1.0, 0.0]]), y)
+    array([[ 0.25, -0.25]])
     """
     return _core.softmax_backward(dy, y, axis)

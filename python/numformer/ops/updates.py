@@ -52,6 +52,14 @@ def sgd_update(
     B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
     I. Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013 (Nesterov's
     form).
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> weight = np.ones(2)
+    >>> nf.sgd_update([weight], [np.array([1.0, -1.0])], None, lr=0.1)
+    >>> weight
+    array([0.9, 1.1])
     """
     _core.sgd_update(values, grads, momenta, lr, momentum, nesterov, weight_decay, grad_scale)
 
@@ -139,6 +147,14 @@ def adamw_update(
     ----------
     D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015.
     I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> weight, m, v = np.ones(2), np.zeros(2), np.zeros(2)
+    >>> nf.adamw_update([weight], [np.array([1.0, -9.0])], [m], [v], lr=0.1, weight_decay=0.0, step=1)
+    >>> weight.round(6)  # the first step has the length of the learning rate, whatever the gradient
+    array([0.9, 1.1])
     """
     _core.adamw_update(values, grads, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
 
@@ -248,5 +264,11 @@ def global_norm(arrays: Iterable[Array]) -> float:
     ------
     TypeError
         If dtypes are unknown.
+
+    Examples
+    --------
+    >>> import numpy as np, numformer as nf
+    >>> nf.global_norm([np.array([3.0]), np.array([[4.0]], np.float32)])
+    5.0
     """
     return float(_core.global_norm(arrays))
