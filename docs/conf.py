@@ -60,6 +60,7 @@ nb_execution_timeout = 120
 nb_merge_streams = True
 
 # ---- looks
+highlight_language = "none"  # of drawings in docstrings
 html_theme = "pydata_sphinx_theme"
 html_title = "numformer"
 html_show_sourcelink = False

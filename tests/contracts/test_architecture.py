@@ -35,7 +35,7 @@ PYTHON = {
     "packed": set(),
     "nn": {"cache", "ops", "profiling"},
     "optim": {"ops", "nn", "profiling"},
-    "data": {"packed"},
+    "data": {"files", "packed"},
     "models": {"nn", "ops", "files", "packed"},
     "train": {"optim", "data", "nn", "ops", "profiling", "files", "packed"},
     "cli": {"models", "train", "optim", "data", "nn", "ops", "profiling", "files", "numformer"},

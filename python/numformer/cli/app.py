@@ -106,7 +106,10 @@ def _line(error: Exception) -> str:
 @app.command()
 def train(
     files: Annotated[
-        list[Path] | None, typer.Argument(help="UTF-8 text to train a gpt on; Python's own reference by default.")
+        list[Path] | None,
+        typer.Argument(
+            help="UTF-8 text to train a gpt on, or a file of numformer tokenize; Python's own reference by default."
+        ),
     ] = None,
     model: Annotated[
         ModelKind, typer.Option(help="A gpt or transformer-xl continues text, a transformer translates.")
@@ -184,13 +187,30 @@ def train(
     nan: Annotated[
         OnNaN, typer.Option(help="Whether a loss or gradient of NaN ends the run, or its step.")
     ] = OnNaN.stop,
+    packing: Annotated[
+        bool | None,
+        typer.Option(
+            "--packing/--no-packing",
+            help="Whether documents of a token file do not see each other.  [default: they do not]",
+            show_default=False,
+        ),
+    ] = None,
+    sample_every: Annotated[
+        int, typer.Option(min=0, help="Steps between samples of text, shown and kept in samples.jsonl; 0 is none.")
+    ] = 0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write what TensorBoard reads, into tensorboard/ of --out.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Make a step, say memory and time of the run, write nothing.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a model and write weights, log and pictures into a folder.
 
-    A gpt or a transformer-xl learns a text byte by byte; a transformer learns to translate from --pairs FILE, or
-    --source A --target B.
+    A gpt or a transformer-xl learns a text byte by byte, or the tokens of a file that numformer tokenize made; a
+    transformer learns to translate from --pairs FILE, or --source A --target B.
     """
     shared = {
         "out": out,
@@ -200,7 +220,16 @@ def train(
         "seed": seed,
         "dtype": dtype.value,
         "threads": threads,
-        "watch": {"keep": keep, "keep_best": keep_best, "patience": patience, "ema": ema, "nan": nan.value},
+        "watch": {
+            "keep": keep,
+            "keep_best": keep_best,
+            "patience": patience,
+            "ema": ema,
+            "nan": nan.value,
+            "tensorboard": tensorboard,
+        },
+        "sample_every": sample_every,
+        "dry_run": dry_run,
         "resume": resume,
         "quiet": quiet,
     }
@@ -210,6 +239,7 @@ def train(
         _run(
             _train_transformer,
             files=files or [],
+            packing=packing,
             training=(pairs, source, target),
             validation=(valid_pairs, valid_source, valid_target, "valid-"),
             on_bad=on_bad.value,
@@ -255,6 +285,7 @@ def train(
         memory=memory,
         other=[name for name, value in other.items() if value is not None],
         files=files or [],
+        packing=packing,
         layers=_or(layers, 4),
         width=_or(width, 128),
         context=_or(context, 128),
@@ -276,9 +307,13 @@ def _train_gpt(*, other: list[str], **options: Any) -> None:
     run(**options)
 
 
-def _train_transformer(*, files: list[Path], training: Any, validation: Any, **options: Any) -> None:
+def _train_transformer(
+    *, files: list[Path], packing: bool | None, training: Any, validation: Any, **options: Any
+) -> None:
     from numformer.cli.pairs import Sources, run
 
+    if packing is not None:
+        raise ValueError("train: --packing is for a gpt; a transformer's pairs are packed always")
     if files:
         raise ValueError(f"train: a transformer learns from --pairs, or --source and --target, got {files[0]}")
     run(training=Sources(*training), validation=Sources(*validation), **options)

@@ -10,9 +10,7 @@ def run(*, folder: Path, prompt: str, threads: int | None, **options: Any) -> No
     """Load a model and print a continuation of the prompt."""
     import typer
 
-    from numformer.cli import folders
-    from numformer.data import to_text, to_tokens
-    from numformer.models import from_pretrained
+    from numformer.cli import language
 
     if not prompt:
         raise ValueError("generate: --prompt must not be empty")
@@ -20,10 +18,8 @@ def run(*, folder: Path, prompt: str, threads: int | None, **options: Any) -> No
         import numformer as nf
 
         nf.set_num_threads(threads)
-    folders.require(folder, folders.GPT, folders.TRANSFORMER_XL)
-    model = from_pretrained(folder)
-    if model.config.vocab_size != 256:
-        raise ValueError(
-            f"{folder}: the model has {model.config.vocab_size} tokens; this command knows byte-level models, of 256"
-        )
-    typer.echo(to_text(model.generate(to_tokens(prompt), **options)))
+    model, vocabulary, end = language.load(folder)
+    ids = vocabulary.encode([prompt])[0]
+    if not len(ids):
+        raise ValueError(f"generate: --prompt has no token in {folder}, got {prompt!r}")
+    typer.echo(vocabulary.decode(model.generate(ids, stop=() if end is None else end, **options)))

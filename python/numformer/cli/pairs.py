@@ -12,7 +12,7 @@ import numpy as np
 import typer
 
 from numformer import files
-from numformer.cli import translation
+from numformer.cli import rehearsing, translation
 from numformer.cli.training import compute_dtype, new_folder
 from numformer.data import (
     BytePairVocabulary,
@@ -95,6 +95,8 @@ def run(
     threads: int | None,
     eval_every: int | None,
     watch: dict[str, Any],
+    sample_every: int,
+    dry_run: bool,
     resume: bool,
     quiet: bool,
 ) -> None:
@@ -149,6 +151,12 @@ def run(
         hypotheses = translation.translate(model, vocabulary, [held_pairs.sources[i] for i in along], beams=1)
         return translation.bleu(hypotheses, references) or 0.0
 
+    def sample(_: int) -> str:
+        some = _some(held_pairs, 3)
+        hypotheses = translation.translate(model, vocabulary, [held_pairs.sources[i] for i in some], beams=1)
+        sources = [held.sources[held_pairs.order[i]] for i in some]
+        return "\n".join(f"{source}\n  -> {said}" for source, said in zip(sources, hypotheses, strict=True))
+
     def save() -> None:
         model.save_pretrained(folder)
         files.write_text(folder / FILE, vocabulary.to_json())
@@ -175,6 +183,8 @@ def run(
         config=config.to_json(),
         progress=not quiet,
         on_best=save,
+        sample=sample,
+        sample_every=sample_every,
         **watch,
     )
     if resume:
@@ -184,6 +194,9 @@ def run(
         f"transformer: {count:,} parameters, {len(vocabulary):,} {vocabulary.name}, {len(pairs):,} pairs to train on, "
         f"{in_epoch:,} batches an epoch"
     )
+    if dry_run:
+        rehearsing.run(trainer)
+        return
     begin = time.monotonic()
     try:
         history = trainer.run()

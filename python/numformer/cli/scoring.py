@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import typer
 
-from numformer.cli import folders
+from numformer.cli import folders, language
 from numformer.cli.pairs import Sources, mean_loss
-from numformer.data import Pairs, Windows, read_files
+from numformer.data import Pairs, TokenFile, Windows, encode_documents, is_token_file, read_documents, read_files
+from numformer.data.language import LanguageVocabulary
 
 
 def run(
@@ -43,34 +45,44 @@ def run(
 
 
 def _text(folder: Path, files: list[Path], memory: int | None) -> None:
-    from numformer.models import GPT, TransformerXL
+    model, vocabulary, _ = language.load(folder)
+    context, size = model.config.context, model.config.vocab_size
+    tokens, bytes = _tokens(files, vocabulary)
+    unit = "byte" if isinstance(vocabulary, language.Bytes) else "token"
+    if isinstance(model, GPT):
+        windows = Windows(tokens, context, limit=size)
+        count, where = windows.targets, f"windows of {context}"
+        total = _nats(model, windows)
+    else:
+        count, reach = len(tokens) - 1, model.config.memory if memory is None else memory
+        where = f"segments of {context} with a memory of {reach}"
+        total = -float(model.log_likelihood(tokens, memory=memory))
+    loss = total / count
+    typer.echo(f"{count:,} {unit}s in {where}")
+    typer.echo(f"loss {loss:.4f} nats a {unit} ({loss / np.log(2):.3f} bits), perplexity {np.exp(loss):.3f}")
+    if bytes is not None and unit != "byte":
+        typer.echo(f"{total / np.log(2) / bytes:.3f} bits a byte, {bytes / len(tokens):.2f} bytes a token")
 
-    remembers = folders.model_type(folder) == folders.TRANSFORMER_XL
-    model = (TransformerXL if remembers else GPT).from_pretrained(folder)
-    if model.config.vocab_size != 256:
-        raise ValueError(
-            f"{folder}: the model has {model.config.vocab_size} tokens; this command knows byte-level models, of 256"
-        )
-    if isinstance(model, TransformerXL):
-        tokens = read_files(files)
-        count = len(tokens) - 1
-        reach = model.config.memory if memory is None else memory
-        loss = -float(model.log_likelihood(tokens, memory=memory)) / count
-        typer.echo(f"{count:,} bytes in segments of {model.config.context} with a memory of {reach}")
-        _say(loss)
-        return
-    windows = Windows(read_files(files), model.config.context)
+
+def _nats(model: GPT, windows: Windows) -> float:
     total = 0.0
     for first in range(0, len(windows), 32):
         ids, targets = windows.samples(first, min(first + 32, len(windows)))
         total += int(np.count_nonzero(targets != -100)) * model.infer_loss((ids, targets))
-    loss = total / windows.targets
-    typer.echo(f"{windows.targets:,} bytes in windows of {model.config.context}")
-    _say(loss)
+    return total
 
 
-def _say(loss: float) -> None:
-    typer.echo(f"loss {loss:.4f} nats a byte ({loss / np.log(2):.3f} bits), perplexity {np.exp(loss):.3f}")
+def _tokens(files: list[Path], vocabulary: LanguageVocabulary) -> tuple[np.ndarray[Any, Any], int | None]:
+    """Return the tokens of text and its bytes, or those of a token file."""
+    if is_token_file(files[0]):
+        if len(files) > 1:
+            raise ValueError(f"score: a token file must be the only one, got {files[1]} too")
+        return TokenFile(files[0]).tokens, None
+    text = read_files(files)
+    if isinstance(vocabulary, language.Bytes):
+        return text, len(text)
+    pieces = encode_documents(read_documents(files), vocabulary.encode)
+    return np.concatenate([ids for ids, _ in pieces]), len(text)
 
 
 def _pairs(folder: Path, sources: Sources, beams: int, length_penalty: float, on_bad: str, truncate: bool) -> None:

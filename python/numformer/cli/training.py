@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 import typer
 
-from numformer.data import Streams, Windows, builtin_text, read_files, split, to_text, to_tokens
+from numformer.cli import language, rehearsing
+from numformer.data import Streams
+from numformer.data.vocabulary import FILE
 from numformer.models import GPT, GPTConfig, TransformerXL, TransformerXLConfig
 from numformer.nn import initial
 from numformer.optim import AdamW, cosine, decay_groups
 from numformer.train import Trainer
+from numformer.train.record import SAMPLES
+
+SAMPLE = 200
+"""Tokens of a sample along the way."""
 
 
 def run(
@@ -38,6 +44,9 @@ def run(
     threads: int | None,
     eval_every: int,
     watch: dict[str, Any],
+    packing: bool | None,
+    sample_every: int,
+    dry_run: bool,
     resume: bool,
     quiet: bool,
 ) -> None:
@@ -51,15 +60,9 @@ def run(
         nf.set_num_threads(threads)
     if resume and out is None:
         raise ValueError("train: --resume needs --out, the folder of the run")
-    tokens = read_files(files) if files else to_tokens(builtin_text())
-    training, validation = split(tokens)
-    if len(training) <= context or len(validation) < 2:
-        raise ValueError(
-            f"train: the text has {len(tokens)} bytes, too few for a context of {context}; "
-            "add text or shorten --context"
-        )
+    corpus = language.corpus(files, context, packing)
     sizes: dict[str, Any] = {
-        "vocab_size": 256,
+        "vocab_size": corpus.vocab_size,
         "context": context,
         "layers": layers,
         "heads": heads,
@@ -69,46 +72,60 @@ def run(
     }
     rng = np.random.Generator(np.random.Philox(initial.seed("train", seed)))
     gpt: GPT | TransformerXL
-    parts: list[Windows | Streams]
+    training: Any = corpus.training
+    validation: Any = corpus.validation
     if model == "transformer-xl":
-        if batch is None:
-            raise ValueError("train: batch gradient descent is for --model gpt: a transformer-xl reads streams")
+        if batch is None or packing:
+            raise ValueError(
+                "train: --packing and batch gradient descent are for a gpt; a transformer-xl reads streams"
+            )
         gpt = TransformerXL(TransformerXLConfig(**sizes, memory=context if memory is None else memory), rng=rng)
         # Micro-batches of an evaluation are segments of the same streams, too.
-        parts = [
-            Streams(text, context, count) for text, count in ((training, batch), (validation, micro_batch or batch))
-        ]
+        training = Streams(training.tokens, context, batch)
+        validation = Streams(validation.tokens, context, micro_batch or batch)
     else:
         gpt = GPT(GPTConfig(**sizes), rng=rng)
-        parts = [Windows(text, context) for text in (training, validation)]
     optimizer = AdamW(
         decay_groups(gpt.parameters(), weight_decay), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, clip_norm=1.0
     )
+
+    def sample(step: int) -> str:
+        return corpus.decode(gpt.generate(corpus.prompt, SAMPLE, temperature=0.8, seed=(seed + step) % 2**32))
+
+    def save() -> None:
+        gpt.save_pretrained(folder)
+        corpus.save(folder)
+
     folder = out or new_folder(f"{model}-{files[0].stem if files else 'python'}")
     trainer = Trainer(
         gpt,
         optimizer,
-        parts[0],
+        training,
         batch_size=batch,
         micro_batch=micro_batch,
         steps=steps,
         max_seconds=None if minutes is None else 60 * minutes,
         schedule=cosine(lr, steps=steps, warmup=min(100, steps // 10), final=lr / 10),
-        validation=parts[1],
+        validation=validation,
         eval_every=eval_every,
         out_dir=folder,
         seed=seed,
         dtype=compute_dtype(dtype),
         config=gpt.config.to_json(),
         progress=not quiet,
-        on_save=lambda: gpt.save_pretrained(folder),
+        on_save=save,
+        sample=sample,
+        sample_every=sample_every,
         **watch,
     )
     if resume:
         trainer.resume()
     count = sum(p.value.size for p in gpt.parameters())
-    source = "Python's reference manual" if not files else ", ".join(map(str, files))
-    typer.echo(f"{model}: {count:,} parameters, {len(training):,} bytes to train on ({source})")
+    tokens = len(corpus.training.tokens)
+    typer.echo(f"{model}: {count:,} parameters, {tokens:,} {corpus.unit}s to train on ({corpus.name})")
+    if dry_run:
+        rehearsing.run(trainer)
+        return
     begin = time.monotonic()
     try:
         history = trainer.run()
@@ -120,14 +137,14 @@ def run(
         )
         raise
     with trainer.averaged():  # as they were evaluated and written
-        _report(gpt, history, folder, validation, seed, time.monotonic() - begin)
+        _report(gpt, history, folder, corpus, seed, time.monotonic() - begin)
 
 
 def _report(
     gpt: GPT | TransformerXL,
     history: list[dict[str, Any]],
     folder: Path,
-    validation: np.ndarray[Any, Any],
+    corpus: language.Corpus,
     seed: int,
     seconds: float,
 ) -> None:
@@ -135,11 +152,12 @@ def _report(
     held = next((row["validation_loss"] for row in reversed(history) if row["validation_loss"] is not None), None)
     typer.echo(f"trained for {seconds:.0f} s; train loss {np.mean(losses):.4f} (mean of the last {len(losses)} logged)")
     if held is not None:
-        typer.echo(f"validation loss {held:.4f} nats a byte ({held / np.log(2):.3f} bits)")
-    prompt = validation[: gpt.config.context // 4 or 1]
-    text = to_text(gpt.generate(prompt, 300, temperature=0.8, seed=seed))
-    typer.echo(f"\nA sample, after the first {len(prompt)} bytes of the validation text:\n{text}\n")
-    for name in ("model.safetensors", "config.json", "checkpoint.safetensors", "log.csv", "loss.png"):
+        typer.echo(f"validation loss {held:.4f} nats a {corpus.unit} ({held / np.log(2):.3f} bits)")
+    prompt = corpus.prompt
+    text = corpus.decode(gpt.generate(prompt, 300, temperature=0.8, seed=seed))
+    typer.echo(f"\nA sample, after the first {len(prompt)} {corpus.unit}s of the validation text:\n{text}\n")
+    names = ("model.safetensors", "config.json", FILE, "checkpoint.safetensors", "log.csv", SAMPLES, "loss.png")
+    for name in names:
         if (folder / name).is_file():
             typer.echo(f"wrote {folder / name}")
 

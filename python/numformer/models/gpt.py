@@ -117,9 +117,11 @@ class GPT(pretrained.PretrainedModel):
 
         Parameters
         ----------
-        batch : (ids, targets) or (ids, mask, targets)
+        batch : (ids, targets), (ids, mask, targets) or (ids, positions, targets)
             Integers (batch, positions) each; targets of -100 do not count. `mask`, of the same shape, is True where a
-            token is real: no other is attended to, and positions count the real ones.
+            token is real: no other is attended to, and positions count the real ones. `positions`, integers that count
+            up from 0 anew at each document (`data.Windows` makes them), keep documents of one row apart: no token sees
+            another document, and each has the positions that it has alone.
         ctx : Context, optional
             Seed and step of dropout, compute dtype.
 
@@ -131,13 +133,13 @@ class GPT(pretrained.PretrainedModel):
             ``backward(dloss=1.0)`` leaves the gradients in the parameters.
         """
         ids, mask, targets = self._batch(batch)
-        numbers, mask = _padding(mask, ids.shape[1])
+        numbers, mask, starts = _places(mask, ids.shape[1])
         x, tokens = self.tokens(ids, ctx=ctx)
         x, positions = self.positions(x, ids=numbers)
         x, dropout = self.dropout(x, ctx=ctx)
         backwards = [tokens, positions, dropout]
         for block in self.blocks:
-            x, backward = block(x, mask=mask, ctx=ctx)
+            x, backward = block(x, mask=mask, cu_seqlens=starts, ctx=ctx)
             backwards.append(backward)
         x, backward = self.norm(x)
         backwards.append(backward)
@@ -221,13 +223,13 @@ class GPT(pretrained.PretrainedModel):
             raise ValueError(
                 f"GPT: a sequence may have up to {self.config.context} positions, got one of {offset + ids.shape[1]}"
             )
-        numbers, mask = _padding(mask, ids.shape[1])
+        numbers, mask, starts = _places(mask, ids.shape[1])
         x = self.positions.infer(self.tokens.infer(ids, dtype=dtype), offset=offset, ids=numbers)
         states = [] if hidden is None else hidden
         for index, block in enumerate(self.blocks):
             if hidden is not None:
                 states.append(x)
-            x = block.infer(x, mask=mask, cache=cache[index] if cache else None)
+            x = block.infer(x, mask=mask, cu_seqlens=starts, cache=cache[index] if cache else None)
         if last and hidden is None:
             x = np.ascontiguousarray(x[:, -1:])
         x = self.norm.infer(x)
@@ -388,19 +390,39 @@ class GPT(pretrained.PretrainedModel):
         return array
 
     def _batch(self, batch: tuple[ArrayLike, ...]) -> tuple[Array, Array | None, Array]:
+        """Check a batch; what is between ids and targets is a mask or positions."""
         if len(batch) not in (2, 3):
-            raise ValueError(f"GPT: batch must be (ids, targets) or (ids, mask, targets), got {len(batch)} arrays")
+            raise ValueError(
+                "GPT: batch must be (ids, targets), (ids, mask, targets) or (ids, positions, targets), "
+                f"got {len(batch)} arrays"
+            )
         ids, targets = self._ids(batch[0]), np.asarray(batch[-1])
         if ids.ndim != 2 or ids.shape[1] > self.config.context:
             raise ValueError(f"GPT: ids must have shape (batch, up to {self.config.context}), got {ids.shape}")
         if targets.shape != ids.shape:
             raise ValueError(f"GPT: targets must have the shape of ids {ids.shape}, got {targets.shape}")
-        return ids, self._mask(batch[1], ids, 0) if len(batch) == 3 else None, targets
+        if len(batch) == 2:
+            return ids, None, targets
+        between = np.asarray(batch[1])
+        if between.dtype.kind not in "iu":
+            return ids, self._mask(between, ids, 0), targets
+        if between.shape != ids.shape:
+            raise ValueError(f"GPT: positions must have the shape of ids {ids.shape}, got {between.shape}")
+        if between[:, 0].any() or ((between[:, 1:] != between[:, :-1] + 1) & (between[:, 1:] != 0)).any():
+            raise ValueError("GPT: positions must count up from 0 in each row, anew at each document")
+        return ids, between, targets
 
 
-def _padding(mask: Array | None, count: int) -> tuple[Array | None, Array | None]:
-    """Return the numbers of the last `count` positions and which keys are attended to, (batch, 1, 1, keys)."""
-    if mask is None or mask.all():
-        return None, None
-    numbers = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    return np.ascontiguousarray(numbers[:, -count:]), mask[:, None, None, :]
+def _places(between: Array | None, count: int) -> tuple[Array | None, Array | None, Array | None]:
+    """Return the numbers of the last `count` positions, which keys are attended to, and where documents begin.
+
+    `between` is a mask, or the positions of packed documents; keys are (batch, 1, 1, keys).
+    """
+    if between is None:
+        return None, None, None
+    if between.dtype != np.bool_:
+        return between, None, np.append(np.flatnonzero(between == 0), between.size)
+    if between.all():
+        return None, None, None
+    numbers = np.maximum(np.cumsum(between, axis=1) - 1, 0)
+    return np.ascontiguousarray(numbers[:, -count:]), between[:, None, None, :], None

@@ -12,7 +12,7 @@ from numformer.nn.backward import Backward, chain, take
 from numformer.nn.cache import KVCache
 from numformer.nn.context import Context
 from numformer.nn.dropout import Dropout, map_and_drop
-from numformer.nn.heads import Starts, attend, attend_backward, by_head, check, check_unused
+from numformer.nn.heads import Starts, attend, attend_backward, by_head, check, check_unused, flat, samples
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
 from numformer.ops.memory import empty
@@ -84,10 +84,10 @@ class MultiHeadAttention(Module):
         every = by_head(qkv, h + 2 * g, self.size)
         return every[:, :h], every[:, h : h + g], every[:, h + g :]
 
-    def _merged(self, x: Array) -> tuple[Array, Array]:
+    def _merged(self, x: Array, starts: Starts = None) -> tuple[Array, Array]:
         """Make an array for the heads side by side, and its view by head."""
         merged = empty(x.shape, x.dtype)
-        return merged, by_head(merged, self.heads, self.size)
+        return merged, by_head(flat(merged, starts), self.heads, self.size)
 
     def __call__(
         self,
@@ -107,7 +107,8 @@ class MultiHeadAttention(Module):
         mask : boolean array, optional
             True where position i may attend to j; broadcast to (batch, heads, positions, positions).
         cu_seqlens : (sequences + 1,) integers, optional
-            Where packed sequences begin, and the total; see `numformer.attention_varlen`.
+            Where packed sequences begin, and the total; see `numformer.attention_varlen`. Where x has three axes, its
+            rows, one after the other, hold the sequences, and a row is a sample of dropout.
         residual : array, optional
             Added to the output; its gradient is dy.
         ctx : Context, optional
@@ -122,18 +123,21 @@ class MultiHeadAttention(Module):
         """
         starts = self._check(x, cu_seqlens, mask=mask)
         qkv, project = self.qkv(x)
-        merged, heads = self._merged(x)
+        merged, heads = self._merged(x, starts)
         seen: dict[str, Any] = {"causal": self.causal, "mask": mask, "starts": starts}
-        _, lse = attend(*self._split(qkv), heads, return_lse=True, **seen)
+        _, lse = attend(*self._split(flat(qkv, starts)), heads, return_lse=True, **seen)
+        cu_seqlens = samples(x, cu_seqlens)
         y, ends = map_and_drop(self.output, self.dropout, merged, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
         return y, Backward(self._backward, [project, qkv, heads, lse, seen, ends])
 
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Any:
         project, qkv, heads, lse, seen, ends = take(saved)
-        dheads = by_head(chain(ends, dy), self.heads, self.size)
+        starts = seen["starts"]
+        dheads = by_head(flat(chain(ends, dy), starts), self.heads, self.size)
         dqkv = empty(qkv.shape, qkv.dtype)
-        attend_backward(dheads, *self._split(qkv), heads, lse, self._split(dqkv), **seen)
-        del qkv, heads, dheads, lse
+        split = self._split(flat(qkv, starts)), self._split(flat(dqkv, starts))
+        attend_backward(dheads, *split[0], heads, lse, split[1], **seen)
+        del qkv, heads, dheads, lse, split
         return project(dqkv, residual=residual)
 
     def infer(
@@ -147,15 +151,15 @@ class MultiHeadAttention(Module):
     ) -> Array:
         """Return y; with a `cache`, x continues the sequences in it; with `cu_seqlens`, x is packed."""
         starts = self._check(x, cu_seqlens, mask=mask, cache=cache)
-        q, k, v = self._split(self.qkv.infer(x))
+        q, k, v = self._split(flat(self.qkv.infer(x), starts))
         if cache is not None:
             k, v = cache.append(k, v)
-        merged, heads = self._merged(x)
+        merged, heads = self._merged(x, starts)
         attend(q, k, v, heads, causal=self.causal, mask=mask, starts=starts)
         return self.output.infer(merged, residual=residual)
 
     def _check(self, x: Array, cu_seqlens: Array | None, **unpacked: object) -> Starts:
         """Check the input of a call; return where its queries and keys begin."""
-        check("MultiHeadAttention", "x", x, self.heads * self.size, cu_seqlens, positions="positions")
+        check("MultiHeadAttention", "x", x, self.heads * self.size, cu_seqlens, positions="positions", rows=True)
         check_unused("MultiHeadAttention", cu_seqlens, **unpacked)
         return None if cu_seqlens is None else (cu_seqlens, cu_seqlens)

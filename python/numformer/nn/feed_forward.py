@@ -11,6 +11,7 @@ from numformer.nn import initial
 from numformer.nn.backward import Backward, chain, take
 from numformer.nn.context import Context
 from numformer.nn.dropout import Dropout, map_and_drop
+from numformer.nn.heads import samples
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
 from numformer.ops.memory import empty
@@ -75,9 +76,11 @@ class FeedForward(Module):
     ) -> tuple[Array, Backward]:
         """Return y and its backward; ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given.
 
-        `cu_seqlens`, of packed sequences, concerns dropout only: each position is by itself.
+        `cu_seqlens`, of packed sequences, concerns dropout only, and only where x has two axes: each position is by
+        itself, and rows are samples.
         """
         h, inner = self.inner(x)
+        cu_seqlens = samples(x, cu_seqlens)
         y, ends = map_and_drop(self.outer, self.dropout, h, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
         return y, Backward(self._backward, [inner, ends])
 

@@ -56,8 +56,23 @@ def attend_backward(
         ops.attention_varlen_backward(dout, q, k, v, out, lse, *starts, causal=causal, into=into)
 
 
-def check(owner: str, name: str, x: Array, width: int, cu_seqlens: Array | None, *, positions: str) -> None:
-    """Refuse an x that is not of the layout that `cu_seqlens` says."""
+def flat(x: Array, starts: Starts) -> Array:
+    """Return rows of a batch that hold packed sequences as one long row, a view; others as they are."""
+    return x if starts is None or x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
+def samples(x: Array, cu_seqlens: Array | None) -> Array | None:
+    """Return where samples of dropout begin: packed sequences are samples, and so are rows that hold some of them."""
+    return cu_seqlens if x.ndim == 2 else None
+
+
+def check(
+    owner: str, name: str, x: Array, width: int, cu_seqlens: Array | None, *, positions: str, rows: bool = False
+) -> None:
+    """Refuse an x that is not of the layout that `cu_seqlens` says; `rows` of a batch may hold packed sequences."""
+    total = cu_seqlens[-1] if rows and cu_seqlens is not None and len(cu_seqlens) else None
+    if total is not None and x.ndim == 3 and x.shape[2] == width and x.shape[0] * x.shape[1] == total:
+        return
     if cu_seqlens is None and (x.ndim != 3 or x.shape[2] != width):
         raise ValueError(f"{owner}: {name} must have shape (batch, {positions}, {width}), got {x.shape}")
     if cu_seqlens is not None and (x.ndim != 2 or x.shape[1] != width):

@@ -197,6 +197,16 @@ def find(threads: int) -> Ceilings:
     return found
 
 
+def arithmetic(dtype: str) -> float:
+    """Return multiply-adds a second, in operations, on the threads that are set.
+
+    What was measured and kept, else what is measured now in a few hundredths of a second; that is kept nowhere.
+    """
+    known = load(_core.get_num_threads())
+    kind = dtype if dtype in ("float64", "bfloat16") else "float32"
+    return 1e9 * (known.gflops(kind) if known else max(_core.ceiling_gflops(kind, 1_000_000) for _ in range(5)))
+
+
 def measure(seconds: float = 0.05, rounds: int = 5) -> Ceilings:
     """Measure at the number of threads that is set.
 

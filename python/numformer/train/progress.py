@@ -14,7 +14,13 @@ class Silent:
         """Begin a run; nobody knows the number of steps of one that ends by the clock."""
 
     def step(self, row: dict[str, Any]) -> None:
-        """Say that a step is over; `row` is that of the log, with tokens_per_second and seconds_left."""
+        """Say that a step is over.
+
+        `row` is that of the log, with tokens_per_second, seconds_left and share, that of the machine's ceiling or None.
+        """
+
+    def say(self, step: int, text: str) -> None:
+        """Show a sample of text."""
 
     def end(self) -> None:
         """End the run, however it went."""
@@ -41,14 +47,20 @@ class Lines(Silent):
         of = "" if self.steps is None else f"/{self.steps}"
         left = _clock(row["seconds_left"])
         print(
-            f"step {row['step']}{of}  loss {row['loss']:.4f}{_evaluation(row)}  "
-            f"{row['tokens_per_second']:,.0f} tokens/s  {left} left",
+            f"step {row['step']}{of}  loss {row['loss']:.4f}{_evaluation(row)}  {_speed(row)}  {left} left",
             flush=True,
         )
 
+    def say(self, step: int, text: str) -> None:
+        """Print it."""
+        print(_sample(step, text), flush=True)
+
 
 class Bar(Silent):
-    """A progress bar with loss, tokens a second and the time left, drawn twice a second by the training thread."""
+    """A bar with loss, learning rate, tokens a second, share of the machine's ceiling and the time left.
+
+    The training thread draws it, twice a second.
+    """
 
     def begin(self, steps: int | None, done: int) -> None:
         """Draw it."""
@@ -74,11 +86,12 @@ class Bar(Silent):
         if now < self._next and row["step"] != self._steps:
             return
         self._next = now + 0.5
-        numbers = (
-            f"loss {row['loss']:.4f}{self._validation}  {row['tokens_per_second']:,.0f} tokens/s  "
-            f"{_clock(row['seconds_left'])} left"
-        )
+        numbers = f"loss {row['loss']:.4f}{self._validation}  {_speed(row)}  {_clock(row['seconds_left'])} left"
         self._progress.update(self._task, completed=row["step"], numbers=numbers, refresh=True)
+
+    def say(self, step: int, text: str) -> None:
+        """Print it above the bar."""
+        self._progress.console.print(_sample(step, text), markup=False, emoji=False, highlight=False)
 
     def end(self) -> None:
         """Leave the terminal as it was."""
@@ -99,6 +112,17 @@ def _evaluation(row: dict[str, Any]) -> str:
     loss = row.get("validation_loss")
     said = "" if loss is None else f"  validation {loss:.4f}"
     return said + "".join(f"  {name} {value:.2f}" for name, value in row.get("metrics", {}).items())
+
+
+def _speed(row: dict[str, Any]) -> str:
+    """Learning rate, tokens a second, and how much of the machine that is."""
+    share = row.get("share")
+    of = "" if share is None else f"  {share:.0%} of peak"
+    return f"lr {row['lr']:.2e}  {row['tokens_per_second']:,.0f} tokens/s{of}"
+
+
+def _sample(step: int, text: str) -> str:
+    return f"-- sample after step {step}\n{text}\n--"
 
 
 def _clock(seconds: float) -> str:

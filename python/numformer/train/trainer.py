@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 import warnings
@@ -18,10 +19,13 @@ from numformer.data.windows import IGNORE
 from numformer.nn import Context, initial
 from numformer.optim import Average, Optimizer
 from numformer.packed import Packed
-from numformer.train import checkpoint, log
+from numformer.train import checkpoint, events, log
 from numformer.train.interrupt import Interrupt
 from numformer.train.progress import Silent, choose
 from numformer.train.protocols import Data, Model
+from numformer.train.record import Record
+from numformer.train.rehearsal import Rehearsal, rehearse
+from numformer.train.speed import Speed
 
 Array = NDArray[Any]
 Batch = tuple[Array | Packed, ...]
@@ -63,7 +67,7 @@ class Trainer:
     log_every : int
         Steps between rows of the log.
     out_dir : path, optional
-        Where checkpoint.safetensors, log.csv and loss.png go.
+        Where checkpoint.safetensors, log.csv, loss.png and samples.jsonl go.
     seed : int
         Of the batches and of dropout.
     dtype : dtype, optional
@@ -94,6 +98,12 @@ class Trainer:
     checkpoint_activations : bool
         Blocks keep their inputs only and run forward once more in their backward: memory of one block's activations
         instead of all blocks', for a third more time; not a bit of the result changes.
+    sample : callable, optional
+        From the step to a text that shows what the model can do; kept in samples.jsonl and shown.
+    sample_every : int
+        Steps between samples; 0 is none.
+    tensorboard : bool
+        Whether log and samples go to `out_dir`/tensorboard too; needs the extra "tensorboard".
 
     Attributes
     ----------
@@ -136,6 +146,9 @@ class Trainer:
         ema: float | None = None,
         nan: str = "stop",
         checkpoint_activations: bool = False,
+        sample: Callable[[int], str] | None = None,
+        sample_every: int = 0,
+        tensorboard: bool = False,
     ) -> None:
         initial.size("Trainer", log_every=log_every, keep=keep)
         if steps is not None:
@@ -148,8 +161,15 @@ class Trainer:
             initial.size("Trainer", batch_size=batch_size)
         if micro_batch is not None:
             initial.size("Trainer", micro_batch=micro_batch)
-        if eval_every < 0:
-            raise ValueError(f"Trainer: eval_every must be at least 0, got {eval_every}")
+        for name, value in (("eval_every", eval_every), ("sample_every", sample_every)):
+            if value < 0:
+                raise ValueError(f"Trainer: {name} must be at least 0, got {value}")
+        if sample_every and sample is None:
+            raise ValueError("Trainer: sample_every needs sample, got None")
+        if tensorboard:
+            events.library()
+            if out_dir is None:
+                raise ValueError("Trainer: tensorboard needs out_dir, got None")
         self.metrics = dict(metrics or {})
         if taken := [name for name in self.metrics if name in log.COLUMNS]:
             raise ValueError(f"Trainer: metrics must have names of their own, got {taken[0]!r}")
@@ -178,6 +198,7 @@ class Trainer:
         self.skipped = 0
         self._skips = 0  # one after the other
         self.checkpoint_activations = checkpoint_activations
+        self.sample, self.sample_every, self.tensorboard = sample, sample_every, tensorboard
         self._waited = 0  # evaluations since the best
         self._continued = False  # whether the checkpoints in out_dir are of this run
         self._done: dict[str, Any] = {"tokens": 0, "seconds": 0.0}
@@ -249,8 +270,7 @@ class Trainer:
         if self.out_dir is not None and self.checkpoint is not None:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             files.sweep(self.checkpoint)
-        path = None if self.out_dir is None else self.out_dir / "log.csv"
-        record = log.Log(path, resume=self.step, extra=tuple(self.metrics))
+        record = Record(self.out_dir, self.step, tuple(self.metrics), events=self.tensorboard)
         self.history = record.rows
         self.progress.begin(self.steps, self.step)
         try:
@@ -271,12 +291,22 @@ class Trainer:
         if self.out_dir is not None and self.history:
             log.draw(self.history, self.out_dir / "loss.png")
 
-    def _loop(self, record: log.Log, interrupt: Interrupt) -> None:
+    def dry_run(self) -> Rehearsal:
+        """Make a step or two and a piece of an evaluation, and say which memory and time the whole run will take.
+
+        No file is written; the model has been trained by these steps, so it is for nothing else.
+        """
+        return rehearse(self)
+
+    def _loop(self, record: Record, interrupt: Interrupt) -> None:
         start, first, done = time.monotonic(), self.step, dict(self._done)
+        speed = Speed(counts=type(self.progress) is not Silent)
         over = False
         while not over:
             lr = float(self.optimizer.lr if self.schedule is None else self.schedule(self.step))
-            result = self._update(lr, interrupt)
+            result = speed.step(
+                functools.partial(self._update, lr, interrupt), lambda result: result[1] if result else 0
+            )
             if result is None:
                 break
             loss, count, norm = result
@@ -305,12 +335,18 @@ class Trainer:
             }
             if evaluated or self.step % self.log_every == 0 or self.step == 1:
                 record.add(row)
+            if self.sample is not None and self.sample_every and self.step % self.sample_every == 0:
+                with self.averaged():
+                    text = self.sample(self.step)
+                record.say(self.step, text)
+                self.progress.say(self.step, text)
             if evaluated:
                 self._save(record, better)
             self.progress.step(
                 row
                 | {
-                    "tokens_per_second": (self._done["tokens"] - done["tokens"]) / max(seconds, 1e-9),
+                    "tokens_per_second": speed.tokens_per_second,
+                    "share": speed.share,
                     "seconds_left": 0.0 if over else self._left(seconds, self.step - first),
                     "metrics": measured,
                 }
@@ -366,6 +402,8 @@ class Trainer:
             total = self._targets_in_data()
         else:
             batch = self.data.draw(self.batch_size, seed=self.seed, step=self.step)
+            if (prepare := getattr(self.data, "prepare", None)) is not None:
+                prepare(self.batch_size, seed=self.seed, step=self.step + 1)
             total = _targets(batch)
         if total == 0:
             raise ValueError("Trainer: there is no target that counts in the batch")
@@ -438,7 +476,7 @@ class Trainer:
         if not math.isfinite(float(ops.global_norm([p.value for p in self.model.parameters()]))):
             raise FloatingPointError(self._broken("a weight is not a finite number"))
 
-    def _save(self, record: log.Log, better: bool = False) -> None:
+    def _save(self, record: Record, better: bool = False) -> None:
         """Write a checkpoint; `better` says whether its evaluation is the best.
 
         The log and the weights to use come first: a run that is killed between two files resumes before all of them
