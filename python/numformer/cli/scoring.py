@@ -12,6 +12,7 @@ from numformer.cli import folders, language
 from numformer.cli.pairs import Sources, mean_loss
 from numformer.data import Pairs, TokenFile, Windows, encode_documents, is_token_file, read_documents, read_files
 from numformer.data.language import LanguageVocabulary
+from numformer.models import GPT
 
 
 def run(

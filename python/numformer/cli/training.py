@@ -77,7 +77,7 @@ def run(
     if model == "transformer-xl":
         if batch is None or packing:
             raise ValueError(
-                "train: --packing and batch gradient descent are for a gpt; a transformer-xl reads streams"
+                "train: batch gradient descent and --packing are for a gpt: a transformer-xl reads streams"
             )
         gpt = TransformerXL(TransformerXLConfig(**sizes, memory=context if memory is None else memory), rng=rng)
         # Micro-batches of an evaluation are segments of the same streams, too.
