@@ -1,4 +1,4 @@
-"""Command line: ``python -m benchmarks SUBJECT... [--threads 1 2] [--model gpt] [--parts decoding] [--out FOLDER]``."""
+"""Command line: ``python -m benchmarks SUBJECT... [--threads 1 2] [--model gpt] [--dtype bfloat16] [--out FOLDER]``."""
 
 import argparse
 import importlib
@@ -6,9 +6,22 @@ import os
 import pathlib
 import sys
 
-SUBJECTS = ("matmul", "attention", "training_step", "training_memory", "nanogpt", "multi30k", "profiler", "models")
+SUBJECTS = (
+    "matmul",
+    "attention",
+    "training_step",
+    "training_memory",
+    "nanogpt",
+    "multi30k",
+    "profiler",
+    "models",
+    "mixed_precision",
+)
 # Which file measures the training step of a model.
 MODELS = {"gpt": "training_step", "transformer": "transformer_step"}
+# Which of them know mixed precision.
+TYPED = ("training_step", "training_memory")
+DTYPE_HELP = "of training_step of a gpt and of training_memory, against autocast in the same dtype"
 
 
 def main() -> int:
@@ -25,11 +38,16 @@ def main() -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--model", choices=MODELS, default="gpt", help="of training_step")
     parser.add_argument("--parts", nargs="+", help="of models: some of its parts, added to what models.json has")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help=DTYPE_HELP)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
     options = parser.parse_args()
     for subject in options.subjects:
         name = MODELS[options.model] if subject == "training_step" else subject
-        more = {"parts": options.parts} if name == "models" and options.parts else {}
+        if options.dtype != "float32" and name not in TYPED:
+            parser.error(f"{name} has no --dtype {options.dtype}")
+        more = {"dtype": options.dtype} if name in TYPED else {}
+        if name == "models" and options.parts:
+            more["parts"] = options.parts
         path = importlib.import_module(f"benchmarks.{name}").run(options.threads, options.out, **more)
         print(f"written: {path}")
     return 0

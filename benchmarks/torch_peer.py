@@ -48,7 +48,10 @@ class Peer(nn.Module):
 
 
 class TorchStep:
-    """A training step of any model with a loss: gradient, clipping, AdamW with weight decay on matrices only."""
+    """A training step of any model with a loss: gradient, clipping, AdamW with weight decay on matrices only.
+
+    With a dtype as `autocast` products are in that dtype, as PyTorch's recipe of mixed precision says.
+    """
 
     def __init__(
         self,
@@ -58,8 +61,10 @@ class TorchStep:
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.1,
         clip_norm: float | None = 1.0,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.model = model
+        self.autocast = autocast
         self.clip_norm = clip_norm
         parameters = list(model.parameters())
         groups = [
@@ -74,7 +79,8 @@ class TorchStep:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model.loss(*batch)
+        with torch.autocast("cpu", dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            loss = self.model.loss(*batch)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)

@@ -1,5 +1,5 @@
 """A whole training step (loss, gradient, clipping, AdamW) of GPTs against PyTorch eager on the same weights and
-batches, float32; the losses of the first steps must be equal.
+batches; the losses of the first steps must be equal. In float32, or in 16 bits against PyTorch's autocast.
 """
 
 import pathlib
@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numformer import nn
 from numformer.models import GPT, GPTConfig
+from numformer.nn.context import compute_dtype
 from numformer.optim import AdamW, decay_groups
 
 from benchmarks import common
@@ -36,7 +38,9 @@ CASES = {
 PEERS = ["torch"]
 # Steps whose losses are compared, and how far they may be apart: AdamW turns rounding of small gradients into steps of
 # the size of the learning rate.
-STEPS, TOLERANCE = 20, 1e-3
+STEPS, TOLERANCE = 20, {"float32": 1e-3, "bfloat16": 1e-2, "float16": 1e-2}
+# In 16 bits: what the larger models are to reach against autocast, and the share of the ceiling of that dtype.
+NARROW_AIM, NARROW_CAP = 1.4, 0.62
 LR = 1e-4
 
 
@@ -49,27 +53,32 @@ def step_flops(config: GPTConfig, batch: int) -> float:
     return 6.0 * weights * tokens + config.layers * batch * 3.5 * 4.0 * config.context**2 * width * 0.5
 
 
-def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
+def run(threads: list[int], folder: pathlib.Path, dtype: str = "float32") -> pathlib.Path:
     """Each model with each number of threads."""
     rng = np.random.default_rng()
     results = []
-    common.print_header("training_step", PEERS)
+    narrow = None if dtype == "float32" else compute_dtype("training_step", dtype)
+    ctx, autocast = nn.Context(dtype=narrow), None if narrow is None else getattr(torch, dtype)
+    subject = "training_step" if narrow is None else f"training_step_{dtype}"
+    common.print_header(subject, PEERS)
     for count in threads:
         common.set_threads(count)
-        top = common.ceiling()
+        top = common.ceiling("float32" if dtype == "float16" else dtype)
         for name, case in CASES.items():
             config, batch = case.config, case.batch
             model = GPT(config, rng=0)
             theirs = TorchGPT(config).copy(model.state_dict())
             optimizer = AdamW(decay_groups(model.parameters(), 0.1), lr=LR, clip_norm=1.0)
-            torch_step = TorchStep(theirs, lr=LR, weight_decay=0.1, clip_norm=1.0)
+            torch_step = TorchStep(theirs, lr=LR, weight_decay=0.1, clip_norm=1.0, autocast=autocast)
+            for parameter in model.parameters():
+                parameter.keep(narrow)
             ids, targets = rng.integers(0, config.vocab_size, (2, batch, config.context))
             tensors = (torch.from_numpy(ids), torch.from_numpy(targets))
 
             def ours(
                 model: GPT = model, optimizer: AdamW = optimizer, pair: tuple[np.ndarray, np.ndarray] = (ids, targets)
             ) -> float:
-                loss, backward = model.loss(pair)
+                loss, backward = model.loss(pair, ctx=ctx)
                 backward()
                 optimizer.step()
                 return float(loss)
@@ -78,13 +87,11 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
                 return step(*pair)
 
             for _ in range(STEPS if count == max(threads) else 3):
-                np.testing.assert_allclose(ours(), torchs(), rtol=TOLERANCE)
+                np.testing.assert_allclose(ours(), torchs(), rtol=TOLERANCE[dtype])
             seconds = common.take_turns({"numformer": ours, "torch": torchs}, slice_seconds=0.5)
             extra = {"tokens_per_second": batch * config.context / seconds["numformer"]}
-            results.append(
-                common.Result(
-                    "training_step", name, count, step_flops(config, batch), seconds, top, case.aim, extra, case.cap
-                )
-            )
+            aim, cap = (case.aim, case.cap) if narrow is None else (NARROW_AIM, NARROW_CAP)
+            flops = step_flops(config, batch)
+            results.append(common.Result(subject, name, count, flops, seconds, top, aim, extra, cap))
             common.print_result(results[-1], PEERS)
-    return common.write("training_step", results, folder)
+    return common.write(subject, results, folder)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numformer as nf
 import numpy as np
-from arrays import heavy, normal
+from arrays import DTYPES, heavy, normal
 
 Rng = np.random.Generator
 Case = Callable[[Rng, Any], Callable[[], Any]]
@@ -165,7 +165,8 @@ CASES: dict[str, Case] = {
     "linear_cross_entropy": _linear_cross_entropy,
     "embedding": _embedding,
     "dropout": _dropout,
-    "add": _rows(nf.add, 2),
+    "add": _rows(lambda a, b: (nf.add(a, b), nf.add(a, b[0])), 2),
+    "cast": _rows(lambda x: tuple(nf.cast(x, dtype, scale=0.7) for dtype in DTYPES)),
     "sum_rows": _rows(nf.sum_rows),
     "updates": _updates,
 }

@@ -38,14 +38,37 @@ Activation gelu_kind(const char *name, py::handle approximate) {
 py::object add(py::handle a_object, py::handle b_object) {
     const char *name = "add";
     const Input a = float_input(name, "a", a_object);
-    const Input b = float_input(name, "b", b_object, a.view.dtype);
-    ops::require_shape(name, "b", b.view, a.view.shape);
+    const Input b = wide_input(name, "b", b_object, a.view.dtype);
+    ops::check_add(a.view, b.view);
     Input out = allocate(a.view.shape, a.view.dtype);
     {
         py::gil_scoped_release release;
         ops::run_add(a.view, b.view, out.view);
     }
     return out.array;
+}
+
+py::object cast(py::handle x_object, py::handle dtype_object, py::handle scale_object, py::handle out_object) {
+    const char *name = "cast";
+    const Input x = float_input(name, "x", x_object);
+    const DType dtype = dtype_from(name, "dtype", dtype_object);
+    const double scale = number(name, "scale", scale_object);
+    std::optional<Input> given;
+    if (!out_object.is_none()) {
+        given = output(name, "out", out_object);
+        require_same_dtype(name, "out", given->view, dtype);
+        ops::require_shape(name, "out", given->view, x.view.shape);
+    }
+    Input fresh = given ? *given : allocate(x.view.shape, dtype);
+    require_float(name, "dtype", fresh.view);
+    Result result =
+        given ? (x.view.dtype == dtype ? Result(*given, false, {}, &x.view) : Result(*given, false, {&x.view}))
+              : Result(std::move(fresh));
+    {
+        py::gil_scoped_release release;
+        ops::run_cast(x.view, scale, result.view());
+    }
+    return result.finish();
 }
 
 py::object sum_rows(py::handle x_object, py::handle accumulate_object, py::handle out_object) {
@@ -134,6 +157,8 @@ void bind_elementwise(py::module_ &m) {
                return activation_backward("gelu_backward", gelu_kind("gelu_backward", approximate), dy, x);
            });
     define(m, "add(a: numpy.ndarray, b: numpy.ndarray, /) -> numpy.ndarray", &add);
+    define(m, "cast(x: numpy.ndarray, dtype: object, scale: float, out: numpy.ndarray | None, /) -> numpy.ndarray",
+           &cast);
     define(m, "sum_rows(x: numpy.ndarray, accumulate: bool, out: numpy.ndarray | None, /) -> numpy.ndarray", &sum_rows);
     define(m, "embedding(weight: numpy.ndarray, ids: numpy.ndarray, /) -> numpy.ndarray", &embedding);
     define(m,

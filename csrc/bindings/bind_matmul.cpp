@@ -100,9 +100,13 @@ py::object matmul(py::handle a_object, py::handle b_object, py::handle bias_obje
     }
     if (given && !in_place)
         given->array[py::ellipsis()] = result.array;
-    const py::object y = given ? py::object(given->array) : py::object(result.array);
+    // A product of two vectors is a scalar, as NumPy's is.
+    auto in_python = [&](const py::array &array) {
+        return array.ndim() == 0 ? py::object(array[py::tuple()]) : py::object(array);
+    };
+    const py::object y = given ? py::object(given->array) : in_python(result.array);
     if (preactivation)
-        return py::make_tuple(y, preactivation->array);
+        return py::make_tuple(y, in_python(preactivation->array));
     return y;
 }
 

@@ -44,6 +44,34 @@ class Arrays {
     std::vector<View> kept(const char *name, py::handle objects) {
         return list(operation_, name, objects, Access::write, true, dtype_, keep_);
     }
+    // None, or an array of 16 bits or None for each value; they are all of one dtype.
+    void set_copies(py::handle objects) {
+        if (objects.is_none())
+            return;
+        if (!py::isinstance<py::iterable>(objects) || py::isinstance<py::array>(objects))
+            fail_type(operation_, "copies must be a list of arrays and None, got " + type_name(objects));
+        std::optional<DType> dtype;
+        for (const py::handle object : objects) {
+            const std::string argument = "copies[" + std::to_string(lists.copies.size()) + "]";
+            if (object.is_none()) {
+                lists.copies.push_back({});
+                continue;
+            }
+            Input array = output(operation_, argument.c_str(), object);
+            const DType found = array.view.dtype;
+            if ((found != DType::f16 && found != DType::bf16) || (dtype && found != *dtype) || dtype_ == DType::f64)
+                fail_type(operation_, argument + " must have dtype float16 or bfloat16, one for all, beside float32, " +
+                                          "got " + name_of(found));
+            if (!array.view.is_contiguous())
+                fail_value(operation_, argument + " must be C-contiguous, it is written in place");
+            dtype = found;
+            lists.copies.push_back(array.view);
+            keep_.push_back(std::move(array));
+        }
+        if (lists.copies.empty() && !lists.values.empty()) // empty elsewhere means that there are none
+            fail_value(operation_,
+                       "copies must have " + std::to_string(lists.values.size()) + " arrays, as values, got 0");
+    }
 
   private:
     const char *operation_;
@@ -52,9 +80,10 @@ class Arrays {
 };
 
 void sgd_update(py::handle values, py::handle grads, py::handle momenta, py::handle lr, py::handle momentum,
-                py::handle nesterov, py::handle weight_decay, py::handle grad_scale) {
+                py::handle nesterov, py::handle weight_decay, py::handle grad_scale, py::handle copies) {
     const char *name = "sgd_update";
     Arrays arrays(name, values, grads);
+    arrays.set_copies(copies);
     if (!momenta.is_none())
         arrays.lists.first = arrays.kept("momenta", momenta);
     const ops::Sgd rule{number(name, "lr", lr), number(name, "momentum", momentum),
@@ -67,9 +96,11 @@ void sgd_update(py::handle values, py::handle grads, py::handle momenta, py::han
 
 template <bool Decoupled>
 void adam_update(py::handle values, py::handle grads, py::handle m, py::handle v, py::handle lr, py::handle beta1,
-                 py::handle beta2, py::handle eps, py::handle weight_decay, py::handle step, py::handle grad_scale) {
+                 py::handle beta2, py::handle eps, py::handle weight_decay, py::handle step, py::handle grad_scale,
+                 py::handle copies) {
     const char *name = Decoupled ? "adamw_update" : "adam_update";
     Arrays arrays(name, values, grads);
+    arrays.set_copies(copies);
     arrays.lists.first = arrays.kept("m", m);
     arrays.lists.second = arrays.kept("v", v);
     const ops::Adam rule{number(name, "lr", lr),
@@ -86,9 +117,10 @@ void adam_update(py::handle values, py::handle grads, py::handle m, py::handle v
 }
 
 void adagrad_update(py::handle values, py::handle grads, py::handle sums, py::handle lr, py::handle eps,
-                    py::handle weight_decay, py::handle grad_scale) {
+                    py::handle weight_decay, py::handle grad_scale, py::handle copies) {
     const char *name = "adagrad_update";
     Arrays arrays(name, values, grads);
+    arrays.set_copies(copies);
     arrays.lists.first = arrays.kept("sums", sums);
     const ops::Adagrad rule{number(name, "lr", lr), number(name, "eps", eps),
                             number(name, "weight_decay", weight_decay), number(name, "grad_scale", grad_scale)};
@@ -99,9 +131,10 @@ void adagrad_update(py::handle values, py::handle grads, py::handle sums, py::ha
 
 void rmsprop_update(py::handle values, py::handle grads, py::handle squares, py::handle means, py::handle momenta,
                     py::handle lr, py::handle alpha, py::handle eps, py::handle weight_decay, py::handle momentum,
-                    py::handle grad_scale) {
+                    py::handle grad_scale, py::handle copies) {
     const char *name = "rmsprop_update";
     Arrays arrays(name, values, grads);
+    arrays.set_copies(copies);
     arrays.lists.first = arrays.kept("squares", squares);
     if (!means.is_none())
         arrays.lists.second = arrays.kept("means", means);
@@ -132,30 +165,35 @@ void bind_optimizer(py::module_ &m) {
     define(m,
            "sgd_update(values: collections.abc.Iterable[numpy.ndarray], grads: "
            "collections.abc.Iterable[numpy.ndarray], momenta: collections.abc.Iterable[numpy.ndarray] | None, lr: "
-           "float, momentum: float, nesterov: bool, weight_decay: float, grad_scale: float, /) -> None",
+           "float, momentum: float, nesterov: bool, weight_decay: float, grad_scale: float, copies: "
+           "collections.abc.Iterable[numpy.ndarray | None] | None, /) -> None",
            &sgd_update);
     define(
         m,
         "adam_update(values: collections.abc.Iterable[numpy.ndarray], grads: collections.abc.Iterable[numpy.ndarray], "
         "m: collections.abc.Iterable[numpy.ndarray], v: collections.abc.Iterable[numpy.ndarray], lr: float, beta1: "
-        "float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float, /) -> None",
+        "float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float, copies: "
+        "collections.abc.Iterable[numpy.ndarray | None] | None, /) -> None",
         &adam_update<false>);
     define(
         m,
         "adamw_update(values: collections.abc.Iterable[numpy.ndarray], grads: collections.abc.Iterable[numpy.ndarray], "
         "m: collections.abc.Iterable[numpy.ndarray], v: collections.abc.Iterable[numpy.ndarray], lr: float, beta1: "
-        "float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float, /) -> None",
+        "float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float, copies: "
+        "collections.abc.Iterable[numpy.ndarray | None] | None, /) -> None",
         &adam_update<true>);
     define(m,
            "adagrad_update(values: collections.abc.Iterable[numpy.ndarray], grads: "
            "collections.abc.Iterable[numpy.ndarray], sums: collections.abc.Iterable[numpy.ndarray], lr: float, eps: "
-           "float, weight_decay: float, grad_scale: float, /) -> None",
+           "float, weight_decay: float, grad_scale: float, copies: collections.abc.Iterable[numpy.ndarray | None] | "
+           "None, /) -> None",
            &adagrad_update);
     define(m,
            "rmsprop_update(values: collections.abc.Iterable[numpy.ndarray], grads: "
            "collections.abc.Iterable[numpy.ndarray], squares: collections.abc.Iterable[numpy.ndarray], means: "
            "collections.abc.Iterable[numpy.ndarray] | None, momenta: collections.abc.Iterable[numpy.ndarray] | None, "
-           "lr: float, alpha: float, eps: float, weight_decay: float, momentum: float, grad_scale: float, /) -> None",
+           "lr: float, alpha: float, eps: float, weight_decay: float, momentum: float, grad_scale: float, copies: "
+           "collections.abc.Iterable[numpy.ndarray | None] | None, /) -> None",
            &rmsprop_update);
     define(m, "global_norm(arrays: collections.abc.Iterable[numpy.ndarray], /) -> float", &global_norm);
 }

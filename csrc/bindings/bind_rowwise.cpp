@@ -34,8 +34,8 @@ py::object softmax_backward(py::handle dy_object, py::handle y_object, py::handl
 py::object norm(const char *name, bool centred, py::handle x_object, py::handle weight_object, py::handle bias_object,
                 py::handle eps, py::handle return_stats) {
     const Input x = float_input(name, "x", x_object);
-    const std::optional<Input> weight = optional_float_input(name, "weight", weight_object, x.view.dtype);
-    const std::optional<Input> bias = optional_float_input(name, "bias", bias_object, x.view.dtype);
+    const std::optional<Input> weight = optional_wide_input(name, "weight", weight_object, x.view.dtype);
+    const std::optional<Input> bias = optional_wide_input(name, "bias", bias_object, x.view.dtype);
     ops::Norm call{name, centred};
     call.x = &x.view;
     call.weight = pointer_to(weight);
@@ -79,7 +79,7 @@ py::object norm_backward(const char *name, bool centred, py::handle dy_object, p
     if (centred)
         mean = row_statistic("mean", mean_object);
     const Input rstd = row_statistic("rstd", rstd_object);
-    const std::optional<Input> weight = optional_float_input(name, "weight", weight_object, dtype);
+    const std::optional<Input> weight = optional_wide_input(name, "weight", weight_object, dtype);
     const std::optional<Input> residual = optional_float_input(name, "residual", residual_object, dtype);
     ops::Norm call{name, centred};
     call.dy = &dy.view;
@@ -92,9 +92,9 @@ py::object norm_backward(const char *name, bool centred, py::handle dy_object, p
     Input dx = allocate(x.view.shape, dtype);
     std::optional<Input> dweight, dbias;
     if (weight)
-        dweight = allocate({x.view.shape.back()}, dtype);
+        dweight = allocate({x.view.shape.back()}, call.weight_type());
     if (centred && boolean(name, "bias", bias))
-        dbias = allocate({x.view.shape.back()}, dtype);
+        dbias = allocate({x.view.shape.back()}, call.weight_type());
     call.dweight = pointer_to(dweight);
     call.dbias = pointer_to(dbias);
     {

@@ -72,6 +72,20 @@ inline std::optional<Input> optional_float_input(const char *operation, const ch
     return float_input(operation, argument, object, expected);
 }
 
+// The same, but float32 may accompany the 16-bit types.
+inline Input wide_input(const char *operation, const char *argument, py::handle object, DType expected) {
+    Input result = float_input(operation, argument, object);
+    if (result.view.dtype != DType::f32 || expected == DType::f64)
+        require_same_dtype(operation, argument, result.view, expected);
+    return result;
+}
+inline std::optional<Input> optional_wide_input(const char *operation, const char *argument, py::handle object,
+                                                DType expected) {
+    if (object.is_none())
+        return std::nullopt;
+    return wide_input(operation, argument, object, expected);
+}
+
 // Where a sum goes: the dtype of what is summed, or float32 for a 16-bit one.
 inline std::optional<Input> sum_output(const char *name, const char *argument, py::handle object, DType dtype,
                                        bool accumulate) {

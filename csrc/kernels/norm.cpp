@@ -11,10 +11,11 @@
 namespace nf::NUMFORMER_LEVEL {
 namespace {
 
-template <class T> bool norm(const NormArgs &args) {
+// T: of the rows; W: of weight and bias.
+template <class T, class W> void norm_of(const NormArgs &args) {
     typedef Acc<T> A;
     const int64_t columns = args.columns;
-    const T *weight = static_cast<const T *>(args.weight), *bias = static_cast<const T *>(args.bias);
+    const W *weight = static_cast<const W *>(args.weight), *bias = static_cast<const W *>(args.bias);
     parallel_ranges(args.rows, row_grain(columns), [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             const T *x = static_cast<const T *>(args.x) + row * columns;
@@ -41,15 +42,22 @@ template <class T> bool norm(const NormArgs &args) {
                 static_cast<A *>(args.rstd)[row] = rstd;
         }
     });
+}
+
+template <class T> bool norm(const NormArgs &args) {
+    if (sizeof(T) == 2 && args.weight_type == DType::f32)
+        norm_of<T, Acc<T>>(args);
+    else
+        norm_of<T, T>(args);
     return true;
 }
 
 // One row: dx, and what it adds to dweight and dbias (either may be null).
-template <class T> void norm_backward_row(const NormArgs &args, int64_t row, Acc<T> *dweight, Acc<T> *dbias) {
+template <class T, class W> void norm_backward_row(const NormArgs &args, int64_t row, Acc<T> *dweight, Acc<T> *dbias) {
     typedef Acc<T> A;
     const int64_t columns = args.columns, at = row * columns;
     const T *x = static_cast<const T *>(args.x) + at, *dy = static_cast<const T *>(args.dy) + at;
-    const T *weight = static_cast<const T *>(args.weight);
+    const W *weight = static_cast<const W *>(args.weight);
     const T *residual = args.residual ? static_cast<const T *>(args.residual) + at : nullptr;
     T *dx = static_cast<T *>(args.out) + at;
     const A mean = args.centred ? static_cast<const A *>(args.mean)[row] : A(0);
@@ -78,7 +86,7 @@ template <class T> void norm_backward_row(const NormArgs &args, int64_t row, Acc
     });
 }
 
-template <class T> bool norm_backward(const NormArgs &args) {
+template <class T, class W> bool norm_backward_of(const NormArgs &args) {
     typedef Acc<T> A;
     const int64_t columns = args.columns;
     const int64_t chunks = ceil_div(args.rows, kChunkRows);
@@ -93,14 +101,20 @@ template <class T> bool norm_backward(const NormArgs &args) {
         A *dbias = args.dbias ? mine + (sums - 1) * stride : nullptr;
         memset(mine, 0, size_t(sums * stride) * sizeof(A));
         for (int64_t row = chunk * kChunkRows; row < smaller(args.rows, (chunk + 1) * kChunkRows); ++row)
-            norm_backward_row<T>(args, row, dweight, dbias);
+            norm_backward_row<T, W>(args, row, dweight, dbias);
     });
     if (args.dweight)
-        add_partials<A>(chunks, columns, partial.data, sums * stride, static_cast<T *>(args.dweight), false);
+        add_partials<A>(chunks, columns, partial.data, sums * stride, static_cast<W *>(args.dweight), false);
     if (args.dbias)
         add_partials<A>(chunks, columns, partial.data + (sums - 1) * stride, sums * stride,
-                        static_cast<T *>(args.dbias), false);
+                        static_cast<W *>(args.dbias), false);
     return true;
+}
+
+template <class T> bool norm_backward(const NormArgs &args) {
+    if (sizeof(T) == 2 && args.weight_type == DType::f32)
+        return norm_backward_of<T, Acc<T>>(args);
+    return norm_backward_of<T, T>(args);
 }
 
 } // namespace

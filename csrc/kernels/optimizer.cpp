@@ -1,4 +1,5 @@
-// Updates in place, each array read and written once, all arrays of a model in one parallel region.
+// Updates in place, each array read and written once, all arrays of a model in one parallel region. The new values can
+// be stored in 16 bits as well.
 //
 //   SGD:    g = scale grad + decay w;  u = momentum u + g;  w -= lr u, or lr (g + momentum u) in Nesterov's form
 //           c = {lr, momentum, decay};  first = u, or null without momentum
@@ -35,12 +36,39 @@ template <class F> void each_chunk(int64_t arrays, const int64_t *sizes, F f) {
     });
 }
 
+// Where the new values of an array go in 16 bits as well: what the products of mixed precision read. At most one of the
+// pointers is not null.
+struct Copy {
+    bf16 *brain = nullptr;
+    f16 *half = nullptr;
+};
+
+NF_INLINE Copy copy_of(const UpdateArgs &args, int64_t array, int64_t begin) {
+    Copy copy;
+    if (args.copies && args.copies[array]) {
+        if (args.copy_type == DType::bf16)
+            copy.brain = static_cast<bf16 *>(args.copies[array]) + begin;
+        else
+            copy.half = static_cast<f16 *>(args.copies[array]) + begin;
+    }
+    return copy;
+}
+
+NF_INLINE void store_copy(const Copy &copy, int64_t i, Vec<float> value, int n) {
+    if (copy.brain)
+        store_some(copy.brain + i, value, n);
+    else if (copy.half)
+        store_some(copy.half + i, value, n);
+}
+NF_INLINE void store_copy(const Copy &, int64_t, Vec<double>, int) {} // float64 has none
+
 template <class T> bool sgd_update(const UpdateArgs &args) {
     const T lr = T(args.c[0]), momentum = T(args.c[1]), decay = T(args.c[2]), scale = T(args.grad_scale);
     each_chunk(args.arrays, args.sizes, [&](int64_t, int64_t array, int64_t begin, int64_t end) {
         T *value = static_cast<T *>(args.values[array]) + begin;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
         T *moment = args.first ? static_cast<T *>(args.first[array]) + begin : nullptr;
+        const Copy copy = copy_of(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
             Vec<T> step = load_some(grad + i, n) * scale + w * decay;
@@ -49,7 +77,9 @@ template <class T> bool sgd_update(const UpdateArgs &args) {
                 store_some(moment + i, u, n);
                 step = args.nesterov ? step + u * momentum : u;
             }
-            store_some(value + i, w - step * lr, n);
+            const Vec<T> now = w - step * lr;
+            store_some(value + i, now, n);
+            store_copy(copy, i, now, n);
         });
     });
     return true;
@@ -63,6 +93,7 @@ template <class T> bool adam_update(const UpdateArgs &args) {
         T *value = static_cast<T *>(args.values[array]) + begin;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
         T *first = static_cast<T *>(args.first[array]) + begin, *second = static_cast<T *>(args.second[array]) + begin;
+        const Copy copy = copy_of(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
             const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
@@ -71,7 +102,9 @@ template <class T> bool adam_update(const UpdateArgs &args) {
             store_some(first + i, m, n);
             store_some(second + i, v, n);
             const Vec<T> spread = sqrt(v) * root + eps;
-            store_some(value + i, w * keep - m * rate / spread, n);
+            const Vec<T> now = w * keep - m * rate / spread;
+            store_some(value + i, now, n);
+            store_copy(copy, i, now, n);
         });
     });
     return true;
@@ -82,12 +115,15 @@ template <class T> bool adagrad_update(const UpdateArgs &args) {
     each_chunk(args.arrays, args.sizes, [&](int64_t, int64_t array, int64_t begin, int64_t end) {
         T *value = static_cast<T *>(args.values[array]) + begin, *sum = static_cast<T *>(args.first[array]) + begin;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
+        const Copy copy = copy_of(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
             const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
             const Vec<T> s = load_some(sum + i, n) + g * g;
             store_some(sum + i, s, n);
-            store_some(value + i, w - g * lr / (sqrt(s) + eps), n);
+            const Vec<T> now = w - g * lr / (sqrt(s) + eps);
+            store_some(value + i, now, n);
+            store_copy(copy, i, now, n);
         });
     });
     return true;
@@ -101,6 +137,7 @@ template <class T> bool rmsprop_update(const UpdateArgs &args) {
         T *mean = args.second ? static_cast<T *>(args.second[array]) + begin : nullptr;
         T *moment = args.third ? static_cast<T *>(args.third[array]) + begin : nullptr;
         const T *grad = static_cast<const T *>(args.grads[array]) + begin;
+        const Copy copy = copy_of(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
             const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
@@ -116,7 +153,9 @@ template <class T> bool rmsprop_update(const UpdateArgs &args) {
                 step = load_some(moment + i, n) * momentum + step;
                 store_some(moment + i, step, n);
             }
-            store_some(value + i, w - step * lr, n);
+            const Vec<T> now = w - step * lr;
+            store_some(value + i, now, n);
+            store_copy(copy, i, now, n);
         });
     });
     return true;

@@ -30,10 +30,25 @@ void run_activation_backward(const char *operation, Activation activation, const
     require_memory(runtime::kernels().activation_backward[int(x.dtype)](args));
 }
 
+void check_add(const View &a, const View &b) {
+    if (b.ndim() > a.ndim() || !std::equal(b.shape.begin(), b.shape.end(), a.shape.end() - b.ndim()))
+        fail_value("add", "b must have the shape of a, " + to_string(a.shape) + ", or that of its last axes, got " +
+                              to_string(b.shape));
+}
+
 void run_add(const View &a, const View &b, const View &out) {
-    AddArgs args{a.data, b.data, out.data, a.size()};
-    profiler::Scope scope("add", a.dtype, {args.count}, [&] { return work::add(a); });
+    if (a.size() == 0)
+        return;
+    AddArgs args{a.data, b.data, b.dtype, out.data, a.size(), b.size()};
+    profiler::Scope scope("add", a.dtype, {args.count}, [&] { return work::add(a, b); });
     require_memory(runtime::kernels().add[int(a.dtype)](args));
+}
+
+void run_cast(const View &x, double scale, const View &out) {
+    require_finite("cast", "scale", scale);
+    CastArgs args{x.data, out.data, out.dtype, x.size(), scale};
+    profiler::Scope scope("cast", x.dtype, {args.count}, [&] { return work::cast(x, out, scale); });
+    require_memory(runtime::kernels().cast[int(x.dtype)](args));
 }
 
 void run_sum_rows(const View &x, bool accumulate, const View &out) {

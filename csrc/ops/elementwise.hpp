@@ -1,4 +1,5 @@
-// Activations, addition, sums over rows, embedding and dropout: checks, then the kernel. All views are contiguous.
+// Activations, addition, conversion, sums over rows, embedding and dropout: checks, then the kernel. All views are
+// contiguous.
 #pragma once
 #include "ops/check.hpp"
 
@@ -8,7 +9,10 @@ void run_activation(const char *operation, Activation activation, const View &x,
 void run_activation_backward(const char *operation, Activation activation, const View &dy, const View &x,
                              const View &dx);
 
+// b has the shape of a, or that of its last axes.
+void check_add(const View &a, const View &b);
 void run_add(const View &a, const View &b, const View &out);
+void run_cast(const View &x, double scale, const View &out);
 void run_sum_rows(const View &x, bool accumulate, const View &out);
 
 // Shapes of the results, after the checks.

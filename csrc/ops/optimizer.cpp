@@ -20,6 +20,18 @@ void check_like(const char *operation, const char *name, const std::vector<View>
     }
 }
 
+void check_copies(const char *operation, const Lists &lists) {
+    if (lists.copies.empty())
+        return;
+    if (lists.copies.size() != lists.values.size())
+        fail_value(operation, "copies must have " + std::to_string(lists.values.size()) + " arrays, as values, got " +
+                                  std::to_string(lists.copies.size()));
+    for (size_t i = 0; i < lists.copies.size(); ++i)
+        if (lists.copies[i].data)
+            require_shape(operation, ("copies[" + std::to_string(i) + "]").c_str(), lists.copies[i],
+                          lists.values[i].shape);
+}
+
 void require_not_negative(const char *operation, const char *argument, double value) {
     require_finite(operation, argument, value);
     if (value < 0)
@@ -34,9 +46,10 @@ void require_below_one(const char *operation, const char *argument, double value
 // The pointers that the kernel's arguments point to.
 struct Pointers {
     std::vector<int64_t> sizes;
-    std::vector<void *> values, first, second, third;
+    std::vector<void *> values, first, second, third, copies;
+    DType copy_type = DType::bf16;
     std::vector<const void *> grads;
-    double elements = 0;
+    double elements = 0, copied = 0;
 
     explicit Pointers(const Lists &lists) {
         for (size_t i = 0; i < lists.values.size(); ++i) {
@@ -51,6 +64,13 @@ struct Pointers {
             second.push_back(view.data);
         for (const View &view : lists.third)
             third.push_back(view.data);
+        for (const View &view : lists.copies) {
+            copies.push_back(view.data);
+            if (view.data) {
+                copy_type = view.dtype;
+                copied += static_cast<double>(view.size());
+            }
+        }
     }
 
     UpdateArgs args() const {
@@ -62,8 +82,12 @@ struct Pointers {
         result.first = first.empty() ? nullptr : first.data();
         result.second = second.empty() ? nullptr : second.data();
         result.third = third.empty() ? nullptr : third.data();
+        result.copies = copies.empty() ? nullptr : copies.data();
+        result.copy_type = copy_type;
         return result;
     }
+    // What the copies add to the work of an update: a store of two bytes each.
+    profiler::Work with_copies(profiler::Work work) const { return {work.flops, work.bytes + 2 * copied}; }
 };
 
 } // namespace
@@ -71,6 +95,7 @@ struct Pointers {
 void Sgd::check(const Lists &lists, bool has_momenta) const {
     const char *operation = "sgd_update";
     check_like(operation, "grads", lists.grads, lists.values);
+    check_copies(operation, lists);
     if (has_momenta)
         check_like(operation, "momenta", lists.first, lists.values);
     else if (momentum != 0)
@@ -94,14 +119,16 @@ void Sgd::run(const Lists &lists) const {
     args.grad_scale = grad_scale;
     args.nesterov = nesterov;
     const DType dtype = lists.values[0].dtype;
-    profiler::Scope scope("sgd_update", dtype, {static_cast<int64_t>(pointers.elements)},
-                          [&] { return work::sgd(pointers.elements, dtype, args.first, nesterov); });
+    profiler::Scope scope("sgd_update", dtype, {static_cast<int64_t>(pointers.elements)}, [&] {
+        return pointers.with_copies(work::sgd(pointers.elements, dtype, args.first, nesterov));
+    });
     require_memory(runtime::kernels().sgd_update[int(dtype)](args));
 }
 
 void Adam::check(const Lists &lists) const {
     const char *operation = name();
     check_like(operation, "grads", lists.grads, lists.values);
+    check_copies(operation, lists);
     check_like(operation, "m", lists.first, lists.values);
     check_like(operation, "v", lists.second, lists.values);
     require_finite(operation, "lr", lr);
@@ -132,13 +159,14 @@ void Adam::run(const Lists &lists) const {
     args.grad_scale = grad_scale;
     const DType dtype = lists.values[0].dtype;
     profiler::Scope scope(name(), dtype, {static_cast<int64_t>(pointers.elements)},
-                          [&] { return work::adam(pointers.elements, dtype); });
+                          [&] { return pointers.with_copies(work::adam(pointers.elements, dtype)); });
     require_memory(runtime::kernels().adam_update[int(dtype)](args));
 }
 
 void Adagrad::check(const Lists &lists) const {
     const char *operation = "adagrad_update";
     check_like(operation, "grads", lists.grads, lists.values);
+    check_copies(operation, lists);
     check_like(operation, "sums", lists.first, lists.values);
     require_finite(operation, "lr", lr);
     require_not_negative(operation, "eps", eps);
@@ -157,13 +185,14 @@ void Adagrad::run(const Lists &lists) const {
     args.grad_scale = grad_scale;
     const DType dtype = lists.values[0].dtype;
     profiler::Scope scope("adagrad_update", dtype, {static_cast<int64_t>(pointers.elements)},
-                          [&] { return work::adagrad(pointers.elements, dtype); });
+                          [&] { return pointers.with_copies(work::adagrad(pointers.elements, dtype)); });
     require_memory(runtime::kernels().adagrad_update[int(dtype)](args));
 }
 
 void RmsProp::check(const Lists &lists, bool has_means, bool has_momenta) const {
     const char *operation = "rmsprop_update";
     check_like(operation, "grads", lists.grads, lists.values);
+    check_copies(operation, lists);
     check_like(operation, "squares", lists.first, lists.values);
     if (has_means)
         check_like(operation, "means", lists.second, lists.values);
@@ -192,8 +221,9 @@ void RmsProp::run(const Lists &lists) const {
     args.c[5] = momentum;
     args.grad_scale = grad_scale;
     const DType dtype = lists.values[0].dtype;
-    profiler::Scope scope("rmsprop_update", dtype, {static_cast<int64_t>(pointers.elements)},
-                          [&] { return work::rmsprop(pointers.elements, dtype, args.second, args.third); });
+    profiler::Scope scope("rmsprop_update", dtype, {static_cast<int64_t>(pointers.elements)}, [&] {
+        return pointers.with_copies(work::rmsprop(pointers.elements, dtype, args.second, args.third));
+    });
     require_memory(runtime::kernels().rmsprop_update[int(dtype)](args));
 }
 

@@ -1,5 +1,5 @@
-// Updates in place over lists of contiguous arrays of one dtype, and the norm of a list (any dtypes): checks, then the
-// kernel.
+// Updates in place over lists of contiguous arrays of one dtype (their copies in 16 bits aside), and the norm of a list
+// (any dtypes): checks, then the kernel.
 #pragma once
 #include "ops/check.hpp"
 
@@ -9,6 +9,7 @@ namespace nf::ops {
 
 struct Lists {
     std::vector<View> values, grads, first, second, third; // the last three may be empty: there is none
+    std::vector<View> copies; // empty, or for each value where it goes in 16 bits as well; without data: nowhere
 };
 
 struct Sgd {

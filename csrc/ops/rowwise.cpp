@@ -77,6 +77,9 @@ void Norm::check() const {
     }
     if (residual)
         require_shape(operation, "residual", *residual, x->shape);
+    if (weight && bias && weight->dtype != bias->dtype)
+        fail_type(operation, std::string("bias must have the dtype of weight, ") + name_of(weight->dtype) + ", got " +
+                                 name_of(bias->dtype));
     require_finite(operation, "eps", eps);
     if (eps < 0)
         fail_value(operation, "eps must not be negative, got " + std::to_string(eps));
@@ -94,6 +97,7 @@ void Norm::run(const View &out) const {
     args.columns = column_count(*x);
     args.eps = eps;
     args.centred = centred;
+    args.weight_type = weight_type();
     profiler::Scope scope(operation, x->dtype, {args.rows, args.columns}, [&] { return work::norm(args, *x); });
     require_memory(runtime::kernels().norm[int(x->dtype)](args));
 }
@@ -112,6 +116,7 @@ void Norm::run_backward(const View &dx) const {
     args.rows = row_count(*x);
     args.columns = column_count(*x);
     args.centred = centred;
+    args.weight_type = weight_type();
     profiler::Scope scope(operation, x->dtype, {args.rows, args.columns},
                           [&] { return work::norm_backward(args, *x); });
     require_memory(runtime::kernels().norm_backward[int(x->dtype)](args));

@@ -1,4 +1,5 @@
-// Softmax, layer norm, RMS norm and cross-entropy: checks, then the kernel. All views are contiguous and of one dtype;
+// Softmax, layer norm, RMS norm and cross-entropy: checks, then the kernel. All views are contiguous and of one dtype
+// (weights of norms may be float32 beside 16 bits);
 // outputs were allocated with the shapes that the checks give. The `run_` functions need no Python.
 #pragma once
 #include "ops/check.hpp"
@@ -19,6 +20,8 @@ struct Norm {
     double eps = 0;
 
     void check() const;
+    // Of weight, bias and their gradients.
+    DType weight_type() const { return weight ? weight->dtype : bias ? bias->dtype : x->dtype; }
     void run(const View &out) const;         // also writes mean and rstd, if given
     void run_backward(const View &dx) const; // also writes dweight and dbias, if given
 };

@@ -108,7 +108,7 @@ inline Work softmax_backward(const View &y) { return {4 * real(y.size()), 3 * by
 inline Work norm(const NormArgs &args, const View &x) {
     const double each = (args.centred ? 6 : 3) + (args.weight ? 1 : 0) + (args.bias ? 1 : 0);
     const double rows = real(args.rows), parameters = (args.weight ? 1 : 0) + (args.bias ? 1 : 0);
-    return {each * real(x.size()), 2 * bytes_of(x) + parameters * real(args.columns) * item(x.dtype) +
+    return {each * real(x.size()), 2 * bytes_of(x) + parameters * real(args.columns) * item(args.weight_type) +
                                        ((args.mean ? 1 : 0) + (args.rstd ? 1 : 0)) * rows * statistic(x.dtype)};
 }
 // h 2 (or 1), g 1 with a weight, mean(g) 1, mean(g h) 2, dx 4 (or 3); dweight 2, dbias 1, residual 1.
@@ -117,7 +117,7 @@ inline Work norm_backward(const NormArgs &args, const View &x) {
                         (args.residual ? 1 : 0);
     const double parameters = (args.weight ? 1 : 0) + (args.dweight ? 1 : 0) + (args.dbias ? 1 : 0);
     return {each * real(x.size()),
-            (args.residual ? 4 : 3) * bytes_of(x) + parameters * real(args.columns) * item(x.dtype) +
+            (args.residual ? 4 : 3) * bytes_of(x) + parameters * real(args.columns) * item(args.weight_type) +
                 ((args.mean ? 1 : 0) + (args.rstd ? 1 : 0)) * real(args.rows) * statistic(x.dtype)};
 }
 
@@ -165,7 +165,10 @@ inline Work embedding_backward(const EmbeddingArgs &args, const View &dy, const 
 inline Work dropout(const View &x, bool residual) {
     return {(residual ? 2 : 1) * real(x.size()), (residual ? 3 : 2) * bytes_of(x)};
 }
-inline Work add(const View &a) { return {real(a.size()), 3 * bytes_of(a)}; }
+inline Work add(const View &a, const View &b) { return {real(a.size()), 2 * bytes_of(a) + bytes_of(b)}; }
+inline Work cast(const View &x, const View &out, double scale) {
+    return {scale != 1 ? real(x.size()) : 0, bytes_of(x) + bytes_of(out)};
+}
 inline Work sum_rows(const View &x, const View &out, bool accumulate) {
     return {real(x.size()), bytes_of(x) + (accumulate ? 2 : 1) * bytes_of(out)};
 }

@@ -62,6 +62,7 @@ struct SoftmaxArgs {
 // Layer norm (centred) and RMS norm of rows. Statistics are float, or double for double.
 struct NormArgs {
     const void *x, *weight, *bias; // weight and bias may be null
+    DType weight_type;             // of weight, bias, dweight and dbias: that of x, or float32 beside a 16-bit one
     void *out, *mean, *rstd;       // forward: mean and rstd may be null; backward reads them, out is dx
     const void *dy, *residual;     // backward only; residual may be null
     void *dweight, *dbias;         // backward only; may be null
@@ -123,10 +124,21 @@ struct DropoutArgs {
     double factor;
 };
 
+// out = a + b, with b again and again: `period` elements, which divide `count`.
 struct AddArgs {
     const void *a, *b;
+    DType b_type; // that of a, or float32 beside a 16-bit one
     void *out;
+    int64_t count, period;
+};
+
+// out = scale * x, rounded once to out_type; out may be x where the types are one.
+struct CastArgs {
+    const void *x;
+    void *out;
+    DType out_type;
     int64_t count;
+    double scale;
 };
 
 // out = or += sums, which are float, rounded once to a 16-bit type.
@@ -153,6 +165,8 @@ struct UpdateArgs {
     void *const *values;
     const void *const *grads;
     void *const *first, *const *second, *const *third; // what the rule remembers; null where it has none
+    void *const *copies; // the new values in 16 bits, of copy_type; null, also of single arrays, where there is none
+    DType copy_type;
     double grad_scale, c[9];
     bool nesterov;
 };
@@ -196,6 +210,7 @@ struct Kernels {
     bool (*embedding_backward[kFloatTypes])(const EmbeddingArgs &args);
     bool (*dropout[kFloatTypes])(const DropoutArgs &args);
     bool (*add[kFloatTypes])(const AddArgs &args);
+    bool (*cast[kFloatTypes])(const CastArgs &args);
     bool (*sum_rows[kFloatTypes])(const SumRowsArgs &args);
     bool (*round_sums[kFloatTypes])(const RoundSumsArgs &args); // float16 and bfloat16 only
     bool (*sgd_update[2])(const UpdateArgs &args);              // float32 and float64 only

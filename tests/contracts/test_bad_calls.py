@@ -40,7 +40,8 @@ def sgd(values=None, grads=None, momenta=None, **options):
 
 
 def adagrad(**options):
-    return lambda: nf.adagrad_update([f(3)], [f(3)], options.pop("sums", [f(3)]), **{"lr": 0.1, **options})
+    sums = options.pop("sums", [f(3)])
+    return lambda: nf.adagrad_update([f(3)], [f(3)], sums, **{"lr": 0.1, **options})
 
 
 def rmsprop(means=None, momenta=None, **options):
@@ -182,6 +183,8 @@ BAD = [
     (lambda: nf.layer_norm(X, eps=NAN), ValueError, "layer_norm eps nan"),
     (lambda: nf.layer_norm(X, f(8, dtype=np.float64)), TypeError, "layer_norm weight float64"),
     (lambda: nf.layer_norm(f(4, 0)), ValueError, "layer_norm x (4, 0)"),
+    (lambda: nf.layer_norm(X.astype(BF16), f(8), f(8, dtype=BF16)), TypeError, "layer_norm bias float32 bfloat16"),
+    (lambda: nf.rms_norm(X.astype(BF16), f(8, dtype=np.float16)), TypeError, "rms_norm weight bfloat16 float16"),
     (lambda: nf.layer_norm_backward(X, X, f(3), f(4)), ValueError, "layer_norm_backward mean (4,) (3,)"),
     (lambda: nf.layer_norm_backward(f(4, 7), X, f(4), f(4)), ValueError, "layer_norm_backward (4, 8) (4, 7)"),
     (lambda: nf.layer_norm_backward(X, X, f(4), f(4), residual=f(8)), ValueError, "layer_norm_backward residual (8,)"),
@@ -264,7 +267,18 @@ BAD = [
     (drop(cu_seqlens=ids(0, 3, 2, 4)), ValueError, "dropout cu_seqlens 2 3"),
     (drop(cu_seqlens=ids(0, 2, 4), sample=2**32 - 1), ValueError, "dropout sample 4294967296"),
     (lambda: nf.dropout_backward(X, 0.5, seed=1, cu_seqlens=ids(0, 5)), ValueError, "dropout_backward cu_seqlens 4 5"),
-    (lambda: nf.add(X, f(8)), ValueError, "add b (4, 8) (8,)"),
+    (lambda: nf.add(X, f(7)), ValueError, "add b (4, 8) (7,)"),
+    (lambda: nf.add(X, f(1, 4, 8)), ValueError, "add b (4, 8) (1, 4, 8)"),
+    (lambda: nf.add(X, f(4, 1)), ValueError, "add b (4, 8) (4, 1)"),
+    (lambda: nf.add(X.astype(BF16), X.astype(np.float64)), TypeError, "add b bfloat16 float64"),
+    (lambda: nf.cast([1.0], BF16), TypeError, "cast x ndarray list"),
+    (lambda: nf.cast(X, np.int32), TypeError, "cast dtype int32"),
+    (lambda: nf.cast(X, "half a float"), TypeError, "cast dtype half a float"),
+    (lambda: nf.cast(X, None), TypeError, "cast dtype float32 bfloat16"),
+    (lambda: nf.cast(X, BF16, out=X), TypeError, "cast out bfloat16 float32"),
+    (lambda: nf.cast(X, BF16, out=f(4, 7, dtype=BF16)), ValueError, "cast out (4, 8) (4, 7)"),
+    (lambda: nf.cast(X, BF16, scale=NAN), ValueError, "cast scale nan"),
+    (lambda: nf.cast(X, BF16, scale="2"), TypeError, "cast scale str"),
     (lambda: nf.add(X, X.astype(np.float64)), TypeError, "add b float32 float64"),
     (lambda: nf.sum_rows(X, out=f(7)), ValueError, "sum_rows out (8,) (7,)"),
     (lambda: nf.sum_rows(X, accumulate=True), ValueError, "sum_rows out"),
@@ -281,6 +295,19 @@ BAD = [
         TypeError,
         "sgd_update values float32 float16",
     ),
+    (sgd(copies=[]), ValueError, "sgd_update copies 1 0"),
+    (sgd(copies=[f(3)]), TypeError, "sgd_update copies float16 bfloat16 float32"),
+    (sgd(copies=[f(4, dtype=BF16)]), ValueError, "sgd_update copies (3,) (4,)"),
+    (sgd(copies=[f(6, dtype=BF16)[::2]]), ValueError, "sgd_update copies contiguous"),
+    (sgd(copies=f(3, dtype=BF16)), TypeError, "sgd_update copies list ndarray"),
+    (
+        sgd(values=[f(3, dtype=np.float64)], grads=[f(3, dtype=np.float64)], copies=[f(3, dtype=BF16)]),
+        TypeError,
+        "sgd_update copies float32 bfloat16",
+    ),
+    (adam(copies=[f(3, dtype=BF16), None]), ValueError, "adamw_update copies 1 2"),
+    (adagrad(copies=[1.0]), TypeError, "adagrad_update copies float"),
+    (rmsprop(copies=[f(3, dtype=np.float64)]), TypeError, "rmsprop_update copies float64"),
     (adam(step=0), ValueError, "adamw_update step 0"),
     (adam(beta1=1.0), ValueError, "adamw_update beta1 1"),
     (adam(beta2=-0.1), ValueError, "adamw_update beta2 -0.1"),

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+from numformer import nn  # noqa: E402
 from numformer.models import GPT, GPTConfig  # noqa: E402
 from numformer.optim import AdamW, decay_groups  # noqa: E402
 
@@ -93,3 +94,31 @@ def test_fifty_steps_stay_together(dtype: str, tolerance: float) -> None:
             dtype == "float64"
         ):  # Adam divides by the gradient's size, so noise in a gradient of 0 (keys' biases) moves float32 weights
             assert np.linalg.norm(value - arrays[name]) <= 1e-6 * moved, name
+
+
+def test_mixed_precision_stays_beside_autocast() -> None:
+    """Twenty steps in bfloat16 from the same weights: as near to PyTorch's float32 as PyTorch's autocast is.
+
+    Both round products to 8 bits, at places of their own: autocast keeps the residual stream in float32, we in
+    bfloat16. Distances from float32 are of one size, and so is the distance between the two.
+    """
+    bfloat16 = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    ours, exact = _pair("float32")
+    theirs = TorchGPT(ours.config).copy(ours.state_dict())
+    optimizer = AdamW(decay_groups(ours.parameters(), 0.1), lr=2e-3, clip_norm=1.0)
+    for parameter in ours.parameters():
+        parameter.keep(bfloat16)
+    steps = TorchStep(exact, lr=2e-3), TorchStep(theirs, lr=2e-3, autocast=torch.bfloat16)
+    losses = []
+    for index in range(20):
+        batch = _batch(index % 4)
+        loss, backward = ours.loss(batch, ctx=nn.Context(dtype=bfloat16))
+        backward()
+        optimizer.step()
+        losses.append([loss, *(step(*map(torch.from_numpy, batch)) for step in steps)])
+    mixed, float32, autocast = np.array(losses).T
+    assert float32[-4:].mean() < float32[:4].mean() - 0.3, "it learns"
+    noise = np.sqrt(np.mean((autocast - float32) ** 2))
+    assert 0 < noise < 0.02
+    assert np.sqrt(np.mean((mixed - float32) ** 2)) <= 3 * noise
+    assert np.sqrt(np.mean((mixed - autocast) ** 2)) <= 4 * noise

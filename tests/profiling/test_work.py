@@ -80,6 +80,9 @@ ELEMENTWISE: list[tuple[str, Callable[[], Any], Callable[..., Any], int, int]] =
     ),
     ("silu_backward", lambda: nf.silu_backward(X, X), lambda dy, x: _silu_backward(dy, x), 2, 3 * E * 4),
     ("add", lambda: nf.add(X, X), lambda a, b: a + b, 2, 3 * E * 4),
+    ("add", lambda: nf.add(X, ROW), lambda a, b: a + b, 2, (2 * E + COLUMNS) * 4),
+    ("cast", lambda: nf.cast(X, np.float16), lambda x: x, 1, E * (4 + 2)),
+    ("cast", lambda: nf.cast(X, np.float64, scale=0.5), lambda x: x * 0.5, 1, E * (4 + 8)),
     ("dropout", lambda: nf.dropout(X, 0.5, seed=1), lambda x: x * 2.0, 1, 2 * E * 4),
     ("dropout", lambda: nf.dropout(X, 0.5, seed=1, residual=X), lambda x, r: x * 2.0 + r, 2, 3 * E * 4),
     ("dropout_backward", lambda: nf.dropout_backward(X, 0.5, seed=1), lambda dy: dy * 2.0, 1, 2 * E * 4),
@@ -423,5 +426,5 @@ def test_every_kernel_is_counted_here():
         *("softmax", "softmax_backward", "norm", "norm_backward"),
         *("activation", "activation_backward", "cross_entropy", "cross_entropy_backward"),
         *("cross_entropy_gradient", "round_sums", "embedding"),
-        *("embedding_backward", "dropout", "add", "sum_rows", "sgd", "adam", "adagrad", "rmsprop"),
+        *("embedding_backward", "dropout", "add", "cast", "sum_rows", "sgd", "adam", "adagrad", "rmsprop"),
     }

@@ -51,10 +51,11 @@ class OnNaN(StrEnum):
 
 
 class DType(StrEnum):
-    """Compute dtypes."""
+    """What kernels compute in."""
 
     float32 = "float32"
     float64 = "float64"
+    float16 = "float16"
     bfloat16 = "bfloat16"
 
 
@@ -63,15 +64,6 @@ class Explained(StrEnum):
 
     matmul = "matmul"
     attention = "attention"
-
-
-class ExplainedDType(StrEnum):
-    """Dtypes of kernels."""
-
-    float32 = "float32"
-    float64 = "float64"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
 
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a trained model.")]
@@ -93,8 +85,19 @@ def _run(command: Callable[..., None], **options: Any) -> None:
     except KeyboardInterrupt as error:
         raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        typer.echo(f"numformer: {_line(error)}", err=True)
+        message = f"numformer: {_line(error)}"
+        if _speaks(message):
+            typer.echo(message, err=True)
         raise typer.Exit(2) from None
+
+
+def _speaks(message: str) -> bool:
+    """Whether this process is to say a mistake: always, but for one of several ranks that all make it."""
+    if "numformer.train.parallel" not in sys.modules:
+        return True
+    from numformer.cli.together import speaks
+
+    return speaks(message)
 
 
 def _line(error: Exception) -> str:
@@ -167,7 +170,7 @@ def train(
     label_smoothing: Annotated[float | None, typer.Option(help="Of a transformer.  [default: 0.1]")] = None,
     beams: Annotated[int | None, typer.Option(help="Of a transformer's last BLEU.  [default: 4]")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, batches and dropout.")] = 0,
-    dtype: Annotated[DType, typer.Option(help="To compute in.")] = DType.float32,
+    dtype: Annotated[DType, typer.Option(help="To compute in; 16 bits: mixed precision.")] = DType.float32,
     threads: Threads = None,
     eval_every: Annotated[
         int | None,
@@ -201,6 +204,10 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write what TensorBoard reads, into tensorboard/ of --out.")
     ] = False,
+    shard_optimizer: Annotated[
+        bool,
+        typer.Option("--shard-optimizer", help="Each rank of mpiexec keeps a part of the optimizer's state only."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Make a step, say memory and time of the run, write nothing.")
     ] = False,
@@ -211,6 +218,8 @@ def train(
 
     A gpt or a transformer-xl learns a text byte by byte, or the tokens of a file that numformer tokenize made; a
     transformer learns to translate from --pairs FILE, or --source A --target B.
+
+    mpiexec -n 4 numformer train ... trains with four processes, each on its share of every batch.
     """
     shared = {
         "out": out,
@@ -227,6 +236,7 @@ def train(
             "ema": ema,
             "nan": nan.value,
             "tensorboard": tensorboard,
+            "shard_optimizer": shard_optimizer,
         },
         "sample_every": sample_every,
         "dry_run": dry_run,
@@ -458,7 +468,7 @@ def bench(
 def explain(
     operation: Annotated[Explained, typer.Argument(help="Which operation.")],
     shape: Annotated[str, typer.Option(help="[BATCH,] M,K,N of matmul; [BATCH,] HEADS,N,D of attention's queries.")],
-    dtype: Annotated[ExplainedDType, typer.Option(help="Dtype of the arrays.")] = ExplainedDType.float32,
+    dtype: Annotated[DType, typer.Option(help="Dtype of the arrays.")] = DType.float32,
     backward: Annotated[bool, typer.Option("--backward", help="Its gradients instead.")] = False,
     transpose_a: Annotated[bool, typer.Option("--transpose-a", help="matmul: a is stored as (K, M).")] = False,
     transpose_b: Annotated[bool, typer.Option("--transpose-b", help="matmul: b is stored as (N, K).")] = False,

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import typer
 
-from numformer.cli import language, rehearsing
+from numformer.cli import language, rehearsing, together
 from numformer.data import Streams
 from numformer.data.vocabulary import FILE
 from numformer.models import GPT, GPTConfig, TransformerXL, TransformerXLConfig
 from numformer.nn import initial
+from numformer.nn.context import compute_dtype as known
 from numformer.optim import AdamW, cosine, decay_groups
 from numformer.train import Trainer
 from numformer.train.record import SAMPLES
@@ -54,10 +55,7 @@ def run(
 
     `watch` has the options of the Trainer that say what is kept, averaged and stopped.
     """
-    if threads is not None:
-        import numformer as nf
-
-        nf.set_num_threads(threads)
+    ranks = together.start(threads)
     if resume and out is None:
         raise ValueError("train: --resume needs --out, the folder of the run")
     corpus = language.corpus(files, context, packing)
@@ -79,6 +77,8 @@ def run(
             raise ValueError(
                 "train: batch gradient descent and --packing are for a gpt: a transformer-xl reads streams"
             )
+        if ranks.size > 1:
+            raise ValueError("train: a transformer-xl is trained by one process: its checkpoint has one memory")
         gpt = TransformerXL(TransformerXLConfig(**sizes, memory=context if memory is None else memory), rng=rng)
         # Micro-batches of an evaluation are segments of the same streams, too.
         training = Streams(training.tokens, context, batch)
@@ -96,7 +96,7 @@ def run(
         gpt.save_pretrained(folder)
         corpus.save(folder)
 
-    folder = out or new_folder(f"{model}-{files[0].stem if files else 'python'}")
+    folder = Path(ranks.told(lambda: str(out or new_folder(f"{model}-{files[0].stem if files else 'python'}"))))
     trainer = Trainer(
         gpt,
         optimizer,
@@ -130,14 +130,17 @@ def run(
     try:
         history = trainer.run()
     except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted after step {trainer.step}; the checkpoint is whole: "
-            f"go on with --resume --out {folder}, or try numformer generate {folder}",
-            err=True,
-        )
+        if ranks.first:
+            typer.echo(
+                f"interrupted after step {trainer.step}; the checkpoint is whole: "
+                f"go on with --resume --out {folder}, or try numformer generate {folder}",
+                err=True,
+            )
         raise
-    with trainer.averaged():  # as they were evaluated and written
-        _report(gpt, history, folder, corpus, seed, time.monotonic() - begin)
+    if ranks.first:
+        with trainer.averaged():  # as they were evaluated and written
+            _report(gpt, history, folder, corpus, seed, time.monotonic() - begin)
+    ranks.wait()
 
 
 def _report(
@@ -164,11 +167,7 @@ def _report(
 
 def compute_dtype(name: str) -> np.dtype[Any] | None:
     """Return what the Trainer computes in, None for the dtype of the parameters."""
-    if name != "bfloat16":
-        return None
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16)
+    return known("train", name) if name in ("bfloat16", "float16") else None
 
 
 def new_folder(stem: str) -> Path:

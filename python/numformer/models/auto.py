@@ -6,6 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import DTypeLike
+
 from numformer.models import pretrained
 
 _KINDS = {
@@ -21,11 +23,11 @@ _KINDS = {
 }
 
 
-def from_pretrained(path: str | Path) -> Any:
+def from_pretrained(path: str | Path, *, dtype: DTypeLike | None = None) -> Any:
     """Read a folder with the model that its config.json names; see ``PretrainedModel.from_pretrained``."""
     folder = Path(path)
     kind = pretrained.read_config(folder).get("model_type")
     if kind not in _KINDS:
         raise ValueError(f"{folder / 'config.json'}: model_type must be one of {', '.join(_KINDS)}, got {kind!r}")
     module, name = _KINDS[kind]
-    return getattr(importlib.import_module(f"numformer.models.{module}"), name).from_pretrained(folder)
+    return getattr(importlib.import_module(f"numformer.models.{module}"), name).from_pretrained(folder, dtype=dtype)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numformer import ops
 from numformer.models import pretrained
 from numformer.models.bert_config import BERTConfig
 from numformer.models.bert_heads import make_head
@@ -73,7 +74,7 @@ class Encoder(Module):
         """Return the hidden states, (batch, positions, width), and their backward, which gives nothing."""
         x, tokens = self.tokens(ids, ctx=ctx)
         t, kinds = self.types(types, ctx=ctx)
-        x, positions = self.positions(np.add(x, t), ids=numbers)
+        x, positions = self.positions(ops.add(x, t), ids=numbers)
         x, norm = self.norm(x)
         x, dropout = self.dropout(x, ctx=ctx)
         blocks = []
@@ -100,7 +101,7 @@ class Encoder(Module):
         dtype: np.dtype[Any] | None = None,
     ) -> Array:
         """Return the hidden states; those before and after each block are appended to `hidden`."""
-        x = np.add(self.tokens.infer(ids, dtype=dtype), self.types.infer(types, dtype=dtype))
+        x = ops.add(self.tokens.infer(ids, dtype=dtype), self.types.infer(types, dtype=dtype))
         x = self.norm.infer(self.positions.infer(x, ids=numbers))
         if hidden is not None:
             hidden.append(x)

@@ -79,7 +79,7 @@ class MaskedTokens(Head):
 
     def infer(self, x: Array) -> Array:
         """Return logits, (batch, positions, vocab_size)."""
-        return self.decoder.infer(self.norm.infer(self.dense.infer(x)))
+        return self.decoder.logits(self.norm.infer(self.dense.infer(x)))
 
     def infer_loss(self, x: Array, targets: tuple[Array, ...]) -> float:
         """Return the mean over the targets that count."""
@@ -108,7 +108,7 @@ class NextSentence(Head):
 
     def infer(self, x: Array) -> Array:
         """Return logits, (batch, 2)."""
-        return self.classifier.infer(self.pooler.infer(np.ascontiguousarray(x[:, 0])))
+        return self.classifier.logits(self.pooler.infer(np.ascontiguousarray(x[:, 0])))
 
     def infer_loss(self, x: Array, targets: tuple[Array, ...]) -> float:
         """Return the mean over the sequences."""
@@ -170,7 +170,7 @@ class SequenceClasses(Head):
 
     def infer(self, x: Array) -> Array:
         """Return logits, (batch, labels)."""
-        return self.classifier.infer(self.pooler.infer(np.ascontiguousarray(x[:, 0])))
+        return self.classifier.logits(self.pooler.infer(np.ascontiguousarray(x[:, 0])))
 
     def infer_loss(self, x: Array, targets: tuple[Array, ...]) -> float:
         """Return the mean over the sequences."""
@@ -196,7 +196,7 @@ class TokenClasses(Head):
 
     def infer(self, x: Array) -> Array:
         """Return logits, (batch, positions, labels)."""
-        return self.classifier.infer(x)
+        return self.classifier.logits(x)
 
     def infer_loss(self, x: Array, targets: tuple[Array, ...]) -> float:
         """Return the mean over the targets that count."""
@@ -228,7 +228,7 @@ class Answer(Head):
 
     def infer(self, x: Array) -> tuple[Array, Array]:
         """Return the logits of the beginning and of the end, (batch, positions) each."""
-        z = self.outputs.infer(x)
+        z = self.outputs.logits(x)
         return z[..., 0], z[..., 1]
 
     def infer_loss(self, x: Array, targets: tuple[Array, ...]) -> float:

@@ -206,7 +206,7 @@ class GPT(pretrained.PretrainedModel):
         last: bool = False,
         hidden: list[Array] | None = None,
     ) -> Array:
-        return self.head.infer(self._hidden(ids, mask, dtype, cache, last, hidden))
+        return self.head.logits(self._hidden(ids, mask, dtype, cache, last, hidden))
 
     def _hidden(
         self,

@@ -126,9 +126,16 @@ class Scores(Linear):
         y, backward = super().__call__(x, residual=residual, ctx=ctx)
         return self._moved(y), backward
 
-    def infer(self, x: Array, *, residual: Array | None = None, out: Array | None = None) -> Array:
+    def infer(
+        self,
+        x: Array,
+        *,
+        residual: Array | None = None,
+        out: Array | None = None,
+        dtype: np.dtype[Any] | None = None,
+    ) -> Array:
         """Return y."""
-        return self._moved(super().infer(x, residual=residual, out=out))
+        return self._moved(super().infer(x, residual=residual, out=out, dtype=dtype))
 
     def _moved(self, y: Array) -> Array:
         if self.constant is not None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from numformer import files
 from numformer.nn import Module, initial
+from numformer.nn.context import compute_dtype
 
 Array = NDArray[Any]
 
@@ -40,17 +41,33 @@ class PretrainedModel(Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write config.json and model.safetensors into a folder that Hugging Face's Transformers loads."""
-        save(self.config.to_json(), self.stored(), Path(path))
+        fields = self.config.to_json()
+        narrow = [p.value.dtype.name for p in self.parameters() if p.value.dtype.itemsize == 2]
+        if narrow and "torch_dtype" in fields:
+            fields["torch_dtype"] = narrow[0]
+        save(fields, self.stored(), Path(path))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Self:
+    def from_pretrained(cls, path: str | Path, *, dtype: DTypeLike | None = None) -> Self:
         """Read a folder with config.json and model.safetensors, or its shards.
 
         Weights that the file holds as the model computes with them are read from the file itself, which is mapped into
         memory: they are read-only until an optimizer takes them, or ``load_state_dict`` writes others.
 
+        Parameters
+        ----------
+        path : path
+            Of the folder.
+        dtype : dtype, optional
+            Of the weights: "float32" or "float64", to train as well; "bfloat16" to use the model only: half the memory,
+            activations in bfloat16 too, logits, softmax and the statistics of norms in float32; "int8" to use it only
+            as well: a quarter to read for each token, activations in float32, see :meth:`Module.pack`. By default that
+            of the file where it is float64, else float32.
+
         Raises
         ------
+        TypeError
+            For another dtype.
         FileNotFoundError
             Where the folder or one of these files is not there.
         ValueError
@@ -58,9 +75,15 @@ class PretrainedModel(Module):
             are named.
         """
         folder = Path(path)
+        if _is_int8(dtype):
+            model = cls.from_pretrained(folder, dtype=np.float32)
+            model.pack(np.int8)
+            return model
+        if dtype is not None:
+            weights_dtype(dtype)
         fields = read_config(folder)
         try:
-            model = cls.empty(fields)
+            model = cls._empty_of(fields, dtype)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from error
         state = read_weights(folder)
@@ -68,6 +91,22 @@ class PretrainedModel(Module):
             model.load_state_dict(untied(floats(model.adapt(state)), model.tied), adopt=True)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder}: {error}") from error
+        return model
+
+    @classmethod
+    def _empty_of(cls, fields: dict[str, Any], dtype: DTypeLike | None) -> Self:
+        """Make the empty model with matrices of a dtype; beside 16 bits vectors, which are few, are float32."""
+        if dtype is None:
+            return cls.empty(fields)
+        kind = weights_dtype(dtype)
+        # Older files say torch_dtype, newer ones dtype.
+        key = "dtype" if "dtype" in fields and "torch_dtype" not in fields else "torch_dtype"
+        model = cls.empty(fields | {key: "float32" if kind.itemsize == 2 else kind.name})
+        if kind.itemsize > 2:
+            return model
+        for parameter in model.parameters():
+            if parameter.value.ndim > 1:
+                parameter.value = np.empty(parameter.value.shape, kind)
         return model
 
     @classmethod
@@ -83,6 +122,23 @@ class PretrainedModel(Module):
     def stored(self) -> dict[str, Array]:
         """Return what model.safetensors holds: the state dict, and what readers expect besides."""
         return self.state_dict()
+
+
+def _is_int8(dtype: DTypeLike | None) -> bool:
+    try:
+        return dtype is not None and np.dtype(dtype) == np.int8
+    except TypeError:  # no dtype that NumPy knows by itself
+        return False
+
+
+def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """Return the dtype of weights that is meant; TypeError for one that they cannot have."""
+    kind = compute_dtype("from_pretrained", dtype)
+    if kind == np.float16:
+        raise TypeError(
+            "from_pretrained: dtype must be float32, float64 or bfloat16 (float16 has no room), got float16"
+        )
+    return kind
 
 
 def save(config: dict[str, Any], state: Mapping[str, Array], folder: Path) -> None:

@@ -263,7 +263,7 @@ class Transformer(PretrainedModel):
         """
         source, target, single = self._pair(source_ids, target_ids)
         mask = self._mask(source)
-        logits = self.head.infer(self._decode(target, self._encode(source, dtype, mask=mask), dtype, mask=mask))
+        logits = self.head.logits(self._decode(target, self._encode(source, dtype, mask=mask), dtype, mask=mask))
         return logits[0] if single else logits
 
     def cross_attention(self, source_ids: ArrayLike, target_ids: ArrayLike) -> Array:
@@ -478,7 +478,7 @@ class TransformerDecoding:
             x = block.infer(x, kv=memory, mask=self._mask, cache=cache)
         if model.decoder_norm is not None:
             x = model.decoder_norm.infer(x)
-        return model.head.infer(x[:, 0])
+        return model.head.logits(x[:, 0])
 
     def select(self, rows: Array, sentences: Array) -> None:
         """Keep these rows of the targets and these sentences of the source."""

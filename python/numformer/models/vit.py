@@ -287,13 +287,15 @@ class ViT(pretrained.PretrainedModel):
             x = block.infer(x)
             if hidden is not None:
                 hidden.append(x)
-        return self.classifier.infer(self.norm.infer(np.ascontiguousarray(x[:, 0])))
+        return self.classifier.logits(self.norm.infer(np.ascontiguousarray(x[:, 0])))
 
     def _cut(self, images: Array, dtype: np.dtype[Any] | None) -> Array:
         """Return the patches of images, row by row, (batch, patches, channels * patch * patch)."""
         c, n = self.config, self.config.image // self.config.patch
         x = images.reshape(-1, c.channels, n, c.patch, n, c.patch).transpose(0, 2, 4, 1, 3, 5)
-        return np.ascontiguousarray(x.reshape(-1, n * n, c.channels * c.patch**2), dtype or np.dtype(c.dtype))
+        return np.ascontiguousarray(
+            x.reshape(-1, n * n, c.channels * c.patch**2), dtype or self.patches.weight.value.dtype
+        )
 
     def _with_token(self, x: Array) -> Array:
         token = np.broadcast_to(self.token.read(x.dtype), (x.shape[0], 1, x.shape[2]))

@@ -190,7 +190,8 @@ class CrossAttention(Module):
         """Return softmax(scores), (batch, heads, positions, memory positions): to look at, in plain NumPy."""
         kv, _ = self._memory(x, memory, kv)
         k, _ = self._keys_values(kv)
-        scores = self._by_head(self.query.infer(x)) @ k.swapaxes(-1, -2) * self.size**-0.5
+        wide = np.float32 if x.dtype.itemsize == 2 else x.dtype
+        scores = self._by_head(self.query.infer(x)).astype(wide) @ k.swapaxes(-1, -2).astype(wide) * self.size**-0.5
         if mask is None:
             return ops.softmax(scores)
         # The second `where` gives zeros, not NaN, to a row that may attend to nothing.

@@ -62,20 +62,20 @@ class Embedding(Module):
     def _backward(self, saved: list[Any], dy: Array) -> None:
         (ids,) = take(saved)
         weight = self.weight
-        if dy.dtype != weight.value.dtype:
-            dy = dy.astype(weight.value.dtype)
         if self.scale != 1.0:
-            dy = dy * self.scale
+            dy = ops.cast(dy, weight.value.dtype, scale=self.scale)
         dy = without_padding(dy, ids, self.padding)
         ops.embedding_backward(dy, ids, self.count, out=weight.buffer(), accumulate=not weight.fresh)
         weight.done()
 
     def infer(self, ids: Array, *, dtype: np.dtype[Any] | None = None) -> Array:
         """Return the rows, in `dtype` where one is given."""
-        rows = ops.embedding(self.weight.value, ids)
-        if self.scale != 1.0:
-            rows *= self.scale
-        return rows if dtype is None or rows.dtype == dtype else rows.astype(dtype)
+        # Scaled rows are rounded once, so they come from the value itself.
+        rows = ops.embedding(self.weight.table(dtype) if self.scale == 1.0 else self.weight.value, ids)
+        kind = rows.dtype if dtype is None else dtype
+        if self.scale == 1.0 and rows.dtype == kind:
+            return rows
+        return ops.cast(rows, kind, scale=self.scale, out=rows if rows.dtype == kind else None)
 
 
 def without_padding(dy: Array, ids: Array, padding: int | None) -> Array:

@@ -14,6 +14,7 @@ from numformer.nn.backward import Backward, take
 from numformer.nn.context import Context
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
+from numformer.ops.packed_matrix import PackedMatrix
 
 Array = NDArray[Any]
 
@@ -65,6 +66,7 @@ class Linear(Module):
         self.transposed = transposed
         self.weight = weight
         self.bias = Parameter(np.zeros(outputs, weight.value.dtype)) if bias else None
+        self.packed: PackedMatrix | None = None
 
     def __call__(
         self, x: Array, *, residual: Array | None = None, ctx: Context | None = None
@@ -74,6 +76,7 @@ class Linear(Module):
         ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given. The gradient of the forward's
         residual is dy itself.
         """
+        self.packed = None  # the weight is about to change
         weight = self.weight.use(x.dtype)
         if self.transposed:
             weight = weight.T
@@ -104,9 +107,27 @@ class Linear(Module):
         del rows
         return ops.matmul(dy, weight.T, residual=residual)
 
-    def infer(self, x: Array, *, residual: Array | None = None, out: Array | None = None) -> Array:
-        """Return y, written into `out` where that is given; nothing is kept."""
-        weight = self.weight.read(x.dtype)
+    def infer(
+        self,
+        x: Array,
+        *,
+        residual: Array | None = None,
+        out: Array | None = None,
+        dtype: np.dtype[Any] | None = None,
+    ) -> Array:
+        """Return y, in `dtype` where that is given, written into `out` where that is; nothing is kept."""
         bias = None if self.bias is None else self.bias.read(x.dtype)
-        weight = weight.T if self.transposed else weight
-        return ops.matmul(x, weight, bias=bias, activation=self.activation, residual=residual, out=out)
+        weight = self.packed or self._matrix(x.dtype)
+        return ops.matmul(x, weight, bias=bias, activation=self.activation, residual=residual, dtype=dtype, out=out)
+
+    def pack(self, dtype: DTypeLike | None = None) -> None:
+        """Keep a packed copy of the weight for :meth:`infer`; see :meth:`Module.pack`."""
+        self.packed = PackedMatrix(self._matrix(self.weight.value.dtype), dtype)
+
+    def _matrix(self, dtype: np.dtype[Any]) -> Array:
+        weight = self.weight.read(dtype)
+        return weight.T if self.transposed else weight
+
+    def logits(self, x: Array) -> Array:
+        """Return y of an output layer: of a 16-bit x in float32, where the sums are anyway."""
+        return self.infer(x, dtype=np.dtype(np.float32) if x.dtype.itemsize == 2 else None)

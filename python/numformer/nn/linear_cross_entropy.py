@@ -45,6 +45,7 @@ class LinearCrossEntropy(Module):
         (outputs,), is for a head without one: it is added to the logits and not trained.
         """
         _check(head, bias)
+        head.packed = None  # the weight is about to change
         parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
         values = [p.use(x.dtype) for p in parameters]
         drafts = [p.draft() for p in parameters]
@@ -68,9 +69,7 @@ class LinearCrossEntropy(Module):
         scale = float(dloss) / made
         for parameter, draft in zip(parameters, drafts, strict=True):
             parameter.settle(draft, scale)
-        if scale != 1.0:
-            dx *= dx.dtype.type(scale)
-        return dx
+        return ops.cast(dx, dx.dtype, scale=scale, out=dx) if scale != 1.0 else dx
 
     def infer(self, head: Linear, x: Array, targets: Array, *, bias: Array | None = None) -> Any:
         """Return the loss without label smoothing; nothing is kept."""
@@ -86,7 +85,7 @@ class LinearCrossEntropy(Module):
 
 
 def _constant(bias: Array | None, x: Array) -> Array | None:
-    return None if bias is None else bias.astype(x.dtype, copy=False)
+    return None if bias is None or x.dtype.itemsize == 2 else bias.astype(x.dtype, copy=False)
 
 
 def _check(head: Linear, bias: Array | None) -> None:

@@ -29,6 +29,9 @@ class Parameter:
     says that the next one is the first. A use in a forward pass counts up, its backward counts down: at zero the
     gradient of the pass is complete, also where two layers share the parameter, and `on_complete` is called.
 
+    Mixed precision reads a matrix rounded to 16 bits. With :meth:`keep` that copy is made once a step, in the sweep of
+    the optimizer, instead of at every use; whoever else writes into `value` then says so by :meth:`changed`.
+
     Parameters
     ----------
     value : array
@@ -37,11 +40,14 @@ class Parameter:
         Its name in the state dict; set by the model.
     """
 
-    __slots__ = ("_draft", "fresh", "grad", "name", "on_complete", "pending", "value")
+    __slots__ = ("_copy", "_draft", "_kept", "_stale", "_value", "fresh", "grad", "name", "on_complete", "pending")
 
     def __init__(self, value: NDArray[Any], name: str = "") -> None:
         self.name = name
-        self.value = np.ascontiguousarray(value)
+        self._value: NDArray[Any] = np.ascontiguousarray(value)
+        self._kept: np.dtype[Any] | None = None
+        self._copy: NDArray[Any] | None = None
+        self._stale = True
         self.grad: NDArray[Any] | None = None
         self.fresh = True
         self.pending = 0
@@ -50,6 +56,15 @@ class Parameter:
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.value.shape}, dtype={self.value.dtype})"
+
+    @property
+    def value(self) -> NDArray[Any]:
+        """What is trained."""
+        return self._value
+
+    @value.setter
+    def value(self, value: NDArray[Any]) -> None:
+        self._value, self._stale = value, True
 
     def own(self, *, copy: bool = True) -> None:
         """Make the value an array that can be written: of one that was read-only (a file) a copy, or an empty one."""
@@ -62,11 +77,49 @@ class Parameter:
         return self.read(dtype)
 
     def read(self, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return the value, rounded to `dtype` where that is a 16-bit float (mixed precision)."""
-        value = self.value
-        if value.dtype != dtype and dtype.itemsize == 2:
-            return value.astype(dtype)
-        return value
+        """Return the value to compute with beside arrays of `dtype`.
+
+        Where either is a 16-bit float (mixed precision) matrices are rounded to `dtype`; vectors, which are biases and
+        weights of norms, stay as they are: kernels take float32 ones beside 16 bits.
+        """
+        value = self._value
+        if value.dtype == dtype or 2 not in (dtype.itemsize, value.itemsize):
+            return value
+        if value.ndim < 2 and value.dtype == np.float32:
+            return value
+        if self._kept != dtype:
+            return ops.cast(value, dtype)
+        if self._copy is None:
+            self._copy, self._stale = empty(value.shape, dtype), True
+        if self._stale:
+            ops.cast(value, dtype, out=self._copy)
+            self._stale = False
+        return self._copy
+
+    def table(self, dtype: np.dtype[Any] | None) -> NDArray[Any]:
+        """Return the value for reading some of its rows: rounded to `dtype` where that is at hand."""
+        fits = self._copy is not None and not self._stale and self._copy.dtype == dtype
+        return self._copy if fits and self._copy is not None else self._value
+
+    def keep(self, dtype: np.dtype[Any] | None) -> None:
+        """Keep the value rounded to `dtype` beside it, from the first time that is read on; None: no longer."""
+        if dtype != self._kept:
+            self._copy = None
+        self._kept = dtype if dtype is not None and dtype.itemsize == 2 else None
+        self._stale = True
+
+    @property
+    def copy(self) -> NDArray[Any] | None:
+        """The rounded value that is kept and was read: what an update writes too, and then calls :meth:`stored`."""
+        return self._copy
+
+    def stored(self) -> None:
+        """Say that the copy is that of the value again."""
+        self._stale = False
+
+    def changed(self) -> None:
+        """Say that `value` was written into, so that a copy is no longer that of it."""
+        self._stale = True
 
     def buffer(self) -> NDArray[Any]:
         """Return the array of the gradient; `fresh` says whether to write or to add; follow with :meth:`done`."""
@@ -96,9 +149,9 @@ class Parameter:
         if self._draft is not None and self._draft() is draft:
             self._draft = None
             if scale != 1.0:
-                draft.array *= scale
+                ops.cast(draft.array, draft.array.dtype, scale=scale, out=draft.array)
         elif self.fresh:
-            np.multiply(draft.array, scale, out=self.buffer())
+            ops.cast(draft.array, draft.array.dtype, scale=scale, out=self.buffer())
         else:  # grad += scale * draft is a step of gradient descent
             ops.sgd_update([self.buffer()], [draft.array], None, lr=-scale)
         self.done()

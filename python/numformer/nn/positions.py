@@ -74,7 +74,7 @@ class LearnedPositions(Module):
         offset, ids = take(saved)
         weight, length = self.weight, dy.shape[-2]
         if ids is not None:
-            rows = without_padding(dy.astype(weight.value.dtype, copy=False), ids, self.padding)
+            rows = without_padding(dy, ids, self.padding)
             ops.embedding_backward(rows, ids, self.length, out=weight.buffer(), accumulate=not weight.fresh)
             weight.done()
             return dy
@@ -92,9 +92,14 @@ class LearnedPositions(Module):
     def infer(self, x: Array, *, offset: int = 0, ids: Array | None = None) -> Array:
         """Return x with its positions added."""
         if ids is not None:
-            return np.add(x, ops.embedding(self.weight.read(x.dtype), ids))
+            return ops.add(x, ops.embedding(self._beside(x), ids))
         end = _check("LearnedPositions", x, offset, self.length)
-        return np.add(x, self.weight.read(x.dtype)[offset:end])
+        return ops.add(x, self._beside(x)[offset:end])
+
+    def _beside(self, x: Array) -> Array:
+        """Return the table: float32 is added to 16 bits as it is."""
+        value = self.weight.value
+        return value if value.dtype == np.float32 and x.dtype.itemsize == 2 else self.weight.read(x.dtype)
 
 
 class SinusoidalPositions(Module):
@@ -134,9 +139,10 @@ class SinusoidalPositions(Module):
 
     def infer(self, x: Array, *, offset: int = 0, ids: Array | None = None) -> Array:
         """Return x with its positions added."""
-        if self._cast.dtype != x.dtype:
-            self._cast = self.table.astype(x.dtype)
+        kind = np.dtype(np.float32) if x.dtype.itemsize == 2 else x.dtype
+        if self._cast.dtype != kind:
+            self._cast = self.table.astype(kind)
         if ids is not None:
-            return np.add(x, ops.embedding(self._cast, ids))
+            return ops.add(x, ops.embedding(self._cast, ids))
         end = _check("SinusoidalPositions", x, offset, self.length)
-        return np.add(x, self._cast[offset:end])
+        return ops.add(x, self._cast[offset:end])

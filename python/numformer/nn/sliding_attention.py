@@ -251,8 +251,7 @@ class SlidingAttention(MultiHeadAttention):
             scale=self.size**-0.5,
             mask=read,
         )
-        dx += dkeys
-        dx += dvalues
+        dx[...] = ops.add(dx, ops.add(dkeys, dvalues))
         dasked = dasked.reshape(asked.shape)
         self._add(self.key_global, self._by_head(q), dasked)
         return query(ops.matmul(dasked, key.swapaxes(1, 2)).swapaxes(0, 1).reshape(q.shape))

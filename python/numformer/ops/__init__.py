@@ -4,7 +4,7 @@ from numformer.ops.activations import gelu, gelu_backward, relu, relu_backward, 
 from numformer.ops.attention import attention, attention_backward
 from numformer.ops.attention_varlen import attention_varlen, attention_varlen_backward
 from numformer.ops.dropout import dropout, dropout_backward
-from numformer.ops.elementwise import add, sum_rows
+from numformer.ops.elementwise import add, cast, sum_rows
 from numformer.ops.embedding import embedding, embedding_backward
 from numformer.ops.losses import cross_entropy, cross_entropy_backward, linear_cross_entropy
 from numformer.ops.matmul import matmul, matmul_backward
@@ -28,6 +28,7 @@ __all__ = [
     "attention_backward",
     "attention_varlen",
     "attention_varlen_backward",
+    "cast",
     "cross_entropy",
     "cross_entropy_backward",
     "dropout",

@@ -56,6 +56,7 @@ def matmul(
     Returns
     -------
     y : (..., M, N) array, or (y, z)
+        A scalar for two vectors, as NumPy's.
 
     Raises
     ------

@@ -26,7 +26,7 @@ def layer_norm(
     x : (..., C) array
         float32, float64, float16 or bfloat16.
     weight, bias : (C,) arrays, optional
-        The dtype of `x`.
+        The dtype of `x`; float32 beside a 16-bit `x` as well, both or none.
     eps : float
         Keeps rows of equal elements finite.
     return_stats : bool
@@ -91,7 +91,7 @@ def layer_norm_backward(
     -------
     dx : (..., C) array
     dweight, dbias : (C,) arrays
-        Sums over rows, kept in float32 or wider; None where there is no weight or bias.
+        Sums over rows, kept in float32 or wider, in the dtype of the weight; None where there is no weight or bias.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def rms_norm(x: Array, weight: Array | None = None, *, eps: float = 1e-6, return
     x : (..., C) array
         float32, float64, float16 or bfloat16.
     weight : (C,) array, optional
-        The dtype of `x`.
+        The dtype of `x`; float32 beside a 16-bit `x` as well.
     eps : float
         Keeps rows of zeros finite.
     return_stats : bool
@@ -175,6 +175,7 @@ def rms_norm_backward(
     -------
     dx : (..., C) array
     dweight : (C,) array or None
+        In the dtype of the weight.
 
     Raises
     ------

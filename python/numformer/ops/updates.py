@@ -1,4 +1,7 @@
-"""Steps of the optimizers, in place, and the norm that clipping needs."""
+"""Steps of the optimizers, in place, and the norm that clipping needs.
+
+Each can store the new values in 16 bits as well, in the same sweep: what products of mixed precision read.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,6 +23,7 @@ def sgd_update(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     grad_scale: float = 1.0,
+    copies: Sequence[Array | None] | None = None,
 ) -> None:
     """One step of stochastic gradient descent on all arrays of a list, in place.
 
@@ -38,11 +42,14 @@ def sgd_update(
         In [0, 1).
     nesterov : bool
         Needs a momentum above 0.
+    copies : list of arrays or None, optional
+        For each of the values a float16 or bfloat16 array of its shape that gets the new value rounded, or None. Beside
+        float32 only.
 
     Raises
     ------
     TypeError
-        If dtypes differ or are not float32 or float64.
+        If dtypes differ or are not float32 or float64, or copies are not of one 16-bit dtype.
     ValueError
         If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of
         range.
@@ -61,7 +68,7 @@ def sgd_update(
     >>> weight
     array([0.9, 1.1])
     """
-    _core.sgd_update(values, grads, momenta, lr, momentum, nesterov, weight_decay, grad_scale)
+    _core.sgd_update(values, grads, momenta, lr, momentum, nesterov, weight_decay, grad_scale, copies)
 
 
 def adam_update(
@@ -77,6 +84,7 @@ def adam_update(
     weight_decay: float = 0.0,
     step: int,
     grad_scale: float = 1.0,
+    copies: Sequence[Array | None] | None = None,
 ) -> None:
     """One step of Adam on all arrays of a list, in place, in one pass.
 
@@ -91,11 +99,14 @@ def adam_update(
         beta1 and beta2 in [0, 1). The decay is part of the gradient here, and beside it in :func:`adamw_update`.
     step : int
         Number of this step, the first is 1.
+    copies : list of arrays or None, optional
+        For each of the values a float16 or bfloat16 array of its shape that gets the new value rounded, or None. Beside
+        float32 only.
 
     Raises
     ------
     TypeError
-        If dtypes differ or are not float32 or float64.
+        If dtypes differ or are not float32 or float64, or copies are not of one 16-bit dtype.
     ValueError
         If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of
         range.
@@ -104,7 +115,7 @@ def adam_update(
     ----------
     D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015.
     """
-    _core.adam_update(values, grads, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
+    _core.adam_update(values, grads, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale, copies)
 
 
 def adamw_update(
@@ -120,6 +131,7 @@ def adamw_update(
     weight_decay: float = 0.01,
     step: int,
     grad_scale: float = 1.0,
+    copies: Sequence[Array | None] | None = None,
 ) -> None:
     """One step of AdamW on all arrays of a list, in place, in one pass.
 
@@ -134,11 +146,14 @@ def adamw_update(
         beta1 and beta2 in [0, 1).
     step : int
         Number of this step, the first is 1.
+    copies : list of arrays or None, optional
+        For each of the values a float16 or bfloat16 array of its shape that gets the new value rounded, or None. Beside
+        float32 only.
 
     Raises
     ------
     TypeError
-        If dtypes differ or are not float32 or float64.
+        If dtypes differ or are not float32 or float64, or copies are not of one 16-bit dtype.
     ValueError
         If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of
         range.
@@ -156,7 +171,7 @@ def adamw_update(
     >>> weight.round(6)  # the first step has the length of the learning rate, whatever the gradient
     array([0.9, 1.1])
     """
-    _core.adamw_update(values, grads, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
+    _core.adamw_update(values, grads, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale, copies)
 
 
 def adagrad_update(
@@ -168,6 +183,7 @@ def adagrad_update(
     eps: float = 1e-10,
     weight_decay: float = 0.0,
     grad_scale: float = 1.0,
+    copies: Sequence[Array | None] | None = None,
 ) -> None:
     """One step of Adagrad on all arrays of a list, in place, in one pass.
 
@@ -180,11 +196,14 @@ def adagrad_update(
         first step.
     lr, eps, weight_decay, grad_scale : float
         As in :func:`sgd_update`; `eps` keeps the quotient finite.
+    copies : list of arrays or None, optional
+        For each of the values a float16 or bfloat16 array of its shape that gets the new value rounded, or None. Beside
+        float32 only.
 
     Raises
     ------
     TypeError
-        If dtypes differ or are not float32 or float64.
+        If dtypes differ or are not float32 or float64, or copies are not of one 16-bit dtype.
     ValueError
         If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of
         range.
@@ -194,7 +213,7 @@ def adagrad_update(
     J. Duchi, E. Hazan, Y. Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization",
     JMLR 12, 2011.
     """
-    _core.adagrad_update(values, grads, sums, lr, eps, weight_decay, grad_scale)
+    _core.adagrad_update(values, grads, sums, lr, eps, weight_decay, grad_scale, copies)
 
 
 def rmsprop_update(
@@ -210,6 +229,7 @@ def rmsprop_update(
     weight_decay: float = 0.0,
     momentum: float = 0.0,
     grad_scale: float = 1.0,
+    copies: Sequence[Array | None] | None = None,
 ) -> None:
     """One step of RMSprop on all arrays of a list, in place, in one pass.
 
@@ -229,11 +249,14 @@ def rmsprop_update(
         As in :func:`sgd_update`; `eps` keeps the quotient finite.
     alpha, momentum : float
         In [0, 1); a momentum above 0 needs momenta.
+    copies : list of arrays or None, optional
+        For each of the values a float16 or bfloat16 array of its shape that gets the new value rounded, or None. Beside
+        float32 only.
 
     Raises
     ------
     TypeError
-        If dtypes differ or are not float32 or float64.
+        If dtypes differ or are not float32 or float64, or copies are not of one 16-bit dtype.
     ValueError
         If lists or shapes do not fit, an array that is written is read-only or not contiguous, or a number is out of
         range.
@@ -243,7 +266,9 @@ def rmsprop_update(
     T. Tieleman, G. Hinton, "Lecture 6.5 - RMSprop", Coursera: Neural Networks for Machine Learning, 2012.
     A. Graves, "Generating Sequences With Recurrent Neural Networks", 2013 (the centred form).
     """
-    _core.rmsprop_update(values, grads, squares, means, momenta, lr, alpha, eps, weight_decay, momentum, grad_scale)
+    _core.rmsprop_update(
+        values, grads, squares, means, momenta, lr, alpha, eps, weight_decay, momentum, grad_scale, copies
+    )
 
 
 def global_norm(arrays: Iterable[Array]) -> float:

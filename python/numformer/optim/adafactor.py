@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from numformer import ops
 from numformer.nn import Parameter
-from numformer.optim.optimizer import Group, Optimizer, number
+from numformer.optim.optimizer import Group, Optimizer, number, store_copies
 
 Array = NDArray[Any]
 
@@ -50,6 +50,7 @@ class Adafactor(Optimizer):
     """
 
     slots: tuple[str, ...] = ("rows", "columns")
+    elementwise: bool = False
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class Adafactor(Optimizer):
         weight_decay: float,
         step: int,
         grad_scale: float,
+        copies: list[Array | None] | None,
     ) -> None:
         blend, rate = step**self.beta2_decay, min(lr, step**-0.5)
         for value, grad, rows, columns in zip(values, grads, *state, strict=True):
@@ -103,6 +105,7 @@ class Adafactor(Optimizer):
                     update *= factor
                     matrix.value[place] *= 1.0 - lr * weight_decay
                     matrix.value[place] -= update
+        store_copies(values, copies)
 
 
 def _matrices(value: Array, grad: Array, rows: Array, columns: Array) -> Iterator[tuple[Array, Array, Array, Any]]:

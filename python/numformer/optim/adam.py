@@ -65,6 +65,7 @@ class Adam(Optimizer):
         weight_decay: float,
         step: int,
         grad_scale: float,
+        copies: list[Array | None] | None,
     ) -> None:
         type(self)._rule(
             values,
@@ -77,6 +78,7 @@ class Adam(Optimizer):
             weight_decay=weight_decay,
             step=step,
             grad_scale=grad_scale,
+            copies=copies,
         )
 
 

@@ -61,9 +61,17 @@ class Adagrad(Optimizer):
         weight_decay: float,
         step: int,
         grad_scale: float,
+        copies: list[Array | None] | None,
     ) -> None:
         ops.adagrad_update(
-            values, grads, state[0], lr=lr, eps=self.eps, weight_decay=weight_decay, grad_scale=grad_scale
+            values,
+            grads,
+            state[0],
+            lr=lr,
+            eps=self.eps,
+            weight_decay=weight_decay,
+            grad_scale=grad_scale,
+            copies=copies,
         )
 
 
@@ -119,6 +127,7 @@ class RMSprop(Optimizer):
         weight_decay: float,
         step: int,
         grad_scale: float,
+        copies: list[Array | None] | None,
     ) -> None:
         ops.rmsprop_update(
             values,
@@ -132,4 +141,5 @@ class RMSprop(Optimizer):
             weight_decay=weight_decay,
             momentum=self.momentum,
             grad_scale=grad_scale,
+            copies=copies,
         )

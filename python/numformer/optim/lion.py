@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from numformer import ops
 from numformer.nn import Parameter
-from numformer.optim.optimizer import Group, Optimizer, number
+from numformer.optim.optimizer import Group, Optimizer, number, store_copies
 
 Array = NDArray[Any]
 
@@ -68,6 +68,7 @@ class Lion(Optimizer):
         weight_decay: float,
         step: int,
         grad_scale: float,
+        copies: list[Array | None] | None,
     ) -> None:
         scratch = np.empty(PIECE, values[0].dtype)
         for arrays in zip(values, grads, state[0], strict=True):
@@ -81,3 +82,4 @@ class Lion(Optimizer):
                 np.sign(sign[0], out=sign[0])
                 ops.sgd_update(value, sign, None, lr=lr, weight_decay=weight_decay)
                 ops.sgd_update(m, grad, None, lr=1 - self.beta2, weight_decay=1.0, grad_scale=-grad_scale)
+        store_copies(values, copies)

@@ -49,8 +49,9 @@ class GradientDescent(Optimizer):
         weight_decay: float,
         step: int,
         grad_scale: float,
+        copies: list[Array | None] | None,
     ) -> None:
-        ops.sgd_update(values, grads, None, lr=lr, weight_decay=weight_decay, grad_scale=grad_scale)
+        ops.sgd_update(values, grads, None, lr=lr, weight_decay=weight_decay, grad_scale=grad_scale, copies=copies)
 
 
 class SGD(Optimizer):
@@ -102,6 +103,7 @@ class SGD(Optimizer):
         weight_decay: float,
         step: int,
         grad_scale: float,
+        copies: list[Array | None] | None,
     ) -> None:
         ops.sgd_update(
             values,
@@ -112,4 +114,5 @@ class SGD(Optimizer):
             nesterov=self.nesterov,
             weight_decay=weight_decay,
             grad_scale=grad_scale,
+            copies=copies,
         )

@@ -10,7 +10,7 @@ from numformer.reference.activations import gelu, gelu_backward, relu, relu_back
 from numformer.reference.attention import attention, attention_backward
 from numformer.reference.attention_varlen import attention_varlen, attention_varlen_backward
 from numformer.reference.dropout import dropout, dropout_backward, philox4x32
-from numformer.reference.elementwise import add, sum_rows
+from numformer.reference.elementwise import add, cast, sum_rows
 from numformer.reference.embedding import embedding, embedding_backward
 from numformer.reference.losses import cross_entropy, cross_entropy_backward, linear_cross_entropy
 from numformer.reference.matmul import matmul, matmul_backward
@@ -34,6 +34,7 @@ __all__ = [
     "attention_backward",
     "attention_varlen",
     "attention_varlen_backward",
+    "cast",
     "cross_entropy",
     "cross_entropy_backward",
     "dropout",

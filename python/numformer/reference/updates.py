@@ -18,6 +18,7 @@ def sgd_update(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     grad_scale: float = 1.0,
+    copies: Sequence[Array | None] | None = None,
 ) -> None:
     """One step of stochastic gradient descent: with g = grad_scale * grad + weight_decay * value,
 
@@ -38,6 +39,7 @@ def sgd_update(
             momenta[i][...] = u
             step = step + momentum * u if nesterov else u
         value[...] = w - lr * step
+    _store(values, copies)
 
 
 def adam_update(
@@ -53,6 +55,7 @@ def adam_update(
     weight_decay: float = 0.0,
     step: int,
     grad_scale: float = 1.0,
+    copies: Sequence[Array | None] | None = None,
 ) -> None:
     """One step of Adam, the first with step=1: with g = grad_scale * grad + weight_decay * value,
 
@@ -71,6 +74,7 @@ def adam_update(
         m_i[...], v_i[...] = m64, v64
         mean, spread = m64 / (1.0 - beta1**step), np.sqrt(v64 / (1.0 - beta2**step))
         value[...] = w - lr * mean / (spread + eps)
+    _store(values, copies)
 
 
 def adamw_update(
@@ -86,6 +90,7 @@ def adamw_update(
     weight_decay: float = 0.01,
     step: int,
     grad_scale: float = 1.0,
+    copies: Sequence[Array | None] | None = None,
 ) -> None:
     """One step of AdamW, the first with step=1: with g = grad_scale * grad,
 
@@ -104,6 +109,7 @@ def adamw_update(
         m_i[...], v_i[...] = m64, v64
         mean, spread = m64 / (1.0 - beta1**step), np.sqrt(v64 / (1.0 - beta2**step))
         value[...] = (1.0 - lr * weight_decay) * f64(value) - lr * mean / (spread + eps)
+    _store(values, copies)
 
 
 def adagrad_update(
@@ -115,6 +121,7 @@ def adagrad_update(
     eps: float = 1e-10,
     weight_decay: float = 0.0,
     grad_scale: float = 1.0,
+    copies: Sequence[Array | None] | None = None,
 ) -> None:
     """One step of Adagrad: with g = grad_scale * grad + weight_decay * value,
 
@@ -131,6 +138,7 @@ def adagrad_update(
         total = f64(s) + g * g
         s[...] = total
         value[...] = w - lr * g / (np.sqrt(total) + eps)
+    _store(values, copies)
 
 
 def rmsprop_update(
@@ -146,6 +154,7 @@ def rmsprop_update(
     weight_decay: float = 0.0,
     momentum: float = 0.0,
     grad_scale: float = 1.0,
+    copies: Sequence[Array | None] | None = None,
 ) -> None:
     """One step of RMSprop: with g = grad_scale * grad + weight_decay * value,
 
@@ -172,8 +181,15 @@ def rmsprop_update(
             step = momentum * f64(momenta[i]) + step
             momenta[i][...] = step
         value[...] = w - lr * step
+    _store(values, copies)
 
 
 def global_norm(arrays: Iterable[Array]) -> float:
     """The Euclidean norm of all elements of all arrays, as one vector."""
     return math.sqrt(sum(float(np.square(f64(a)).sum()) for a in arrays))
+
+
+def _store(values: Sequence[Array], copies: Sequence[Array | None] | None) -> None:
+    for value, copy in zip(values, copies or [], strict=copies is not None):
+        if copy is not None:
+            copy[...] = value.astype(copy.dtype)

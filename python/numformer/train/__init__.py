@@ -2,6 +2,7 @@
 
 from numformer.train.checkpoint import load_checkpoint, save_checkpoint
 from numformer.train.interrupt import Terminated
+from numformer.train.loss_scale import LossScale
 from numformer.train.trainer import Trainer
 
-__all__ = ["Terminated", "Trainer", "load_checkpoint", "save_checkpoint"]
+__all__ = ["LossScale", "Terminated", "Trainer", "load_checkpoint", "save_checkpoint"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     progress: dict[str, Any],
     *,
+    state: Mapping[str, Any] | None = None,
     average: Average | None = None,
     keep: int = 1,
     best: bool = False,
@@ -36,6 +38,8 @@ def save_checkpoint(
         Whose state to keep; with that which a model carries from step to step, where it has a ``training_memory``.
     progress : dict
         Kept as JSON; has at least "step", the number of steps done.
+    state : mapping, optional
+        That of the optimizer, where it was gathered already.
     average : Average, optional
         Average of the weights, kept too.
     keep : int
@@ -50,7 +54,7 @@ def save_checkpoint(
     """
     path = Path(path)
     tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
-    tensors |= {_OPTIMIZER + name: value for name, value in optimizer.state_dict().items()}
+    tensors |= {_OPTIMIZER + name: value for name, value in (state or optimizer.state_dict()).items()}
     if average is not None:
         tensors |= {_AVERAGE + name: value for name, value in average.state_dict().items()}
     if isinstance(model, Remembers):

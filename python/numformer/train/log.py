@@ -9,6 +9,9 @@ from typing import Any, TextIO
 
 from numformer import files
 
+SCALE = ("loss_scale", "skipped")
+"""What float16 adds: the scale that a step was made with, and how many steps changed nothing so far."""
+
 COLUMNS = ("step", "loss", "validation_loss", "lr", "grad_norm", "tokens", "seconds")
 
 
@@ -73,7 +76,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: not the log of a training run (its first line is not {','.join(COLUMNS)})")
     try:
         return [
-            {k: None if v == "" else int(v) if k in ("step", "tokens") else float(v) for k, v in row.items()}
+            {k: None if v == "" else int(v) if k in ("step", "tokens", "skipped") else float(v) for k, v in row.items()}
             for row in reader
         ]
     except (ValueError, TypeError) as error:
@@ -87,7 +90,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    names = [name for name in dict.fromkeys(k for r in rows for k in r) if name not in COLUMNS]
+    names = [name for name in dict.fromkeys(k for r in rows for k in r) if name not in COLUMNS + SCALE]
     figure = Figure(figsize=(7 + 5 * len(names), 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(1, 1 + len(names), 1)

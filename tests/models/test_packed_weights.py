@@ -1,0 +1,86 @@
+"""Models that read packed weights: the same answers, from fewer bits, until something is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numformer import models
+from numformer.models import GPT, GPTConfig
+from numformer.nn import Linear
+from numformer.optim import AdamW
+
+
+def gpt(seed: int = 0) -> GPT:
+    return GPT(GPTConfig(vocab_size=61, context=40, layers=2, heads=2, width=24), rng=seed)
+
+
+def linears(model: GPT) -> list[Linear]:
+    return [module for _, module in model.modules() if isinstance(module, Linear)]
+
+
+def test_packing_changes_no_bit_of_many_rows_and_no_token(rng):
+    model, ids = gpt(), rng.integers(0, 61, (2, 30))
+    want, tokens = model.infer(ids), model.generate(ids[0, :5], 12, temperature=0)
+    model.pack()
+    assert all(layer.packed is not None and layer.packed.stored == "float32" for layer in linears(model))
+    np.testing.assert_array_equal(model.infer(ids), want)
+    np.testing.assert_array_equal(model.generate(ids[0, :5], 12, temperature=0), tokens)
+    model.unpack()
+    assert all(layer.packed is None for layer in linears(model))
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "int8"])
+def test_fewer_bits_are_those_of_the_weights(rng, stored):
+    """Linear maps with the weights that were kept give the same; the embedding, which is looked up, keeps its own."""
+    model, ids = gpt(), rng.integers(0, 61, (3, 11))
+    exact = model.infer(ids)
+    model.pack(stored)
+    got = model.infer(ids)
+    assert 0 < np.abs(got - exact).max() < 0.1 * np.abs(exact).max()
+    head = model.head.packed
+    assert head is not None
+    kept = {id(layer): layer.packed.unpack() for layer in linears(model) if layer.packed is not None}
+    for layer in linears(model):
+        if layer is not model.head:  # its weight is the embedding's
+            value = kept[id(layer)]
+            layer.weight.value = np.ascontiguousarray(value.T if layer.transposed else value)
+    model.unpack()
+    model.head.packed = head
+    np.testing.assert_allclose(model.infer(ids), got, rtol=0, atol=2e-5 * np.abs(got).max())
+
+
+def test_training_and_loading_let_the_copies_go(rng):
+    model, batch = gpt(), (rng.integers(0, 61, (2, 9)), rng.integers(0, 61, (2, 9)))
+    model.pack("int8")
+    _, backward = model.loss(batch)
+    backward()
+    AdamW(model.parameters(), lr=0.1).step()
+    fresh = gpt(1)
+    fresh.load_state_dict({name: value.copy() for name, value in model.state_dict().items()})
+    np.testing.assert_array_equal(model.infer(batch[0]), fresh.infer(batch[0]))
+    model.pack("int8")
+    model.load_state_dict(gpt(2).state_dict())
+    np.testing.assert_array_equal(model.infer(batch[0]), gpt(2).infer(batch[0]))
+
+
+def test_from_pretrained_in_int8(rng, tmp_path: Path):
+    model, prompt = gpt(), rng.integers(0, 61, 6)
+    model.save_pretrained(tmp_path)
+    for read in (GPT.from_pretrained, models.from_pretrained):
+        narrow = read(tmp_path, dtype="int8")
+        assert all(layer.packed is not None and layer.packed.stored == "int8" for layer in linears(narrow))
+        model.pack(np.int8)
+        np.testing.assert_array_equal(
+            narrow.generate(prompt, 20, temperature=0), model.generate(prompt, 20, temperature=0)
+        )
+
+
+def test_bad_dtypes():
+    with pytest.raises(TypeError, match="PackedMatrix: dtype must be"):
+        gpt().pack(np.int32)
+    double = GPT(GPTConfig(vocab_size=5, context=4, layers=1, heads=1, width=4, dtype="float64"), rng=0)
+    with pytest.raises(TypeError, match="PackedMatrix: dtype must be float64 for a float64 b"):
+        double.pack("int8")
+    double.pack()
