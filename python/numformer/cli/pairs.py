@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import typer
 
 from numformer import files
-from numformer.cli import rehearsing, translation
+from numformer.cli import rehearsing, together, translation
 from numformer.cli.training import compute_dtype, new_folder
 from numformer.data import (
     BytePairVocabulary,
@@ -104,10 +105,7 @@ def run(
 
     `watch` has the options of the Trainer that say what is kept, averaged and stopped.
     """
-    if threads is not None:
-        import numformer as nf
-
-        nf.set_num_threads(threads)
+    ranks = together.start(threads)
     if resume and out is None:
         raise ValueError("train: --resume needs --out, the folder of the run")
     if beams < 1:
@@ -117,8 +115,9 @@ def run(
     held = validation.read(on_bad, truncate) if validation.given() else None
     if held is None:
         text, held = _hold_out(text, seed)
-    folder = out or new_folder(f"transformer-{training.stem()}")
+    folder = Path(ranks.told(lambda: str(out or new_folder(f"transformer-{training.stem()}"))))
     vocabulary = load_vocabulary(folder) if resume else _vocabulary(text, vocab)
+    ranks.alike("train", vocabulary=f"{len(vocabulary)} tokens, {zlib.crc32(vocabulary.to_json().encode()):08x}")
     context = context or (512 if isinstance(vocabulary, ByteVocabulary) else 256)
     config = TransformerConfig(
         vocab_size=len(vocabulary),
@@ -201,16 +200,19 @@ def run(
     try:
         history = trainer.run()
     except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted after step {trainer.step}; the checkpoint is whole: "
-            f"go on with --resume --out {folder}, or try numformer translate {folder}",
-            err=True,
-        )
+        if ranks.first:
+            typer.echo(
+                f"interrupted after step {trainer.step}; the checkpoint is whole: "
+                f"go on with --resume --out {folder}, or try numformer translate {folder}",
+                err=True,
+            )
         raise
     typer.echo(f"trained for {time.monotonic() - begin:.0f} s, {trainer.step} steps; ", nl=False)
     losses = [row["loss"] for row in history[-10:]]
     typer.echo(f"train loss {np.mean(losses):.4f} (mean of the last {len(losses)} logged)")
-    _report(folder, held, held_pairs, beams)
+    if ranks.first:
+        _report(folder, held, held_pairs, beams)
+    ranks.wait()
 
 
 def _hold_out(text: ParallelText, seed: int) -> tuple[ParallelText, ParallelText]:

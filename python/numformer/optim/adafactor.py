@@ -50,6 +50,7 @@ class Adafactor(Optimizer):
     """
 
     slots: tuple[str, ...] = ("rows", "columns")
+    elementwise: bool = False
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from numformer import ops, profiling
 from numformer.nn import Parameter
+from numformer.optim.shards import Part, Shards, cut
 
 Array = NDArray[Any]
 
@@ -85,6 +86,8 @@ class Optimizer:
 
     slots: tuple[str, ...] = ()
     """Names of the arrays that are kept for each parameter."""
+    elementwise: bool = True
+    """Whether each number is updated by itself, so that a part of a parameter can be."""
 
     def __init__(
         self,
@@ -124,10 +127,33 @@ class Optimizer:
         self._counts = np.zeros(len(self.parameters), np.int64)
         """Updates of each parameter: fewer than `steps` where it was without a gradient."""
         self._state = {slot: [self._new_state(slot, p.value) for p in self.parameters] for slot in self.slots}
+        self._shards: Shards | None = None
+        self._parts = [Part(slice(0, p.value.size), p.value.size) for p in self.parameters]
+        self._shapes = {slot: [array.shape for array in arrays] for slot, arrays in self._state.items()}
 
     def _new_state(self, slot: str, value: Array) -> Array:
         """Return what is kept of a parameter before its first step."""
-        return np.zeros_like(value)
+        return np.zeros(value.shape, value.dtype)  # its memory is taken when it is first written
+
+    def shard(self, shards: Shards) -> None:
+        """Keep the state of one's own pieces of the parameters only, and update these; `shards` brings them together.
+
+        From then on :meth:`step`, :meth:`gradient_norm` and :meth:`state_dict` are called by all that have pieces. The
+        state is whole where a checkpoint is written, and a whole one is loaded.
+        """
+        if self._shards is not None:
+            raise ValueError(f"{type(self).__name__}: its state is divided already")
+        self._shards = shards
+        self._parts = [Part(shards.piece(p), p.value.size) for p in self.parameters]
+        for arrays in self._state.values():
+            arrays[:] = [part.of(array).copy() for part, array in zip(self._parts, arrays, strict=True)]
+
+    def gradient_norm(self) -> float:
+        """Return the norm of the gradients over all parameters that have one."""
+        given = zip(self._parts, self.parameters, strict=True)
+        grads = [part.of(p.buffer()) for part, p in given if not (p.fresh or part.empty)]
+        norm = float(ops.global_norm(grads)) if grads else 0.0
+        return norm if self._shards is None else self._shards.norm(norm)
 
     def step(self, lr: float | None = None, *, grad_scale: float = 1.0) -> float | None:
         """Update the parameters that have a gradient, and begin a new step.
@@ -152,7 +178,7 @@ class Optimizer:
         lr = self.lr if lr is None else lr
         norm, scale = None, grad_scale
         if self.clip_norm is not None:
-            norm = grad_scale * float(ops.global_norm([p.buffer() for p in self.parameters if not p.fresh]))
+            norm = grad_scale * self.gradient_norm()
             if not math.isfinite(norm):
                 raise FloatingPointError(f"{type(self).__name__}: the norm of the gradients is {norm}")
             scale *= min(1.0, self.clip_norm / (norm + 1e-6))  # torch's rule, so that runs can be compared step by step
@@ -164,15 +190,16 @@ class Optimizer:
                 if not parameter.fresh:
                     self._counts[index] += 1
                     key = parameter.value.dtype, int(self._counts[index])
-                    batches.setdefault(key, []).append((index, parameter))
+                    if not self._parts[index].empty:
+                        batches.setdefault(key, []).append((index, parameter))
                     parameter.fresh = True
                 parameter.pending = 0
             first += len(group.parameters)
             for (_, count), batch in batches.items():
-                values = [parameter.value for _, parameter in batch]
-                grads = [parameter.buffer() for _, parameter in batch]
+                values = [self._parts[index].of(parameter.value) for index, parameter in batch]
+                grads = [self._parts[index].of(parameter.buffer()) for index, parameter in batch]
                 state = [[arrays[index] for index, _ in batch] for arrays in self._state.values()]
-                copies = [parameter.copy for _, parameter in batch]
+                copies = [None if self._shards is not None else parameter.copy for _, parameter in batch]
                 self._update(
                     values,
                     grads,
@@ -183,8 +210,11 @@ class Optimizer:
                     grad_scale=scale,
                     copies=None if all(copy is None for copy in copies) else copies,
                 )
-                for _, parameter in batch:
-                    parameter.stored()
+                if self._shards is None:
+                    for _, parameter in batch:
+                        parameter.stored()
+        if self._shards is not None:
+            self._shards.spread()
         return norm
 
     def _update(
@@ -206,17 +236,39 @@ class Optimizer:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Array]:
-        """Return what a checkpoint needs, by name. They are the arrays that are updated, not copies."""
+        """Return what a checkpoint needs, by name. They are the arrays that are updated, not copies.
+
+        Of a state that is divided it is the whole one where a checkpoint is written, elsewhere only what is not.
+        """
+        state = self._kept()
+        if self._shards is None:
+            return state
+        for name, (_, shape) in self._divided().items():
+            whole = self._shards.whole(state.pop(name), shape)
+            if whole is not None:
+                state[name] = whole
+        return state
+
+    def _kept(self) -> dict[str, Array]:
+        """Return the arrays that are here, by name."""
         state = {"steps": np.array([self.steps], np.int64), "updates": self._counts}
         for slot, arrays in self._state.items():
             for index, (parameter, array) in enumerate(zip(self.parameters, arrays, strict=True)):
                 state[f"{slot}.{parameter.name or index}"] = array
         return state
 
+    def _divided(self) -> dict[str, tuple[Part, tuple[int, ...]]]:
+        """Return part and whole shape of the arrays of which only a part is here, by name."""
+        return {
+            f"{slot}.{parameter.name or index}": (part, shapes[index])
+            for slot, shapes in self._shapes.items()
+            for index, (parameter, part) in enumerate(zip(self.parameters, self._parts, strict=True))
+        }
+
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy a state; ValueError names the entries that do not fit, and then nothing was changed."""
-        own = self.state_dict()
-        copy_state(type(self).__name__, own, state)
+        own, owner = self._kept(), type(self).__name__
+        copy_state(owner, own, state if self._shards is None else cut(owner, state, self._divided()))
         self.steps = int(own["steps"][0])
 
 

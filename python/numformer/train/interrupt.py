@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -25,11 +26,23 @@ class Interrupt:
     """While entered, the first SIGINT, SIGTERM or SIGHUP only sets `asked`; the second raises at once.
 
     A SIGHUP that is ignored (nohup) stays so. Outside the main thread no signal can be handled, and it does nothing.
+
+    Parameters
+    ----------
+    echo : float
+        Seconds in which a second signal is taken for the first one: a terminal sends Ctrl-C to the ranks of a job and
+        to their launcher, which passes it on.
+
+    Attributes
+    ----------
+    asked : int
+        Number of the first signal; 0 before one.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
-        self._number = signal.SIGINT
+    def __init__(self, echo: float = 0.0) -> None:
+        self.asked = 0
+        self._echo = echo
+        self._since = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -52,10 +65,11 @@ class Interrupt:
 
     def error(self) -> KeyboardInterrupt:
         """Return what is to be raised when all is saved."""
-        return KeyboardInterrupt() if self._number == signal.SIGINT else Terminated(self._number)
+        return KeyboardInterrupt() if self.asked in (0, signal.SIGINT) else Terminated(self.asked)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._number = signal.Signals(number)
-        if self.asked:
+        if self.asked and time.monotonic() - self._since >= self._echo:
+            self.asked = number
             raise self.error()
-        self.asked = True
+        if not self.asked:
+            self.asked, self._since = number, time.monotonic()

@@ -63,7 +63,7 @@ def rehearse(trainer: Trainer) -> Rehearsal:
     """Make a step, and where that is short a second one, and a piece of an evaluation."""
     done = trainer.step
     tokens, seconds, share = _step(trainer)
-    if seconds < _LONG and trainer.step != trainer.steps:
+    if trainer.ranks.most(seconds < _LONG)[0] and trainer.step != trainer.steps:
         tokens, seconds, share = _step(trainer)
     evaluation = _evaluation(trainer)
     steps = None if trainer.steps is None else trainer.steps - done
@@ -112,4 +112,4 @@ def _evaluation(trainer: Trainer) -> float:
     start = time.perf_counter()
     with trainer.averaged():
         trainer.model.infer_loss(batch)
-    return (time.perf_counter() - start) * len(held) / count
+    return (time.perf_counter() - start) * trainer.ranks.largest_share(len(held)) / count

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from numformer.packed import Packed
 from numformer.train import checkpoint, events, log
 from numformer.train.interrupt import Interrupt
 from numformer.train.loss_scale import LossScale
+from numformer.train.parallel import Ranks, join
 from numformer.train.progress import Silent, choose
 from numformer.train.protocols import Data, Model
 from numformer.train.record import Record
@@ -110,6 +113,12 @@ class Trainer:
         Steps between samples; 0 is none.
     tensorboard : bool
         Whether log and samples go to `out_dir`/tensorboard too; needs the extra "tensorboard".
+    parallel : bool or Ranks, optional
+        Whether the processes that a launcher of MPI started train one model together, each on its share of every batch
+        (data-parallel, over mpi4py). By default they do where there are several; True needs mpi4py also for one. All
+        give the same arguments; rank 0 writes and speaks.
+    shard_optimizer : bool
+        Whether each of several ranks keeps a part of the optimizer's state only (ZeRO, stage 1).
 
     Attributes
     ----------
@@ -121,6 +130,8 @@ class Trainer:
         Of the weights, with `ema`.
     skipped : int
         Steps that changed nothing, of this run and those it resumed.
+    ranks : Ranks
+        Who trains together; has ``rank``, ``size`` and ``first``.
     """
 
     def __init__(
@@ -156,6 +167,8 @@ class Trainer:
         sample: Callable[[int], str] | None = None,
         sample_every: int = 0,
         tensorboard: bool = False,
+        parallel: bool | Ranks | None = None,
+        shard_optimizer: bool = False,
     ) -> None:
         initial.size("Trainer", log_every=log_every, keep=keep)
         if steps is not None:
@@ -200,7 +213,13 @@ class Trainer:
             raise ValueError(f"Trainer: loss_scale is for dtype float16, got {self.dtype}")
         self.loss_scale = LossScale() if loss_scale is None and self.dtype == np.float16 else loss_scale
         self.config = config or {}
-        self.progress = choose(progress)
+        if isinstance(parallel, Ranks):
+            self.ranks = parallel
+        elif parallel not in (None, True, False):
+            raise TypeError(f"Trainer: parallel must be a bool, Ranks or None, got {type(parallel).__name__}")
+        else:
+            self.ranks = Ranks() if parallel is False else join(ask=parallel is True)
+        self.progress = choose(progress and self.ranks.first)
         self.on_save, self.on_best, self.best = on_save, on_best, best
         self.best_value: float | None = None
         self.keep, self.keep_best, self.patience, self.nan = keep, keep_best, patience, nan
@@ -216,6 +235,27 @@ class Trainer:
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self._total: int | None = None
+        self.shard_optimizer = shard_optimizer
+        self._check_alike()
+        self._exchange = self.ranks.exchange(model.parameters(), optimizer, shard=shard_optimizer)
+
+    def _check_alike(self) -> None:
+        """Check that all ranks were given the same."""
+        names = ("batch_size", "steps", "micro_batch", "eval_every", "max_seconds", "seed", "dtype", "nan", "patience")
+        parameters = [(p.name, p.value.shape, str(p.value.dtype)) for p in self.model.parameters()]
+        self.ranks.alike(
+            "Trainer",
+            model=f"{len(parameters)} parameters, {zlib.crc32(repr(parameters).encode()):08x}",
+            optimizer=type(self.optimizer).__name__,
+            clip_norm=self.optimizer.clip_norm,
+            data=len(self.data),
+            validation=None if self.validation is None else len(self.validation),
+            metrics=sorted(self.metrics),
+            ema=self.average is not None,
+            out_dir="none" if self.out_dir is None else "given",
+            shard_optimizer=self.shard_optimizer,
+            **{name: getattr(self, name) for name in names},
+        )
 
     @property
     def checkpoint(self) -> Path | None:
@@ -259,6 +299,7 @@ class Trainer:
             self._waited = int(progress["best"].get("waited", 0))
         if self.steps is not None and self.step >= self.steps:
             raise ValueError(f"Trainer: steps must be above the {self.step} of {path}, got {self.steps}")
+        self.ranks.alike("Trainer", step=self.step)  # a folder that not all ranks see may have another run's
         self._continued = True
         return self.step
 
@@ -278,16 +319,19 @@ class Trainer:
             SIGHUP. A second signal does not wait.
         OSError
             Where a file cannot be written; the last checkpoint stays.
+
+        Notes
+        -----
+        Of several ranks all raise where all have the same reason; an exception of one of them ends the whole job.
         """
-        if self.out_dir is not None and self.checkpoint is not None:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-            files.sweep(self.checkpoint)
-        extra = (*(log.SCALE if self.loss_scale is not None else ()), *self.metrics)
-        record = Record(self.out_dir, self.step, extra, events=self.tensorboard)
+        with self.ranks.together(self._kept):
+            record = self._open()
         self.history = record.rows
         self.progress.begin(self.steps, self.step)
+        echo = 1.0 if self.ranks.size > 1 else 0.0
         try:
-            with Interrupt() as interrupt, self._rounded():
+            with self.ranks.together(self._kept), Interrupt(echo) as interrupt, self._rounded():
+                self.ranks.spread(self.model.parameters())
                 self._loop(record, interrupt)
         except BaseException:
             with contextlib.suppress(OSError):  # the first error is the one to hear of
@@ -299,6 +343,15 @@ class Trainer:
             self.progress.end()
             record.close()
         return self.history
+
+    def _open(self) -> Record:
+        """Return the record of the run; its files are those of rank 0."""
+        folder = self.out_dir if self.ranks.first else None
+        if folder is not None and self.checkpoint is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            files.sweep(self.checkpoint)
+        extra = (*(log.SCALE if self.loss_scale is not None else ()), *self.metrics)
+        return Record(folder, self.step, extra, events=self.tensorboard)
 
     @contextlib.contextmanager
     def _rounded(self) -> Iterator[None]:
@@ -313,7 +366,7 @@ class Trainer:
                 parameter.keep(None)
 
     def _draw(self) -> None:
-        if self.out_dir is not None and self.history:
+        if self.out_dir is not None and self.history and self.ranks.first:
             log.draw(self.history, self.out_dir / "loss.png")
 
     def dry_run(self) -> Rehearsal:
@@ -326,26 +379,30 @@ class Trainer:
     def _loop(self, record: Record, interrupt: Interrupt) -> None:
         start, first, done = time.monotonic(), self.step, dict(self._done)
         speed = Speed(counts=type(self.progress) is not Silent)
-        over = False
-        while not over:
+        over = stop = False
+        while not over and not stop:
             lr = float(self.optimizer.lr if self.schedule is None else self.schedule(self.step))
             scale = None if self.loss_scale is None else self.loss_scale.value
             result = speed.step(
                 functools.partial(self._update, lr, interrupt), lambda result: result[1] if result else 0
             )
             if result is None:
+                stop = True
                 break
             loss, count, norm = result
             self.step += 1
             self._done["tokens"] += count
             seconds = time.monotonic() - start
-            over = self.step == self.steps or (self.max_seconds is not None and seconds >= self.max_seconds)
+            late = self.max_seconds is not None and seconds >= self.max_seconds
+            if self.max_seconds is not None:
+                late = bool(self.ranks.most(late and self.ranks.first)[0])
+            over = self.step == self.steps or late
             held, measured, better, evaluated = None, {}, False, False
             if over or (self.eval_every and self.step % self.eval_every == 0):
                 self._check_weights()
                 with self.averaged():
                     held, evaluated = self.evaluate(), True
-                    measured = {name: float(measure()) for name, measure in self.metrics.items()}
+                    measured = self._measure()
                 better = self._judge(measured.get(self.best, held))
                 over = over or (self.patience is not None and self._waited >= self.patience)
             seconds = time.monotonic() - start
@@ -362,7 +419,8 @@ class Trainer:
             }
             if evaluated or self.step % self.log_every == 0 or self.step == 1:
                 record.add(row)
-            if self.sample is not None and self.sample_every and self.step % self.sample_every == 0:
+            sampled = self.sample_every and self.step % self.sample_every == 0
+            if self.sample is not None and sampled and self.ranks.first:
                 with self.averaged():
                     text = self.sample(self.step)
                 record.say(self.step, text)
@@ -378,9 +436,8 @@ class Trainer:
                     "metrics": measured,
                 }
             )
-            if interrupt.asked:
-                break
-        if interrupt.asked and not over:
+            stop = self._asked(interrupt)
+        if stop and not over:
             self._save(record)
             raise interrupt.error()
 
@@ -396,7 +453,7 @@ class Trainer:
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss}")
             if (self.nan == "skip" or scaler is not None) and self.optimizer.clip_norm is None:
-                size = float(ops.global_norm([p.buffer() for p in parameters if not p.fresh]))
+                size = self.optimizer.gradient_norm()
                 if not math.isfinite(size):
                     raise FloatingPointError(f"the norm of the gradients is {size}")
             norm = self.optimizer.step(lr, grad_scale=scale)
@@ -423,35 +480,49 @@ class Trainer:
         left = math.inf if self.steps is None else seconds / steps * (self.steps - self.step)
         return left if self.max_seconds is None else min(left, max(0.0, self.max_seconds - seconds))
 
+    def _asked(self, interrupt: Interrupt) -> bool:
+        """Whether this rank or another was asked to end."""
+        asked = self.ranks.most(interrupt.asked)[0]
+        if asked:  # and if not, a signal may have come meanwhile
+            interrupt.asked = asked
+        return asked != 0
+
     def _gradient(self, interrupt: Interrupt) -> tuple[float, int] | None:
         """Leave the gradient of one step in the parameters; return the mean loss and how many targets it is over.
 
         The mean over a batch is the sum over micro-batches of (its share of the targets) x (its mean), so the share
-        goes into its backward. None after Ctrl-C between two micro-batches: half a gradient is no step.
+        goes into its backward. The micro-batches of all ranks are those of one batch. None after Ctrl-C between two
+        micro-batches: half a gradient is no step.
         """
-        total, loss = 0, 0.0
-        if self.batch_size is None:
-            total = self._targets_in_data()
-        else:
+        batch = None
+        if self.batch_size is not None:
             batch = self.data.draw(self.batch_size, seed=self.seed, step=self.step)
             if (prepare := getattr(self.data, "prepare", None)) is not None:
                 prepare(self.batch_size, seed=self.seed, step=self.step + 1)
-            total = _targets(batch)
+        total = self._targets_in_data() if batch is None else _targets(batch)
         if total == 0:
             raise ValueError("Trainer: there is no target that counts in the batch")
-        for first, piece in self._pieces(self.data) if self.batch_size is None else self._slices(batch):
-            if first and interrupt.asked:
+        loss = 0.0
+        rounds = self._rounds(len(self.data) if batch is None else len(batch[0]))
+        for number, (first, stop) in enumerate(rounds, 1):
+            if number > 1 and self._asked(interrupt):
                 for parameter in self.optimizer.parameters:
                     parameter.reset()
                 return None
+            if first == stop or not math.isfinite(loss):
+                continue
+            piece = self.data.samples(first, stop) if batch is None else _cut(batch, first, stop)
             share = _targets(piece) / total
             if share == 0:
                 continue
             value, backward = self.model.loss(piece, ctx=self._context(first))
             loss += share * value
-            if not math.isfinite(value):
-                break
-            backward(share if self.loss_scale is None else share * self.loss_scale.value)
+            if math.isfinite(value):
+                if number == len(rounds):
+                    self._exchange.begin()
+                backward(share if self.loss_scale is None else share * self.loss_scale.value)
+        loss = self.ranks.sum(loss)[0]
+        self._exchange.finish()
         return loss, total
 
     def _context(self, sample: int) -> Context:
@@ -463,23 +534,21 @@ class Trainer:
             recompute=self.checkpoint_activations,
         )
 
-    def _pieces(self, data: Data) -> Iterator[tuple[int, Batch]]:
-        """Micro-batches of a whole data set."""
-        for first in range(0, len(data), self.micro_batch):
-            yield first, data.samples(first, min(first + self.micro_batch, len(data)))
+    def _rounds(self, count: int) -> list[tuple[int, int]]:
+        """First and last + 1 of the micro-batches of this rank's share of `count` samples; as many on each rank."""
+        start, stop = self.ranks.share(count)
+        ends = range(0, self.ranks.largest_share(count), self.micro_batch)
+        return [(min(start + end, stop), min(start + end + self.micro_batch, stop)) for end in ends]
 
-    def _slices(self, batch: Batch) -> Iterator[tuple[int, Batch]]:
-        """Micro-batches of a batch."""
-        count = len(batch[0])
-        if count <= self.micro_batch:
-            yield 0, batch
-            return
-        for first in range(0, count, self.micro_batch):
-            yield first, tuple(array[first : first + self.micro_batch] for array in batch)
+    def _pieces(self, data: Data) -> Iterator[tuple[int, Batch]]:
+        """Micro-batches of this rank's share of a whole data set."""
+        for first, stop in self._rounds(len(data)):
+            if first < stop:
+                yield first, data.samples(first, stop)
 
     def _targets_in_data(self) -> int:
         if self._total is None:
-            self._total = sum(_targets(piece) for _, piece in self._pieces(self.data))
+            self._total = round(self.ranks.sum(sum(_targets(piece) for _, piece in self._pieces(self.data)))[0])
         return self._total
 
     def evaluate(self) -> float | None:
@@ -491,7 +560,12 @@ class Trainer:
             targets = _targets(piece)
             total += targets * self.model.infer_loss(piece, ctx=self._context(first))
             count += targets
-        return total / max(count, 1)
+        total, whole = self.ranks.sum(total, count)
+        return total / max(whole, 1)
+
+    def _measure(self) -> dict[str, float]:
+        """Return the metrics; rank 0 measures."""
+        return dict(json.loads(self.ranks.told(lambda: json.dumps({k: float(f()) for k, f in self.metrics.items()}))))
 
     def _judge(self, value: float | None) -> bool:
         """Take note of an evaluation; return whether it is the best."""
@@ -516,6 +590,13 @@ class Trainer:
         """
         self._check_weights()
         record.flush()
+        state = {} if self.checkpoint is None else self.optimizer.state_dict()
+        if self.ranks.first:
+            self._write(state, better)
+        self._continued = True
+        self.ranks.wait()  # so that none ends, and with it the job, before all is written
+
+    def _write(self, state: dict[str, Array], better: bool) -> None:
         with self.averaged():
             # Before the first evaluation the newest weights are the best there are.
             if self.on_best is not None and (better or self.best_value is None):
@@ -541,19 +622,19 @@ class Trainer:
             self.model,
             self.optimizer,
             progress,
+            state=state,
             average=self.average,
             keep=self.keep if self._continued else 1,
             best=better and self.keep_best,
         )
-        self._continued = True
 
     def _broken(self, what: str) -> str:
-        kept = (
-            ""
-            if self.checkpoint is None or not self.checkpoint.is_file()
-            else f"; the last checkpoint is {self.checkpoint}"
-        )
-        return f"Trainer: {what} at step {self.step + 1}; try a lower learning rate or clip_norm{kept}"
+        return f"Trainer: {what} at step {self.step + 1}; try a lower learning rate or clip_norm{self._kept()}"
+
+    def _kept(self) -> str:
+        """Say where the last checkpoint is."""
+        there = self.checkpoint is not None and self.checkpoint.is_file()
+        return f"; the last checkpoint is {self.checkpoint}" if there else ""
 
 
 profiling.trace(
@@ -565,3 +646,8 @@ def _targets(batch: Batch) -> int:
     """How many targets of a batch count."""
     targets = batch[-1]
     return int(np.count_nonzero((targets.values if isinstance(targets, Packed) else targets) != IGNORE))
+
+
+def _cut(batch: Batch, first: int, stop: int) -> Batch:
+    """Return some samples of a batch."""
+    return batch if stop - first == len(batch[0]) else tuple(array[first:stop] for array in batch)
