@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from processes import answer
 
+for name in ("torch", "sklearn"):
+    pytest.importorskip(name)
+
 ORDERS = list(itertools.permutations(("numpy", "torch", "sklearn.cluster", "numformer")))
 # All four compute in turn, with all processors; the answer is a sum over the bytes of numformer's results, and the most
 # threads that ran while it computed, sampled by a thread that does not count itself.
