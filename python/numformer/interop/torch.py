@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from numformer import ops
-
-Tensor = torch.Tensor
 
 
 def tensor_of(array: Any) -> Tensor:
@@ -21,24 +20,24 @@ def _plain(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-class Attention(torch.autograd.Function):
+class Attention(torch.autograd.Function):  # type: ignore[misc]
     """`numformer.attention` and its backward as one node of PyTorch's graph."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Any, sinks: Any, options: dict[str, Any]) -> Tensor:
         """Return the output; the log-sum-exps are kept for the backward where a gradient is wanted."""
-        given = [_plain(x) for x in (q, k, v)]
+        a, b, c = map(_plain, (q, k, v))
         options = {name: _plain(value) for name, value in options.items()}
         scores = {"bias": _plain(bias), "sinks": _plain(sinks)}
         if not any(ctx.needs_input_grad):
-            return tensor_of(ops.attention(*given, **scores, **options))
-        out, lse = (tensor_of(x) for x in ops.attention(*given, **scores, **options, return_lse=True))
+            return tensor_of(ops.attention(a, b, c, **scores, **options))
+        out, lse = (tensor_of(x) for x in ops.attention(a, b, c, **scores, **options, return_lse=True))
         ctx.save_for_backward(q, k, v, bias, sinks, out, lse)
         ctx.options = options
         return out
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of q, k, v, bias and sinks."""
         q, k, v, bias, sinks, out, lse = map(_plain, ctx.saved_tensors)

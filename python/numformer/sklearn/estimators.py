@@ -101,7 +101,7 @@ class _Transformer(BaseEstimator):  # type: ignore[misc]
             tokens = NumberTokens(X.shape[1], self.width, rng)
         sizes: dict[str, Any] = {"width": self.width, "heads": self.heads, "layers": self.layers}
         network = Network(tokens, outputs, classes=classes, dropout=self.dropout, rng=rng, **sizes)
-        packed = network.tokens.pack(self._scaled(X))
+        packed = network.tokens.sequences(self._scaled(X))
         optimizer = AdamW(decay_groups(network.parameters(), self.weight_decay), clip_norm=1.0)
         batch = min(self.batch_size, len(packed))
         per_epoch = math.ceil(len(packed) / batch)
@@ -129,7 +129,7 @@ class _Transformer(BaseEstimator):  # type: ignore[misc]
         """Return what the network says of each sample, (samples, outputs), in float64."""
         check_is_fitted(self)
         X, _ = self._validate(X, reset=False)
-        packed = self.network_.tokens.pack(self._scaled(X))
+        packed = self.network_.tokens.sequences(self._scaled(X))
         answers = []
         for first in range(0, len(packed), 256):
             part = packed[first : first + 256]

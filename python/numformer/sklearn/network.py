@@ -37,7 +37,7 @@ class TextTokens(Module):
         self.tokens = Embedding(len(ByteVocabulary()), width, std=0.5, rng=rng)
         self.positions = LearnedPositions(context, width, std=0.1, rng=rng)
 
-    def pack(self, texts: Any) -> Packed:
+    def sequences(self, texts: Any) -> Packed:
         """Return the ids of the tokens of texts, those beyond the context left out."""
         encoded = ByteVocabulary().encode(list(texts))
         return Packed.of([np.append(np.int32(BOS), ids[: self.context - 1]) for ids in encoded])
@@ -68,7 +68,7 @@ class NumberTokens(Module):
         self.weight = Parameter(initial.normal(rng, (features, width), 0.5, np.float32))
         self.bias = Parameter(initial.normal(rng, (features, width), 0.5, np.float32))
 
-    def pack(self, rows: Any) -> Packed:
+    def sequences(self, rows: Any) -> Packed:
         """Return rows of numbers as sequences."""
         values = np.asarray(rows, np.float32)
         return Packed(values.reshape(-1), np.arange(len(values) + 1) * values.shape[1])
