@@ -129,10 +129,16 @@ def print_result(result: Result, peers: list[str]) -> None:
     )
 
 
-def write(subject: str, results: list[Result], folder: pathlib.Path) -> pathlib.Path:
-    """All figures of a subject as JSON."""
+def write(subject: str, results: list[Result], folder: pathlib.Path, *, keep: bool = False) -> pathlib.Path:
+    """All figures of a subject as JSON; with `keep`, those of other cases that were measured on this processor stay."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{subject}.json"
     rows = [asdict(r) | {"ratio": r.ratio, "best_peer": r.best_peer, "share": r.share, "met": r.met} for r in results]
-    path.write_text(json.dumps({"machine": machine(), "results": rows}, indent=1) + "\n")
+    about = machine()
+    if keep and path.is_file():
+        before = json.loads(path.read_text())
+        new = {(row["case"], row["threads"]) for row in rows}
+        if (before["machine"]["processor"], before["machine"]["isa"]) == (about["processor"], about["isa"]):
+            rows = [row for row in before["results"] if (row["case"], row["threads"]) not in new] + rows
+    path.write_text(json.dumps({"machine": about, "results": rows}, indent=1) + "\n")
     return path

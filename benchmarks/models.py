@@ -262,24 +262,26 @@ def _same(found: dict[str, Any], case: str) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max(), err_msg=case)
 
 
-def long_documents(folder: pathlib.Path) -> dict[str, tuple[Pair, float, float, int]]:
-    """Each length."""
-    return {
+def long_documents(length: int) -> Callable[[pathlib.Path], dict[str, tuple[Pair, float, float, int]]]:
+    """One length."""
+    return lambda folder: {
         f"Longformer, {length} tokens": (longformer(folder, length), _longformer_flops(length), 5.0, length)
-        for length in LENGTHS
     }
 
 
-PARTS: list[Callable[[pathlib.Path], dict[str, tuple[Pair, float, float, int]]]] = [
-    decoding,
-    embedding,
-    translation,
-    long_documents,
-]
+PARTS: dict[str, Callable[[pathlib.Path], dict[str, tuple[Pair, float, float, int]]]] = {
+    "decoding": decoding,
+    "embedding": embedding,
+    "translation": translation,
+    **{f"longformer-{length}": long_documents(length) for length in LENGTHS},
+}
 
 
-def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
-    """Each case with each number of threads."""
+def run(threads: list[int], folder: pathlib.Path, parts: list[str] | None = None) -> pathlib.Path:
+    """Each case with each number of threads; with `parts`, figures of other ones on this processor stay in the file."""
+    if unknown := sorted(set(parts or ()) - PARTS.keys()):
+        raise SystemExit(f"models: parts are {', '.join(PARTS)}, got {unknown[0]}")
+    wanted = [PARTS[name] for name in parts or PARTS]
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     results = []
@@ -289,7 +291,7 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
             common.set_threads(count)
             top = common.ceiling()
             for name, (pair, flops, aim, items) in {
-                name: case for part in PARTS for name, case in part(pathlib.Path(place)).items()
+                name: case for part in wanted for name, case in part(pathlib.Path(place)).items()
             }.items():
                 _same({who: call() for who, call in pair.items()}, name)
                 seconds = common.take_turns(pair, rounds=3)
@@ -301,4 +303,4 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
                 if "bytes" in extra:
                     ours, theirs = extra["bytes"]["numformer"], extra["bytes"]["transformers"]
                     print(f"  memory: {ours / 2**20:.0f} and {theirs / 2**20:.0f} MiB, {ours / theirs:.2f} of theirs")
-    return common.write("models", results, folder)
+    return common.write("models", results, folder, keep=parts is not None)

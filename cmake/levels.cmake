@@ -16,14 +16,32 @@ else()
   message(FATAL_ERROR "numformer has no kernels for ${CMAKE_SYSTEM_PROCESSOR}: x86-64 or aarch64 is needed")
 endif()
 
+if(APPLE AND CMAKE_OSX_ARCHITECTURES MATCHES ";")
+  message(FATAL_ERROR "a universal build would need the kernels of both processors: build one wheel for each")
+endif()
+
+if(MSVC AND NOT CMAKE_NM)
+  get_filename_component(compiler_folder ${CMAKE_CXX_COMPILER} DIRECTORY)
+  find_program(CMAKE_NM llvm-nm HINTS ${compiler_folder})
+endif()
+
 file(GLOB kernel_sources CONFIGURE_DEPENDS csrc/kernels/*.cpp)
 foreach(level IN LISTS NUMFORMER_LEVELS)
   add_library(kernels_${level} OBJECT ${kernel_sources})
   target_compile_definitions(kernels_${level} PRIVATE NUMFORMER_LEVEL=${level} NUMFORMER_LEVEL_${level}
                              ${NUMFORMER_LEVEL_DEFINITIONS})
-  target_compile_options(kernels_${level} PRIVATE ${flags_${level}} -fno-exceptions -fno-rtti)
+  set(flags ${flags_${level}} -fno-exceptions -fno-rtti)
+  if(MSVC)
+    list(TRANSFORM flags PREPEND "/clang:")
+    list(APPEND flags /EHs-c-) # wins over the /EHsc that CMake starts with
+  endif()
+  target_compile_options(kernels_${level} PRIVATE ${flags})
   target_link_libraries(kernels_${level} PRIVATE numformer_options)
   # Code of a higher level must not leak into a lower one through a symbol that the linker merges.
+  if(NOT CMAKE_NM)
+    message(STATUS "no nm (llvm-nm): symbols of level ${level} are not checked")
+    continue()
+  endif()
   add_custom_command(
     OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/symbols_${level}.ok
     COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/cmake/check_symbols.py --nm ${CMAKE_NM}

@@ -1,4 +1,5 @@
 #include "bindings/scalars.hpp"
+#include "core/host.hpp"
 #include "core/pool.hpp"
 #include "runtime/kernels.hpp"
 #include "runtime/parallel.hpp"
@@ -6,8 +7,6 @@
 #include "runtime/profiler.hpp"
 
 #include <pybind11/stl.h>
-
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -170,11 +169,9 @@ double fork_join_ns(int64_t rounds) {
 // Bytes of the caches as the system tells, 0 where it does not.
 py::dict cache_sizes() {
     py::dict d;
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-    d["L1"] = std::max(0L, sysconf(_SC_LEVEL1_DCACHE_SIZE));
-    d["L2"] = std::max(0L, sysconf(_SC_LEVEL2_CACHE_SIZE));
-    d["L3"] = std::max(0L, sysconf(_SC_LEVEL3_CACHE_SIZE));
-#endif
+    d["L1"] = host::cache_bytes(1);
+    d["L2"] = host::cache_bytes(2);
+    d["L3"] = host::cache_bytes(3);
     return d;
 }
 
@@ -184,6 +181,7 @@ void bind_runtime(py::module_ &m) {
     m.attr("__version__") = NUMFORMER_VERSION;
     m.attr("isa") = runtime::kernels().level; // chosen here, once, at import
     define(m, "isa_available() -> list[str]", &runtime::available_levels);
+    define(m, "has_threads() -> bool", &runtime::has_threads);
     define(m, "get_num_threads() -> int", &runtime::num_threads);
     define(m, "set_num_threads(n: int, /) -> None", [](py::int_ n) {
         const long threads = py::cast<long>(n);

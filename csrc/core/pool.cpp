@@ -1,8 +1,7 @@
 #include "core/pool.hpp"
 
-#include <pthread.h>
+#include "core/host.hpp"
 
-#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -32,8 +31,8 @@ Pool &instance() {
 
 // A fork copies the mutex in whatever state another thread had it: take it before, release it on both sides after.
 Pool::Pool() {
-    pthread_atfork([] { instance().mutex.lock(); }, [] { instance().mutex.unlock(); },
-                   [] { instance().mutex.unlock(); });
+    host::at_fork([] { instance().mutex.lock(); }, [] { instance().mutex.unlock(); },
+                  [] { instance().mutex.unlock(); });
 }
 
 // Eight size classes to each power of two: at most 12.5% is wasted and sizes that differ little share blocks.
@@ -48,7 +47,7 @@ size_t capacity_for(size_t bytes) {
 void drop_cached(Pool &pool) {
     for (auto &[capacity, blocks] : pool.free_blocks)
         for (Header *block : blocks)
-            std::free(block);
+            host::free_aligned(block);
     pool.free_blocks.clear();
     pool.counters.bytes_cached = 0;
 }
@@ -68,10 +67,10 @@ void *allocate(size_t bytes) noexcept {
         found->second.pop_back();
         pool.counters.bytes_cached -= static_cast<int64_t>(capacity);
     } else {
-        block = static_cast<Header *>(std::aligned_alloc(kAlignment, sizeof(Header) + capacity));
+        block = static_cast<Header *>(host::allocate_aligned(kAlignment, sizeof(Header) + capacity));
         if (!block) {
             drop_cached(pool);
-            block = static_cast<Header *>(std::aligned_alloc(kAlignment, sizeof(Header) + capacity));
+            block = static_cast<Header *>(host::allocate_aligned(kAlignment, sizeof(Header) + capacity));
         }
         if (!block)
             return nullptr;
@@ -99,7 +98,7 @@ void release(void *pointer) noexcept {
         } catch (...) { // no memory for the book-keeping: fall through and return the block
         }
     }
-    std::free(block);
+    host::free_aligned(block);
 }
 
 Statistics statistics() {

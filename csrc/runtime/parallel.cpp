@@ -1,40 +1,18 @@
 #include "runtime/parallel.hpp"
 
+#include "core/host.hpp"
+#include "runtime/processor.hpp"
 #include "runtime/profiler.hpp"
 
+#if defined(_OPENMP)
 #include <omp.h>
-#include <pthread.h>
-#include <sched.h>
+#endif
 
 #include <atomic>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 
 namespace nf::runtime {
 namespace {
-
-// A cgroup's CPU quota in whole processors, rounded up; 0 where there is none (version 2, then version 1).
-int cgroup_quota() {
-    long long quota = 0, period = 0;
-    if (FILE *file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
-        const int fields = std::fscanf(file, "%lld %lld", &quota, &period); // "max 100000" reads no number
-        std::fclose(file);
-        return fields == 2 && period > 0 ? static_cast<int>((quota + period - 1) / period) : 0;
-    }
-    auto read_number = [](const char *path) {
-        long long value = 0;
-        if (FILE *file = std::fopen(path, "r")) {
-            if (std::fscanf(file, "%lld", &value) != 1)
-                value = 0;
-            std::fclose(file);
-        }
-        return value;
-    };
-    quota = read_number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
-    period = read_number("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-    return quota > 0 && period > 0 ? static_cast<int>((quota + period - 1) / period) : 0;
-}
 
 int initial_threads() {
     if (const char *text = std::getenv("OMP_NUM_THREADS")) {
@@ -49,22 +27,29 @@ std::atomic<int> requested_threads{0};
 std::atomic<bool> forked_child{false};
 
 // libgomp's pool of threads does not survive a fork: the child stays serial, and always answers.
-const int register_fork_handler = pthread_atfork(nullptr, nullptr, [] { forked_child.store(true); });
+struct ForkHandler {
+    ForkHandler() {
+        host::at_fork(nullptr, nullptr, [] { forked_child.store(true); });
+    }
+} register_fork_handler;
 
 } // namespace
 
 int available_processors() {
-    int processors = omp_get_num_procs();
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0)
-        processors = CPU_COUNT(&allowed);
-    const int quota = cgroup_quota();
+    int processors = host::allowed_processors();
+#if defined(_OPENMP)
+    if (processors == 0)
+        processors = omp_get_num_procs();
+#endif
+    const int quota = host::processor_quota();
     if (quota > 0 && quota < processors)
         processors = quota;
     return processors > 0 ? processors : 1;
 }
 
 int num_threads() {
+    if (!has_threads())
+        return 1;
     int n = requested_threads.load(std::memory_order_relaxed);
     if (n == 0) {
         n = initial_threads();
@@ -76,9 +61,11 @@ int num_threads() {
 void set_num_threads(int n) { requested_threads.store(n); }
 
 int threads_here() {
-    if (forked_child.load(std::memory_order_relaxed) || omp_in_parallel())
+#if defined(_OPENMP)
+    if (omp_in_parallel())
         return 1;
-    return num_threads();
+#endif
+    return forked_child.load(std::memory_order_relaxed) ? 1 : num_threads();
 }
 
 int64_t threads_for(int64_t count, int64_t grain) {
@@ -95,6 +82,7 @@ void parallel_ranges(int64_t count, int64_t grain, void *context,
         body(context, 0, count);
         return;
     }
+#if defined(_OPENMP)
     profiler::Team times;
 #pragma omp parallel num_threads(static_cast<int>(pieces))
     {
@@ -106,6 +94,7 @@ void parallel_ranges(int64_t count, int64_t grain, void *context,
         times.add(start);
     }
     times.end(pieces);
+#endif
 }
 
 void parallel_tasks(int64_t count, void *context, void (*body)(void *context, int64_t task)) {
@@ -115,6 +104,7 @@ void parallel_tasks(int64_t count, void *context, void (*body)(void *context, in
             body(context, task);
         return;
     }
+#if defined(_OPENMP)
     profiler::Team times;
 #pragma omp parallel num_threads(static_cast<int>(threads))
     {
@@ -125,6 +115,7 @@ void parallel_tasks(int64_t count, void *context, void (*body)(void *context, in
         times.add(start);
     }
     times.end(threads);
+#endif
 }
 
 } // namespace nf::runtime

@@ -48,4 +48,12 @@ std::string choose_level() {
     return forced;
 }
 
+bool has_threads() {
+#if defined(_OPENMP)
+    return true;
+#else
+    return false;
+#endif
+}
+
 } // namespace nf::runtime

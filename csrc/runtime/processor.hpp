@@ -9,5 +9,7 @@ namespace nf::runtime {
 std::vector<std::string> available_levels();
 // NUMFORMER_ISA if set (ValueError for an unknown or missing one), else the highest.
 std::string choose_level();
+// Whether this build has OpenMP; without it everything runs on the thread that calls.
+bool has_threads();
 
 } // namespace nf::runtime

@@ -1,17 +1,10 @@
 #include "runtime/profiler.hpp"
 
+#include "core/host.hpp"
 #include "core/pool.hpp"
-
-#include <fcntl.h>
-#include <pthread.h>
-#include <unistd.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#endif
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -112,7 +105,6 @@ State &state() {
 }
 
 std::atomic<int64_t> session{0}, next_sample{0};
-std::atomic<int> statm{-1}; // file descriptor of /proc/self/statm, kept open between profiles
 
 struct Open {
     int32_t path;
@@ -130,22 +122,13 @@ struct Thread {
     std::deque<Explanation> explanations; // does not move what plans point to
 };
 
-int32_t thread_number() {
-#if defined(__linux__)
-    return static_cast<int32_t>(syscall(SYS_gettid));
-#else
-    static std::atomic<int32_t> next{1};
-    return next++;
-#endif
-}
-
 Thread &this_thread() {
     thread_local Thread thread;
     const int64_t current = session.load(std::memory_order_relaxed);
     if (thread.session != current) {
         thread.session = current;
         thread.open.clear();
-        thread.id = thread_number(); // again in every session: a fork keeps this object but changes the number
+        thread.id = host::thread_number(); // again in every session: a fork keeps this object but changes the number
     }
     return thread;
 }
@@ -153,12 +136,12 @@ Thread &this_thread() {
 // A fork copies the mutex in whatever state another thread had it: take it before, release it on both sides after.
 // A child's records would reach nobody: in the child the profile is off.
 State::State() {
-    pthread_atfork([] { state().mutex.lock(); }, [] { state().mutex.unlock(); },
-                   [] {
-                       watchers.store(0);
-                       state().recording = this_thread().explaining = false;
-                       state().mutex.unlock();
-                   });
+    host::at_fork([] { state().mutex.lock(); }, [] { state().mutex.unlock(); },
+                  [] {
+                      watchers.store(0);
+                      state().recording = this_thread().explaining = false;
+                      state().mutex.unlock();
+                  });
 }
 
 // The following expect the mutex to be held.
@@ -219,20 +202,6 @@ void add_to_sums(State &s, const Record &r) {
     sum.threads = std::max(sum.threads, r.threads);
 }
 
-int64_t resident_bytes() {
-    char text[128];
-    const int file = statm.load(std::memory_order_relaxed);
-    const ssize_t length = file < 0 ? -1 : pread(file, text, sizeof text - 1, 0);
-    if (length <= 0)
-        return 0;
-    text[length] = 0;
-    long long total = 0, resident = 0;
-    if (std::sscanf(text, "%lld %lld", &total, &resident) != 2)
-        return 0;
-    static const long page = sysconf(_SC_PAGESIZE);
-    return resident * page;
-}
-
 } // namespace
 
 int64_t now() {
@@ -245,8 +214,6 @@ bool start(int64_t capacity) {
     std::lock_guard<std::mutex> guard(s.mutex);
     if (s.recording)
         return false;
-    if (statm.load() < 0)
-        statm.store(open("/proc/self/statm", O_RDONLY | O_CLOEXEC));
     ++session;
     next_sample.store(0);
     s.capacity = std::max<int64_t>(capacity, 1);
@@ -397,7 +364,7 @@ void Scope::end() {
     int64_t due = next_sample.load(std::memory_order_relaxed);
     const bool sampled =
         record_.end_ns >= due && next_sample.compare_exchange_strong(due, record_.end_ns + kSampleEvery);
-    const int64_t resident = sampled ? resident_bytes() : 0;
+    const int64_t resident = sampled ? host::resident_bytes() : 0;
     State &s = state();
     std::lock_guard<std::mutex> guard(s.mutex);
     if (!s.recording || record_.start_ns < s.start_ns || thread.id != record_.thread)

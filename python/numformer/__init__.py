@@ -41,6 +41,8 @@ __all__ = [
 def set_num_threads(n: int) -> None:
     """Set how many threads a kernel may use (1 to 1024). Results do not depend on it.
 
+    A build without OpenMP (``info()["parallel"]`` is ``"none"``) stays on one.
+
     Raises
     ------
     TypeError
@@ -81,12 +83,15 @@ def empty_pool() -> None:
 
 
 def info() -> dict[str, Any]:
-    """Version, instruction set (and those the machine has), threads, processors, and the pool's counters in bytes."""
+    """Version, instruction set (and those the machine has), threads, what they run on (``"openmp"``, or ``"none"``
+    in a build for one thread), processors, and the pool's counters in bytes.
+    """
     return {
         "version": __version__,
         "isa": _core.isa,
         "isa_available": _core.isa_available(),
         "threads": get_num_threads(),
+        "parallel": "openmp" if _core.has_threads() else "none",
         "processors": _core.available_processors(),
         "cuda": False,
         "pool": _core.pool_statistics(),

@@ -246,3 +246,38 @@ def test_info() -> None:
     import numformer as nf
 
     assert str(nf.info()["isa"]) in result.output
+
+
+def test_transformer_xl(tmp_path: Path, text: Path) -> None:
+    """Trained, resumed to the same bits, continued and scored with any memory."""
+    common = ["--model", "transformer-xl", "--memory", "24", "--eval-every", "4", "--quiet", *TINY]
+    run = ["train", str(text), "--steps", "12", *common]
+    result = RUN.invoke(app, [*run, "--out", str(tmp_path / "one")])
+    assert result.exit_code == 0, result.output
+    assert "transformer-xl: " in result.output
+    assert RUN.invoke(app, ["generate", str(tmp_path / "one"), "--max-new-tokens", "40"]).exit_code == 0
+    again = tmp_path / "again"
+    for more in (["--minutes", "0.00001"], ["--resume"]):  # it stops after one step
+        result = RUN.invoke(app, [*run, "--out", str(again), *more])
+        assert result.exit_code == 0, result.output
+    assert (again / "model.safetensors").read_bytes() == (tmp_path / "one" / "model.safetensors").read_bytes()
+    said = {
+        memory: RUN.invoke(app, ["score", str(again), str(text), *memory]).output
+        for memory in ((), ("--memory", "24"), ("--memory", "0"))
+    }
+    assert said[()] == said["--memory", "24"] != said["--memory", "0"]
+    assert "perplexity" in said["--memory", "0"]
+    assert "segments of 16 with a memory of 24" in said[()]
+
+
+def test_memory_is_for_transformer_xl(tmp_path: Path, text: Path) -> None:
+    result = RUN.invoke(app, ["train", str(text), "--memory", "8", *TINY])
+    assert result.exit_code == 2
+    assert "--memory is for --model transformer-xl" in result.output
+    GPT(GPTConfig(context=16, layers=1, heads=2, width=8)).save_pretrained(tmp_path / "gpt")
+    result = RUN.invoke(app, ["score", str(tmp_path / "gpt"), str(text), "--memory", "8"])
+    assert result.exit_code == 2
+    assert "--memory is for a transformer-xl" in result.output
+    result = RUN.invoke(app, ["train", str(text), "--model", "transformer-xl", *TINY[:-1], "0"])
+    assert result.exit_code == 2
+    assert "batch gradient descent" in result.output

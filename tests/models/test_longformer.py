@@ -161,6 +161,65 @@ def test_broken_folders(tmp_path: Path) -> None:
             Longformer.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("dilation", [3, (2, 2, 1, 5)], ids=["all-heads", "by-head"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_dilated_windows(dilation: Any, padded: bool, rng: np.random.Generator) -> None:
+    """Against dense attention with a mask: every d-th neighbour and global tokens; forward, backward and infer."""
+    layer = nn.SlidingAttention(8, 4, window=2, dilation=dilation, dtype=np.float64, rng=rng)
+    x = rng.standard_normal((2, 17, 8))
+    roles = np.ones((2, 17), np.int8)
+    roles[0, [3, 16]] = 2
+    if padded:
+        roles[1, 9:] = 0
+        roles[0, 16] = 0
+    seen = np.empty((2, 4, 17, 17), bool)
+    distance = np.abs(np.arange(17)[:, None] - np.arange(17))
+    for head, d in enumerate(np.broadcast_to(dilation, 4)):
+        seen[:, head] = (distance <= 2 * d) & (distance % d == 0)
+    seen = (seen | (roles == 2)[:, None, None, :]) & (roles != 0)[:, None, None, :]
+    qkv = layer.qkv.infer(x).reshape(2, 17, 3, 4, 2).transpose(2, 0, 3, 1, 4)
+    dense = nf.reference.attention(*qkv, mask=seen).transpose(0, 2, 1, 3).reshape(2, 17, 8)
+    local = roles != 2
+    np.testing.assert_allclose(
+        layer.infer(x, mask=roles)[local], layer.output.infer(dense)[local], rtol=1e-10, atol=1e-12
+    )
+    plain = nn.SlidingAttention(8, 4, window=2, dtype=np.float64, rng=rng)
+    plain.load_state_dict(layer.state_dict())
+    far = roles == 2  # their rows see everything either way
+    np.testing.assert_allclose(layer.infer(x, mask=roles)[far], plain.infer(x, mask=roles)[far], rtol=1e-10, atol=1e-12)
+    weights = rng.standard_normal(x.shape)
+    y, backward = layer(x, mask=roles)
+    np.testing.assert_allclose(layer.infer(x, mask=roles), y, rtol=1e-12, atol=1e-12)
+    dx = backward(weights)
+    for array, gradient in [(x, dx), *((p.value, p.grad.copy()) for p in layer.parameters())]:
+        along(lambda: float((layer(x, mask=roles)[0] * weights).sum()), array, gradient, rng)
+    alone = layer.infer(x[:1], mask=roles[:1])
+    np.testing.assert_array_equal(layer.infer(x, mask=roles)[:1], alone)
+    without = layer.infer(x)
+    spread = nn.SlidingAttention(8, 4, window=2, dilation=100, dtype=np.float64, rng=rng)
+    spread.load_state_dict(layer.state_dict())
+    v = layer.qkv.infer(x)[..., 16:]
+    np.testing.assert_allclose(spread.infer(x), layer.output.infer(np.ascontiguousarray(v)), rtol=1e-10, atol=1e-12)
+    assert without.shape == x.shape
+
+
+def test_dilated_layers(tmp_path: Path) -> None:
+    model = _model(head="sequence", dilation=((3, 1), 1))  # of the last layer only the global token is read
+    ids = np.arange(2, 13)
+    logits = model.infer(ids)
+    assert np.abs(logits - _model(head="sequence").infer(ids)).max() > 1e-6
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
+    assert again.config == model.config
+    np.testing.assert_array_equal(again.infer(ids), logits)
+    with pytest.raises(ValueError, match="dilation must be one number or 2"):
+        LongformerConfig(**SMALL, dilation=(1, 2, 3))
+    with pytest.raises(ValueError, match="dilation must be at least 1"):
+        nn.SlidingAttention(8, 2, window=1, dilation=0)
+    with pytest.raises(ValueError, match="one for each head"):
+        nn.SlidingAttention(8, 2, window=1, dilation=(1, 2, 3))
+
+
 @pytest.mark.parametrize(
     ("tokens", "error", "words"),
     [

@@ -33,7 +33,7 @@ def test_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not PAGE.is_file():
         pytest.skip("docs/ is not here: this is an installed package")
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names: dict[str, Any] = {"FOLDER": _folder(tmp_path / "bert"), "OUT": tmp_path / "out"}
     for number, block in enumerate(blocks):
         exec(compile(block, f"{PAGE.name}, block {number + 1}", "exec"), names)
@@ -44,5 +44,7 @@ def test_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(names["model"], Longformer)
     assert names["logits"].shape == (3,)
     assert names["losses"][-1] < names["losses"][0]
+    assert names["log_p"].shape == (8, 256) and 0 < names["nats"] < 6
+    assert names["more"].shape == (140,)
     assert isinstance(names["translator"], Transformer)
     assert names["ids"].shape[0] == 1 and np.isin(names["ids"], range(100)).all()

@@ -58,19 +58,17 @@ def test_progress_is_told_speed_and_share() -> None:
     assert heard.rows[-1]["seconds_left"] == 0
 
 
-def test_share_is_that_of_the_arithmetic() -> None:
-    """Products of a known size beside the seconds that they took."""
-    a = np.ones((256, 256), np.float32)
-    result, least = speed.counted(lambda: nf.matmul(a, a))
-    assert least is not None
-    np.testing.assert_array_equal(result, 256)
+def test_share_is_that_of_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of a known size on a machine of a known speed."""
+    monkeypatch.setattr(ceilings, "arithmetic", lambda dtype: {"float32": 1e9, "float64": 2e9}[dtype])
+    a = np.ones((64, 64), np.float32)
+    result, least = speed.counted(lambda: (nf.matmul(a, a), nf.matmul(a.astype(np.float64), a.astype(np.float64))))
+    np.testing.assert_array_equal(result[0], 64)
+    np.testing.assert_allclose(least, 2 * 64**3 * (1e-9 + 0.5e-9))
     with nf.profile() as p:
+        assert speed.counted(lambda: 5) == (5, None), "a profile that is on is left alone"
         nf.matmul(a, a)
-        found = speed.counted(lambda: 5)
-    assert found == (5, None), "a profile that is on is left alone"
-    flops = float(p.records()["flops"][0])
-    assert flops == 2 * 256**3
-    assert 0.2 < least / (flops / ceilings.arithmetic("float32")) < 5, "measured twice, so not to the bit"
+    assert len(p.records()) == 1
     with pytest.raises(ZeroDivisionError):
         speed.counted(lambda: 1 // 0)
     with nf.profile():

@@ -26,6 +26,7 @@ class ModelKind(StrEnum):
 
     gpt = "gpt"
     transformer = "transformer"
+    transformer_xl = "transformer-xl"
 
 
 class NormKind(StrEnum):
@@ -113,7 +114,9 @@ def train(
             help="UTF-8 text to train a gpt on, or a file of numformer tokenize; Python's own reference by default."
         ),
     ] = None,
-    model: Annotated[ModelKind, typer.Option(help="A gpt continues text, a transformer translates.")] = ModelKind.gpt,
+    model: Annotated[
+        ModelKind, typer.Option(help="A gpt or transformer-xl continues text, a transformer translates.")
+    ] = ModelKind.gpt,
     out: Annotated[Path | None, typer.Option(help="Folder to write into; runs/NAME by default.")] = None,
     pairs: PairsFile = None,
     source: SourceFile = None,
@@ -139,6 +142,9 @@ def train(
     norm: Annotated[NormKind | None, typer.Option(help="Norms of a transformer.  [default: post]")] = None,
     context: Annotated[
         int | None, typer.Option(help="Longest sequence, in tokens.  [default: gpt 128, transformer 256, of bytes 512]")
+    ] = None,
+    memory: Annotated[
+        int | None, typer.Option(help="Positions that a transformer-xl remembers; as many as --context by default.")
     ] = None,
     batch: Annotated[
         int | None,
@@ -210,8 +216,8 @@ def train(
 ) -> None:
     """Train a model and write weights, log and pictures into a folder.
 
-    A gpt learns a text byte by byte, or the tokens of a file that numformer tokenize made; a transformer learns to
-    translate from --pairs FILE, or --source A --target B.
+    A gpt or a transformer-xl learns a text byte by byte, or the tokens of a file that numformer tokenize made; a
+    transformer learns to translate from --pairs FILE, or --source A --target B.
 
     mpiexec -n 4 numformer train ... trains with four processes, each on its share of every batch.
     """
@@ -237,6 +243,8 @@ def train(
         "resume": resume,
         "quiet": quiet,
     }
+    if memory is not None and model is not ModelKind.transformer_xl:
+        _run(_refuse, message="train: --memory is for --model transformer-xl")
     if model is ModelKind.transformer:
         _run(
             _train_transformer,
@@ -283,6 +291,8 @@ def train(
     }
     _run(
         _train_gpt,
+        model=model.value,
+        memory=memory,
         other=[name for name, value in other.items() if value is not None],
         files=files or [],
         packing=packing,
@@ -291,7 +301,7 @@ def train(
         context=_or(context, 128),
         batch=_batch(batch, batch_gradient_descent, 8),
         steps=_or(steps, 2500),
-        lr=_or(lr, 3e-3),
+        lr=_or(lr, 3e-3 if model is ModelKind.gpt else 1e-3),
         weight_decay=_or(weight_decay, 0.1),
         dropout=_or(dropout, 0.0),
         eval_every=_or(eval_every, 250),
@@ -317,6 +327,10 @@ def _train_transformer(
     if files:
         raise ValueError(f"train: a transformer learns from --pairs, or --source and --target, got {files[0]}")
     run(training=Sources(*training), validation=Sources(*validation), **options)
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -363,6 +377,9 @@ def score(
     truncate: Truncate = False,
     beams: Annotated[int, typer.Option(help="Of the beam search; 1 is greedy.")] = 4,
     length_penalty: LengthPenalty = 0.6,
+    memory: Annotated[
+        int | None, typer.Option(help="Positions that a transformer-xl remembers; those of its training by default.")
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """Say how good a model is: loss and perplexity of text, and BLEU and chrF of translations."""
@@ -378,6 +395,7 @@ def score(
         length_penalty=length_penalty,
         on_bad=on_bad.value,
         truncate=truncate,
+        memory=memory,
         threads=threads,
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-GPT, TRANSFORMER = "gpt2", "numformer_transformer"
+GPT, TRANSFORMER, TRANSFORMER_XL = "gpt2", "numformer_transformer", "transfo-xl"
 _ADVICE = {
     "bert": "a BERT, which understands text: numformer embed {} or numformer fill {}",
     "roberta": "a RoBERTa, which understands text: numformer embed {} or numformer fill {}",
     "longformer": "a Longformer, which understands long text: numformer embed {} or numformer fill {}",
     GPT: "a GPT, which continues text: numformer generate {}",
+    TRANSFORMER_XL: "a Transformer-XL, which continues text: numformer generate {}",
     TRANSFORMER: "a transformer, which translates: numformer translate {}",
 }
 
@@ -28,8 +29,8 @@ def model_type(folder: Path) -> str:
         raise ValueError(f"{path}: not the configuration of a model ({error})") from error
 
 
-def require(folder: Path, kind: str) -> None:
+def require(folder: Path, *kinds: str) -> None:
     """Raise ValueError for the folder of another model, and say what it is for."""
     found = model_type(folder)
-    if found != kind and found in _ADVICE:
+    if found not in kinds and found in _ADVICE:
         raise ValueError(f"{folder} holds {_ADVICE[found].format(folder, folder)}")

@@ -25,7 +25,7 @@ from numformer.data import (
 )
 from numformer.data.language import LanguageVocabulary
 from numformer.data.vocabulary import FILE
-from numformer.models import GPT
+from numformer.models import GPT, TransformerXL, from_pretrained
 
 Array = np.ndarray[Any, Any]
 HELD = 512
@@ -150,10 +150,10 @@ def _long_enough(training: int, validation: int, context: int, what: str) -> Non
         raise ValueError(f"train: {what}, too few for a context of {context}; add text or shorten --context")
 
 
-def load(folder: Path) -> tuple[GPT, LanguageVocabulary, int | None]:
-    """Read a gpt, its vocabulary, and the token that ends its texts."""
-    folders.require(folder, folders.GPT)
-    model = GPT.from_pretrained(folder)
+def load(folder: Path) -> tuple[GPT | TransformerXL, LanguageVocabulary, int | None]:
+    """Read a gpt or a transformer-xl, its vocabulary, and the token that ends its texts."""
+    folders.require(folder, folders.GPT, folders.TRANSFORMER_XL)
+    model: GPT | TransformerXL = from_pretrained(folder)
     size = model.config.vocab_size
     if not (folder / FILE).is_file():
         if size != 256:

@@ -12,6 +12,7 @@ from numformer.cli import folders, language
 from numformer.cli.pairs import Sources, mean_loss
 from numformer.data import Pairs, TokenFile, Windows, encode_documents, is_token_file, read_documents, read_files
 from numformer.data.language import LanguageVocabulary
+from numformer.models import GPT
 
 
 def run(
@@ -23,6 +24,7 @@ def run(
     length_penalty: float,
     on_bad: str,
     truncate: bool,
+    memory: int | None,
     threads: int | None,
 ) -> None:
     """Print how well a model says a text, or translates pairs."""
@@ -30,31 +32,45 @@ def run(
         import numformer as nf
 
         nf.set_num_threads(threads)
-    if folders.model_type(folder) == folders.TRANSFORMER:
+    kind = folders.model_type(folder)
+    if memory is not None and kind != folders.TRANSFORMER_XL:
+        raise ValueError(f"score: --memory is for a transformer-xl, and {folder} holds another model")
+    if kind == folders.TRANSFORMER:
         if files:
             raise ValueError(f"{folder} holds a transformer, which is scored on --pairs or --source and --target")
         _pairs(folder, pairs, beams, length_penalty, on_bad, truncate)
     else:
         if pairs.given() or not files:
             raise ValueError(f"{folder} holds a language model, which is scored on text: numformer score {folder} FILE")
-        _text(folder, files)
+        _text(folder, files, memory)
 
 
-def _text(folder: Path, files: list[Path]) -> None:
+def _text(folder: Path, files: list[Path], memory: int | None) -> None:
     model, vocabulary, _ = language.load(folder)
     context, size = model.config.context, model.config.vocab_size
     tokens, bytes = _tokens(files, vocabulary)
     unit = "byte" if isinstance(vocabulary, language.Bytes) else "token"
-    windows = Windows(tokens, context, limit=size)
+    if isinstance(model, GPT):
+        windows = Windows(tokens, context, limit=size)
+        count, where = windows.targets, f"windows of {context}"
+        total = _nats(model, windows)
+    else:
+        count, reach = len(tokens) - 1, model.config.memory if memory is None else memory
+        where = f"segments of {context} with a memory of {reach}"
+        total = -float(model.log_likelihood(tokens, memory=memory))
+    loss = total / count
+    typer.echo(f"{count:,} {unit}s in {where}")
+    typer.echo(f"loss {loss:.4f} nats a {unit} ({loss / np.log(2):.3f} bits), perplexity {np.exp(loss):.3f}")
+    if bytes is not None and unit != "byte":
+        typer.echo(f"{total / np.log(2) / bytes:.3f} bits a byte, {bytes / len(tokens):.2f} bytes a token")
+
+
+def _nats(model: GPT, windows: Windows) -> float:
     total = 0.0
     for first in range(0, len(windows), 32):
         ids, targets = windows.samples(first, min(first + 32, len(windows)))
         total += int(np.count_nonzero(targets != -100)) * model.infer_loss((ids, targets))
-    loss = total / windows.targets
-    typer.echo(f"{windows.targets:,} {unit}s in windows of {context}")
-    typer.echo(f"loss {loss:.4f} nats a {unit} ({loss / np.log(2):.3f} bits), perplexity {np.exp(loss):.3f}")
-    if bytes is not None and unit != "byte":
-        typer.echo(f"{total / np.log(2) / bytes:.3f} bits a byte, {bytes / len(tokens):.2f} bytes a token")
+    return total
 
 
 def _tokens(files: list[Path], vocabulary: LanguageVocabulary) -> tuple[np.ndarray[Any, Any], int | None]:

@@ -10,8 +10,9 @@ import numpy as np
 import typer
 
 from numformer.cli import language, rehearsing, together
+from numformer.data import Streams
 from numformer.data.vocabulary import FILE
-from numformer.models import GPT, GPTConfig
+from numformer.models import GPT, GPTConfig, TransformerXL, TransformerXLConfig
 from numformer.nn import initial
 from numformer.nn.context import compute_dtype as known
 from numformer.optim import AdamW, cosine, decay_groups
@@ -24,6 +25,8 @@ SAMPLE = 200
 
 def run(
     *,
+    model: str,
+    memory: int | None,
     files: list[Path],
     out: Path | None,
     layers: int,
@@ -56,16 +59,32 @@ def run(
     if resume and out is None:
         raise ValueError("train: --resume needs --out, the folder of the run")
     corpus = language.corpus(files, context, packing)
-    config = GPTConfig(
-        vocab_size=corpus.vocab_size,
-        context=context,
-        layers=layers,
-        heads=heads,
-        width=width,
-        dropout=dropout,
-        dtype="float64" if dtype == "float64" else "float32",
-    )
-    gpt = GPT(config, rng=np.random.Generator(np.random.Philox(initial.seed("train", seed))))
+    sizes: dict[str, Any] = {
+        "vocab_size": corpus.vocab_size,
+        "context": context,
+        "layers": layers,
+        "heads": heads,
+        "width": width,
+        "dropout": dropout,
+        "dtype": "float64" if dtype == "float64" else "float32",
+    }
+    rng = np.random.Generator(np.random.Philox(initial.seed("train", seed)))
+    gpt: GPT | TransformerXL
+    training: Any = corpus.training
+    validation: Any = corpus.validation
+    if model == "transformer-xl":
+        if batch is None or packing:
+            raise ValueError(
+                "train: batch gradient descent and --packing are for a gpt: a transformer-xl reads streams"
+            )
+        if ranks.size > 1:
+            raise ValueError("train: a transformer-xl is trained by one process: its checkpoint has one memory")
+        gpt = TransformerXL(TransformerXLConfig(**sizes, memory=context if memory is None else memory), rng=rng)
+        # Micro-batches of an evaluation are segments of the same streams, too.
+        training = Streams(training.tokens, context, batch)
+        validation = Streams(validation.tokens, context, micro_batch or batch)
+    else:
+        gpt = GPT(GPTConfig(**sizes), rng=rng)
     optimizer = AdamW(
         decay_groups(gpt.parameters(), weight_decay), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, clip_norm=1.0
     )
@@ -77,22 +96,22 @@ def run(
         gpt.save_pretrained(folder)
         corpus.save(folder)
 
-    folder = Path(ranks.told(lambda: str(out or new_folder(f"gpt-{files[0].stem if files else 'python'}"))))
+    folder = Path(ranks.told(lambda: str(out or new_folder(f"{model}-{files[0].stem if files else 'python'}"))))
     trainer = Trainer(
         gpt,
         optimizer,
-        corpus.training,
+        training,
         batch_size=batch,
         micro_batch=micro_batch,
         steps=steps,
         max_seconds=None if minutes is None else 60 * minutes,
         schedule=cosine(lr, steps=steps, warmup=min(100, steps // 10), final=lr / 10),
-        validation=corpus.validation,
+        validation=validation,
         eval_every=eval_every,
         out_dir=folder,
         seed=seed,
         dtype=compute_dtype(dtype),
-        config=config.to_json(),
+        config=gpt.config.to_json(),
         progress=not quiet,
         on_save=save,
         sample=sample,
@@ -103,7 +122,7 @@ def run(
         trainer.resume()
     count = sum(p.value.size for p in gpt.parameters())
     tokens = len(corpus.training.tokens)
-    typer.echo(f"gpt: {count:,} parameters, {tokens:,} {corpus.unit}s to train on ({corpus.name})")
+    typer.echo(f"{model}: {count:,} parameters, {tokens:,} {corpus.unit}s to train on ({corpus.name})")
     if dry_run:
         rehearsing.run(trainer)
         return
@@ -125,7 +144,12 @@ def run(
 
 
 def _report(
-    gpt: GPT, history: list[dict[str, Any]], folder: Path, corpus: language.Corpus, seed: int, seconds: float
+    gpt: GPT | TransformerXL,
+    history: list[dict[str, Any]],
+    folder: Path,
+    corpus: language.Corpus,
+    seed: int,
+    seconds: float,
 ) -> None:
     losses = [row["loss"] for row in history[-10:]]
     held = next((row["validation_loss"] for row in reversed(history) if row["validation_loss"] is not None), None)

@@ -6,6 +6,7 @@ from numformer.data.language import JsonVocabulary, parse_vocabulary, read_vocab
 from numformer.data.masking import MaskedText, mask_tokens, next_sentences
 from numformer.data.pairs import ParallelText, Report, read_lines, read_pairs, read_parallel, split_lines
 from numformer.data.shuffle import Permutation
+from numformer.data.streams import Streams
 from numformer.data.text import builtin_text, read_files, split, to_text, to_tokens
 from numformer.data.token_file import TokenFile, is_token_file, token_dtype, write_tokens
 from numformer.data.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ __all__ = [
     "ParallelText",
     "Permutation",
     "Report",
+    "Streams",
     "TokenFile",
     "Tokenizer",
     "Vocabulary",

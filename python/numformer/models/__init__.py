@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from numformer.models.roberta import RoBERTa as RoBERTa
     from numformer.models.transformer import Transformer as Transformer
     from numformer.models.transformer_config import TransformerConfig as TransformerConfig
+    from numformer.models.transformer_xl import TransformerXL as TransformerXL
+    from numformer.models.transformer_xl_config import TransformerXLConfig as TransformerXLConfig
     from numformer.models.vit import ViT as ViT
     from numformer.models.vit import ViTConfig as ViTConfig
 
@@ -29,6 +31,8 @@ _PLACES = {
     "RoBERTaConfig": "bert_config",
     "Transformer": "transformer",
     "TransformerConfig": "transformer_config",
+    "TransformerXL": "transformer_xl",
+    "TransformerXLConfig": "transformer_xl_config",
     "ViT": "vit",
     "ViTConfig": "vit",
     "from_pretrained": "auto",

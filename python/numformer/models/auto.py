@@ -18,6 +18,7 @@ _KINDS = {
     "marian": ("transformer", "Transformer"),
     "numformer_transformer": ("transformer", "Transformer"),
     "roberta": ("roberta", "RoBERTa"),
+    "transfo-xl": ("transformer_xl", "TransformerXL"),
     "vit": ("vit", "ViT"),
 }
 

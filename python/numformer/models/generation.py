@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numformer.models.config import GPTConfig
-from numformer.nn import KVCache, initial
+from numformer.nn import initial
 
 Array = NDArray[Any]
 
@@ -19,15 +18,15 @@ Array = NDArray[Any]
 class LanguageModel(Protocol):
     """What generation needs of a model."""
 
-    config: GPTConfig
+    config: Any
 
     def infer(
-        self, ids: Array, *, mask: Array | None = None, cache: list[KVCache] | None = None, last: bool = False
+        self, ids: Array, *, mask: Array | None = None, cache: list[Any] | None = None, last: bool = False
     ) -> Array:
         """Return logits."""
         ...
 
-    def new_cache(self) -> list[KVCache]:
+    def new_cache(self) -> list[Any]:
         """Return an empty cache."""
         ...
 
@@ -65,8 +64,38 @@ class Options:
             raise ValueError(f"generate: slide must be between 1 and the context {context}, got {self.slide}")
 
 
+def count_of_new(max_new_tokens: int) -> int:
+    """Check how many tokens to add."""
+    if not isinstance(max_new_tokens, (int, np.integer)) or isinstance(max_new_tokens, bool):
+        raise TypeError(f"generate: max_new_tokens must be an integer, got {max_new_tokens!r}")
+    if max_new_tokens < 0:
+        raise ValueError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
+    return int(max_new_tokens)
+
+
+def read_prompts(ids: Any, check: Callable[[Any], Array]) -> tuple[Array, Array | None, list[int] | None, bool]:
+    """Return sequences as one array, filled up on the left, its mask, the lengths of a list, whether it is one."""
+    several = isinstance(ids, (list, tuple)) and len(ids) > 0 and all(np.ndim(one) == 1 for one in ids)
+    if not several:
+        array = check(ids)
+        return np.atleast_2d(array), None, None, array.ndim == 1
+    rows = [check(one) for one in ids]
+    lengths = [len(row) for row in rows]
+    width = max(lengths)
+    tokens, mask = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        tokens[i, width - len(row) :], mask[i, width - len(row) :] = row, True
+    return tokens, None if mask.all() else mask, lengths, False
+
+
 def stream(
-    model: LanguageModel, prompts: Array, mask: Array | None, max_new_tokens: int, options: Options
+    model: LanguageModel,
+    prompts: Array,
+    mask: Array | None,
+    max_new_tokens: int,
+    options: Options,
+    *,
+    context: int | None = None,
 ) -> Iterator[Array]:
     """Continue sequences, a token at a time; see ``GPT.stream``.
 
@@ -76,8 +105,10 @@ def stream(
         (rows, positions).
     mask : boolean array, optional
         (rows, positions): False where shorter prompts are filled up, on the left.
+    context : int, optional
+        The longest sequence; that of the model by default.
     """
-    context, vocab_size = model.config.context, model.config.vocab_size
+    context, vocab_size = model.config.context if context is None else context, model.config.vocab_size
     slide = max(1, context // 4) if options.slide is None else options.slide
     stop = options.stop_tokens(vocab_size)
     rng = np.random.Generator(
@@ -127,13 +158,19 @@ def stream(
 
 
 def generate(
-    model: LanguageModel, prompts: Array, mask: Array | None, max_new_tokens: int, options: Options
+    model: LanguageModel,
+    prompts: Array,
+    mask: Array | None,
+    max_new_tokens: int,
+    options: Options,
+    *,
+    context: int | None = None,
 ) -> tuple[Array, Array]:
     """Return the prompts with what follows, (rows, positions), and how many tokens each row got.
 
     A row that has ended is filled up with the token that ended it.
     """
-    steps = list(stream(model, prompts, mask, max_new_tokens, options))
+    steps = list(stream(model, prompts, mask, max_new_tokens, options, context=context))
     drawn = np.stack(steps, axis=1) if steps else np.empty((len(prompts), 0), np.int64)
     counts = (drawn >= 0).sum(axis=1)
     for row, count in enumerate(counts):

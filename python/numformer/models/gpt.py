@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from numformer import ops
 from numformer.models import pretrained
 from numformer.models.config import GPTConfig
-from numformer.models.generation import Options, generate, stream
+from numformer.models.generation import Options, count_of_new, generate, read_prompts, stream
 from numformer.nn import (
     Backward,
     Context,
@@ -288,12 +288,12 @@ class GPT(pretrained.PretrainedModel):
             `ids` with the new tokens behind them. In an array a sequence that ended before others is filled up with the
             token that ended it; a list of sequences gives a list, in which each ends where it ended.
         """
-        prompts, mask, lengths, single = self._prompts(ids)
+        prompts, mask, lengths, single = read_prompts(ids, self._ids)
         tokens, counts = generate(
             self,
             prompts,
             mask,
-            self._new(max_new_tokens),
+            count_of_new(max_new_tokens),
             self._options(temperature, top_k, top_p, seed, repetition_penalty, stop, use_cache, slide),
         )
         if lengths is not None:
@@ -322,9 +322,9 @@ class GPT(pretrained.PretrainedModel):
         array of int64
             (batch,): the next token of each sequence, -1 for one that has ended.
         """
-        prompts, mask, _, _ = self._prompts(ids)
+        prompts, mask, _, _ = read_prompts(ids, self._ids)
         options = self._options(temperature, top_k, top_p, seed, repetition_penalty, stop, use_cache, slide)
-        return stream(self, prompts, mask, self._new(max_new_tokens), options)
+        return stream(self, prompts, mask, count_of_new(max_new_tokens), options)
 
     def log_likelihood(self, ids: ArrayLike | Sequence[ArrayLike]) -> Array:
         """Return log p of sequences: the sum over their tokens but the first, which nothing predicts.
@@ -339,7 +339,7 @@ class GPT(pretrained.PretrainedModel):
         array
             (batch,), or a number for one sequence.
         """
-        tokens, mask, _, single = self._prompts(ids)
+        tokens, mask, _, single = read_prompts(ids, self._ids)
         targets = np.full(tokens.shape, -100, np.int64)
         targets[:, :-1] = tokens[:, 1:]
         if mask is not None:
@@ -370,27 +370,6 @@ class GPT(pretrained.PretrainedModel):
         options = Options(temperature, top_k, top_p, seed, repetition_penalty, stop, use_cache, slide)
         options.check(self.config.context)
         return options
-
-    def _new(self, max_new_tokens: int) -> int:
-        if not isinstance(max_new_tokens, (int, np.integer)) or isinstance(max_new_tokens, bool):
-            raise TypeError(f"generate: max_new_tokens must be an integer, got {max_new_tokens!r}")
-        if max_new_tokens < 0:
-            raise ValueError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
-        return int(max_new_tokens)
-
-    def _prompts(self, ids: Any) -> tuple[Array, Array | None, list[int] | None, bool]:
-        """Return sequences as one array, filled up on the left, its mask, the lengths of a list, whether it is one."""
-        several = isinstance(ids, (list, tuple)) and len(ids) > 0 and all(np.ndim(one) == 1 for one in ids)
-        if not several:
-            array = self._ids(ids)
-            return np.atleast_2d(array), None, None, array.ndim == 1
-        rows = [self._ids(one) for one in ids]
-        lengths = [len(row) for row in rows]
-        width = max(lengths)
-        tokens, mask = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), bool)
-        for i, row in enumerate(rows):
-            tokens[i, width - len(row) :], mask[i, width - len(row) :] = row, True
-        return tokens, None if mask.all() else mask, lengths, False
 
     def _mask(self, mask: ArrayLike, ids: Array, offset: int) -> Array:
         array = np.atleast_2d(np.asarray(mask))

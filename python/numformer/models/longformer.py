@@ -29,6 +29,9 @@ class LongformerConfig(RoBERTaConfig):
     ----------
     window : int or sequence of int
         How many neighbours a position sees, half of them on either side: an even number, or one for each layer.
+    dilation : int or sequence
+        Every how manieth of its neighbours a position sees; one number, or for each layer a number or a sequence with
+        one for each head. Transformers has no such layers; folders keep it as ``attention_dilation``.
     head : {None, "masked_lm", "sequence", "token"}
         What is computed of the hidden states.
     """
@@ -39,6 +42,7 @@ class LongformerConfig(RoBERTaConfig):
 
     context: int = 4096
     window: int | tuple[int, ...] = 512
+    dilation: int | tuple[int | tuple[int, ...], ...] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +58,20 @@ class LongformerConfig(RoBERTaConfig):
                 f"got {len(self.windows)}"
             )
 
+        if not isinstance(self.dilation, int):
+            given = tuple(one if isinstance(one, int) else tuple(one) for one in self.dilation)
+            object.__setattr__(self, "dilation", given)
+        if len(self.dilations) != self.layers:
+            raise ValueError(
+                f"LongformerConfig: dilation must be one number or {self.layers} entries, one for each layer, "
+                f"got {len(self.dilations)}"
+            )
+
+    @property
+    def dilations(self) -> tuple[int | tuple[int, ...], ...]:
+        """The dilation of each layer."""
+        return self.dilation if isinstance(self.dilation, tuple) else (self.dilation,) * self.layers
+
     @property
     def windows(self) -> tuple[int, ...]:
         """The window of each layer."""
@@ -61,7 +79,8 @@ class LongformerConfig(RoBERTaConfig):
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of a Hugging Face configuration."""
-        return super().to_json() | {"attention_window": list(self.windows)}
+        fields = super().to_json() | {"attention_window": list(self.windows)}
+        return fields if self.dilation == 1 else fields | {"attention_dilation": self.dilation}
 
     @classmethod
     def options_of(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +90,10 @@ class LongformerConfig(RoBERTaConfig):
             window = window[0]
         if not isinstance(window, (int, list)):
             raise TypeError(f"attention_window must be an integer or a list of them, got {window!r}")
-        return {"window": window}
+        dilation = given.get("attention_dilation", 1)
+        if not isinstance(dilation, (int, list)):
+            raise TypeError(f"attention_dilation must be an integer or a list, got {dilation!r}")
+        return {"window": window, "dilation": dilation}
 
 
 class Longformer(RoBERTa):
@@ -80,8 +102,7 @@ class Longformer(RoBERTa):
     It is :class:`RoBERTa` with :class:`numformer.nn.SlidingAttention`: each token sees its neighbours and the global
     tokens, and global tokens see all, so that time and memory grow with the length and not with its square. A text may
     have any length up to the context. The state dict has the names of Hugging Face's ``LongformerForMaskedLM`` and
-    ``LongformerForSequenceClassification``. Departures: weights of the attention are not dropped, and windows are not
-    dilated (the paper dilates those of its character models only).
+    ``LongformerForSequenceClassification``. Departures: weights of the attention are not dropped.
 
     Parameters
     ----------
@@ -193,8 +214,12 @@ class Longformer(RoBERTa):
         return self._answer(ids, self._inputs(ids, mask, types, global_tokens), hidden, dtype)
 
     def _encoder(self, rng: initial.Source) -> Encoder:
-        windows = self.config.windows
-        return Encoder(self.config, rng, lambda block: functools.partial(SlidingAttention, window=windows[block] // 2))
+        windows, dilations = self.config.windows, self.config.dilations
+
+        def attention(block: int) -> Any:
+            return functools.partial(SlidingAttention, window=windows[block] // 2, dilation=dilations[block])
+
+        return Encoder(self.config, rng, attention)
 
     def _inputs(
         self,

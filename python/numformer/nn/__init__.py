@@ -4,6 +4,8 @@ A layer is called on arrays and gives back an array and a function. There is no 
 calls it once.
 """
 
+from numformer.nn.adaptive_embedding import AdaptiveEmbedding, Clusters
+from numformer.nn.adaptive_softmax import AdaptiveSoftmax
 from numformer.nn.attention import MultiHeadAttention
 from numformer.nn.backward import Backward
 from numformer.nn.block import PostNormBlock, PreNormBlock
@@ -21,12 +23,16 @@ from numformer.nn.linear_cross_entropy import LinearCrossEntropy
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
 from numformer.nn.positions import LearnedPositions, SinusoidalPositions
-from numformer.nn.relative_attention import RelativeAttention
+from numformer.nn.relative_attention import RelativeAttention, RelativeCache
+from numformer.nn.relative_block import RelativeBlock
 from numformer.nn.rms_norm import RMSNorm
 from numformer.nn.sliding_attention import SlidingAttention
 
 __all__ = [
+    "AdaptiveEmbedding",
+    "AdaptiveSoftmax",
     "Backward",
+    "Clusters",
     "Context",
     "CrossAttention",
     "CrossEntropy",
@@ -47,6 +53,8 @@ __all__ = [
     "PreNormDecoderBlock",
     "RMSNorm",
     "RelativeAttention",
+    "RelativeBlock",
+    "RelativeCache",
     "SinusoidalPositions",
     "SlidingAttention",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numformer.nn.attention import MultiHeadAttention
 from numformer.nn.backward import Backward, chain, take
 from numformer.nn.cache import KVCache
 from numformer.nn.context import Context
+from numformer.nn.dilated import attend_dilated, attend_dilated_backward
 from numformer.nn.dropout import map_and_drop
 from numformer.nn.heads import by_head, check
 from numformer.nn.linear import Linear
@@ -43,7 +44,10 @@ class SlidingAttention(MultiHeadAttention):
     width, heads : int
         Size of x and number of heads.
     window : int
-        How far a position sees to either side.
+        How many positions one sees to either side.
+    dilation : int or sequence of int
+        Every how manieth of its neighbours a position sees, of all heads or of each: a window of w reaches w times as
+        far (section 3.1 of the paper).
     bias, dropout, transposed, std, output_std, dtype, rng
         As for :class:`MultiHeadAttention`.
     num_kv_heads, causal
@@ -56,6 +60,7 @@ class SlidingAttention(MultiHeadAttention):
         heads: int,
         *,
         window: int,
+        dilation: int | Sequence[int] = 1,
         num_kv_heads: int | None = None,
         causal: bool = False,
         bias: bool = True,
@@ -72,6 +77,14 @@ class SlidingAttention(MultiHeadAttention):
         common: dict[str, Any] = {"bias": bias, "transposed": transposed, "std": std, "dtype": dtype, "rng": rng}
         super().__init__(width, heads, dropout=dropout, output_std=output_std, **common)
         self.window = window
+        self.dilations = (dilation,) * heads if isinstance(dilation, (int, np.integer)) else tuple(dilation)
+        for one in self.dilations:
+            initial.size("SlidingAttention", dilation=one)
+        if len(self.dilations) != heads:
+            raise ValueError(
+                f"SlidingAttention: dilation must be one number or {heads}, one for each head, "
+                f"got {len(self.dilations)}"
+            )
         self.query_global = Linear(width, width, **common)
         self.key_global = Linear(width, width, **common)
         self.value_global = Linear(width, width, **common)
@@ -111,7 +124,7 @@ class SlidingAttention(MultiHeadAttention):
         options, rows = self._seen(x, mask, cu_seqlens=cu_seqlens)
         qkv, project = self.qkv(x)
         merged, heads = self._merged(x)
-        _, lse = ops.attention(*self._split(qkv), return_lse=True, out=heads, **options)
+        lse = self._near(*self._split(qkv), heads, options)
         far = []
         for sequence, places in rows:
             q, query = self.query_global(x[sequence, places])
@@ -129,9 +142,12 @@ class SlidingAttention(MultiHeadAttention):
         dmerged = chain(ends, dy)
         dqkv = empty(qkv.shape, qkv.dtype)
         # Rows of global tokens saw nothing in this call, so what stands there now does not matter.
-        ops.attention_backward(
-            by_head(dmerged, self.heads, self.size), *self._split(qkv), heads, lse, into=self._split(dqkv), **options
-        )
+        given = (by_head(dmerged, self.heads, self.size), *self._split(qkv), heads, lse)
+        if self._is_dilated():
+            attend_dilated_backward(*given, self._split(dqkv), dilations=self.dilations, **_without_rows(options))
+        else:
+            ops.attention_backward(*given, into=self._split(dqkv), **options)
+        del given
         del qkv, heads, lse
         dx = project(dqkv, residual=residual)
         while far:
@@ -152,7 +168,7 @@ class SlidingAttention(MultiHeadAttention):
         """Return y; there is no use of a `cache`, as tokens see what comes after them, and nothing is packed."""
         options, rows = self._seen(x, mask, cu_seqlens=cu_seqlens, cache=cache)
         merged, heads = self._merged(x)
-        ops.attention(*self._split(self.qkv.infer(x)), out=heads, **options)
+        self._near(*self._split(self.qkv.infer(x)), heads, options)
         for sequence, places in rows:
             q = self.query_global.infer(x[sequence, places])
             maps = self._maps(x.dtype, Parameter.read)
@@ -180,6 +196,15 @@ class SlidingAttention(MultiHeadAttention):
             options |= {"global_tokens": tokens, "global_rows": False}
         # One sequence after the other: each has the bits that it has alone.
         return options, [(int(i), np.flatnonzero(tokens[i])) for i in np.flatnonzero(tokens.any(axis=1))]
+
+    def _is_dilated(self) -> bool:
+        return any(one != 1 for one in self.dilations)
+
+    def _near(self, q: Array, k: Array, v: Array, out: Array, options: dict[str, Any]) -> Array:
+        """Write the attention in the window and to global tokens to `out`; return lse."""
+        if self._is_dilated():
+            return attend_dilated(q, k, v, out, dilations=self.dilations, **_without_rows(options))
+        return ops.attention(q, k, v, return_lse=True, out=out, **options)[1]
 
     def _maps(self, dtype: Any, read: Callable[[Parameter, Any], Array]) -> tuple[Array, Array, Array | None]:
         """Return the maps of keys and values by head, (heads, size, width), and the bias of values."""
@@ -239,6 +264,10 @@ class SlidingAttention(MultiHeadAttention):
     def _by_head(self, rows: Array) -> Array:
         """Return a view of rows, (n, width), by head: (heads, n, size)."""
         return by_head(rows, self.heads, self.size).swapaxes(0, 1)
+
+
+def _without_rows(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "global_rows"}
 
 
 def _read(options: dict[str, Any], sequence: int) -> Array | None:

@@ -10,11 +10,11 @@ from typing import Any
 
 from numformer import files
 from numformer.optim import Average, Optimizer
-from numformer.train.protocols import Model
+from numformer.train.protocols import Model, Remembers
 
 NAME = "checkpoint.safetensors"
 BEST = "checkpoint-best.safetensors"
-_MODEL, _OPTIMIZER, _AVERAGE = "model/", "optimizer/", "average/"
+_MODEL, _OPTIMIZER, _AVERAGE, _MEMORY = "model/", "optimizer/", "average/", "memory/"
 
 
 def save_checkpoint(
@@ -35,7 +35,7 @@ def save_checkpoint(
     path : path
         Of the file.
     model, optimizer
-        Whose state to keep.
+        Whose state to keep; with that which a model carries from step to step, where it has a ``training_memory``.
     progress : dict
         Kept as JSON; has at least "step", the number of steps done.
     state : mapping, optional
@@ -57,6 +57,9 @@ def save_checkpoint(
     tensors |= {_OPTIMIZER + name: value for name, value in (state or optimizer.state_dict()).items()}
     if average is not None:
         tensors |= {_AVERAGE + name: value for name, value in average.state_dict().items()}
+    if isinstance(model, Remembers):
+        memory = model.training_memory(int(progress["step"]))
+        tensors |= {_MEMORY + name: value for name, value in memory.items()}
     notes = {"optimizer": type(optimizer).__name__, "progress": progress}
     step = int(progress["step"])
 
@@ -126,8 +129,10 @@ def load_checkpoint(
         raise ValueError(f"{path}: the checkpoint is of {kind}, and the optimizer is {type(optimizer).__name__}")
     parts = {
         prefix: {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        for prefix in (_MODEL, _OPTIMIZER, _AVERAGE)
+        for prefix in (_MODEL, _OPTIMIZER, _AVERAGE, _MEMORY)
     }
+    if parts[_MEMORY] and not isinstance(model, Remembers):
+        raise ValueError(f"{path}: the checkpoint has a memory, and the model has none")
     if bool(parts[_AVERAGE]) != (average is not None):
         has, wanted = ("an", "none is") if average is None else ("no", "one is")
         raise ValueError(f"{path}: the checkpoint has {has} average of the weights, and {wanted} asked for")
@@ -137,6 +142,8 @@ def load_checkpoint(
         optimizer.load_state_dict(parts[_OPTIMIZER])
         if average is not None:
             average.load_state_dict(parts[_AVERAGE])
+        if isinstance(model, Remembers):
+            model.load_training_memory(parts[_MEMORY])
     except ValueError as error:
         model.load_state_dict(before)
         raise ValueError(f"{path}: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -34,6 +34,19 @@ class Model(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy weights; ValueError names those that do not fit."""
+        ...
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A model that carries something from step to step besides its weights, so that a checkpoint has it too."""
+
+    def training_memory(self, step: int) -> dict[str, Array]:
+        """Return arrays by name: what a run that goes on at `step` needs."""
+        ...
+
+    def load_training_memory(self, arrays: Mapping[str, Array]) -> None:
+        """Set what `training_memory` returned; ValueError for what does not fit."""
         ...
 
 

@@ -1,0 +1,170 @@
+#include "core/host.hpp"
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+
+#if defined(_WIN32)
+#define NOMINMAX
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+// After windows.h, which it needs.
+#include <malloc.h>
+#include <psapi.h>
+
+#include <vector>
+#else
+#include <fcntl.h>
+#include <pthread.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/syscall.h>
+#elif defined(__APPLE__)
+#include <mach/mach.h>
+#include <sys/sysctl.h>
+#endif
+#endif
+
+namespace nf::host {
+
+void *allocate_aligned(size_t alignment, size_t bytes) noexcept {
+#if defined(_WIN32)
+    return _aligned_malloc(bytes, alignment);
+#else
+    return std::aligned_alloc(alignment, bytes);
+#endif
+}
+
+void free_aligned(void *block) noexcept {
+#if defined(_WIN32)
+    _aligned_free(block);
+#else
+    std::free(block);
+#endif
+}
+
+void at_fork([[maybe_unused]] void (*before)(), [[maybe_unused]] void (*in_parent)(),
+             [[maybe_unused]] void (*in_child)()) {
+#if !defined(_WIN32)
+    pthread_atfork(before, in_parent, in_child);
+#endif
+}
+
+int32_t thread_number() {
+#if defined(__linux__)
+    return static_cast<int32_t>(syscall(SYS_gettid));
+#else
+    static std::atomic<int32_t> next{1};
+    thread_local const int32_t number = next++;
+    return number;
+#endif
+}
+
+int allowed_processors() {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    return sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : 0;
+#elif defined(_WIN32)
+    DWORD_PTR ours = 0, all = 0;
+    if (!GetProcessAffinityMask(GetCurrentProcess(), &ours, &all))
+        return 0;
+    int count = 0;
+    for (; ours; ours &= ours - 1)
+        ++count;
+    return count;
+#else
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online > 0 ? static_cast<int>(online) : 0;
+#endif
+}
+
+int processor_quota() {
+#if defined(__linux__)
+    long long quota = 0, period = 0;
+    auto whole = [&] { return quota > 0 && period > 0 ? static_cast<int>((quota + period - 1) / period) : 0; };
+    if (FILE *file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+        if (std::fscanf(file, "%lld %lld", &quota, &period) != 2) // "max 100000" reads no number
+            quota = 0;
+        std::fclose(file);
+        return whole();
+    }
+    auto read_number = [](const char *path) {
+        long long value = 0;
+        if (FILE *file = std::fopen(path, "r")) {
+            if (std::fscanf(file, "%lld", &value) != 1)
+                value = 0;
+            std::fclose(file);
+        }
+        return value;
+    };
+    quota = read_number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"); // the older version of cgroups
+    period = read_number("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+    return whole();
+#else
+    return 0;
+#endif
+}
+
+int64_t cache_bytes(int level) {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+    const int names[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE};
+    const long bytes = sysconf(names[level - 1]);
+    return bytes > 0 ? bytes : 0;
+#elif defined(__APPLE__)
+    // perflevel0 are the fast cores of a processor that has two kinds.
+    const char *names[][2] = {{"hw.perflevel0.l1dcachesize", "hw.l1dcachesize"},
+                              {"hw.perflevel0.l2cachesize", "hw.l2cachesize"},
+                              {"hw.perflevel0.l3cachesize", "hw.l3cachesize"}};
+    for (const char *name : names[level - 1]) {
+        int64_t bytes = 0;
+        size_t length = sizeof bytes;
+        if (sysctlbyname(name, &bytes, &length, nullptr, 0) == 0 && bytes > 0)
+            return bytes;
+    }
+    return 0;
+#elif defined(_WIN32)
+    DWORD length = 0;
+    GetLogicalProcessorInformation(nullptr, &length);
+    std::vector<SYSTEM_LOGICAL_PROCESSOR_INFORMATION> all(length / sizeof(SYSTEM_LOGICAL_PROCESSOR_INFORMATION));
+    if (all.empty() || !GetLogicalProcessorInformation(all.data(), &length))
+        return 0;
+    for (const SYSTEM_LOGICAL_PROCESSOR_INFORMATION &part : all)
+        if (part.Relationship == RelationCache && part.Cache.Level == level && part.Cache.Type != CacheInstruction)
+            return part.Cache.Size;
+    return 0;
+#else
+    return level ? 0 : 0;
+#endif
+}
+
+int64_t resident_bytes() {
+#if defined(__linux__)
+    // Kept open: a look costs a microsecond.
+    static const int file = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+    static const long page = sysconf(_SC_PAGESIZE);
+    char text[128];
+    const ssize_t length = file < 0 ? -1 : pread(file, text, sizeof text - 1, 0);
+    if (length <= 0)
+        return 0;
+    text[length] = 0;
+    long long total = 0, resident = 0;
+    return std::sscanf(text, "%lld %lld", &total, &resident) == 2 ? resident * page : 0;
+#elif defined(__APPLE__)
+    mach_task_basic_info facts;
+    mach_msg_type_number_t count = MACH_TASK_BASIC_INFO_COUNT;
+    const auto target = reinterpret_cast<task_info_t>(&facts);
+    return task_info(mach_task_self(), MACH_TASK_BASIC_INFO, target, &count) == KERN_SUCCESS
+               ? static_cast<int64_t>(facts.resident_size)
+               : 0;
+#elif defined(_WIN32)
+    PROCESS_MEMORY_COUNTERS counters;
+    return K32GetProcessMemoryInfo(GetCurrentProcess(), &counters, sizeof counters)
+               ? static_cast<int64_t>(counters.WorkingSetSize)
+               : 0;
+#else
+    return 0;
+#endif
+}
+
+} // namespace nf::host
