@@ -3,7 +3,7 @@ batch 12), on bytes of English.
 
 Runs in bfloat16 and float16 begin with the weights and see the batches of a run in float32. A second run in float32, of
 another seed, says what noise is: how far apart two runs are that differ by chance only. The text is that of `nanogpt`.
-The first model is then written, read in bfloat16, and asked beside itself in float32.
+The first model is then written, read in bfloat16 and in int8, and asked beside itself in float32.
 """
 
 import json
@@ -55,11 +55,11 @@ def train(dtype: str, seed: int) -> tuple[GPT, dict[str, object]]:
     }
 
 
-def infer(model: GPT) -> dict[str, float]:
-    """How far logits and loss of the model in bfloat16 are from those in float32, on the validation text."""
+def infer(model: GPT, dtype: str) -> dict[str, float]:
+    """How far logits and loss of the model in fewer bits are from those in float32, on the validation text."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        narrow = GPT.from_pretrained(folder, dtype="bfloat16")
+        narrow = GPT.from_pretrained(folder, dtype=dtype)
     windows = Windows(split(text())[1], CONFIG.context)
     pieces = [windows.samples(first, first + 100) for first in range(0, min(len(windows), 1000), 100)]
     losses = [np.mean([one.infer_loss(piece) for piece in pieces]) for one in (model, narrow)]
@@ -69,9 +69,9 @@ def infer(model: GPT) -> dict[str, float]:
     tokens = [one.generate(prompt, 48, temperature=0) for one in (model, narrow)]
     return {
         "loss_float32": float(losses[0]),
-        "loss_bfloat16": float(losses[1]),
+        f"loss_{dtype}": float(losses[1]),
         "perplexity_float32": float(np.exp(losses[0])),
-        "perplexity_bfloat16": float(np.exp(losses[1])),
+        f"perplexity_{dtype}": float(np.exp(losses[1])),
         "logits_rms": float(np.sqrt(np.mean((logits - logits.mean(axis=-1, keepdims=True)) ** 2))),
         "error_rms": float(np.sqrt(np.mean(error**2))),
         "error_largest": float(np.abs(error).max()),
@@ -85,7 +85,7 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
     common.set_threads(max(threads))
     made = [train(*one) for one in RUNS]
     runs = [figures for _, figures in made]
-    inference = infer(made[0][0])
+    inference = {dtype: infer(made[0][0], dtype) for dtype in ("bfloat16", "int8")}
     first = np.array(runs[0]["curve"])
     print(f"\nmixed_precision: {STEPS} steps; nats a byte; distance of means of {WINDOW} steps from the first run")
     print(f"{'dtype':10}{'seed':>5}{'validation':>12}{'largest':>9}{'mean':>9}{'signed':>9}")
@@ -94,7 +94,8 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
         one["apart"] = {"largest": float(np.abs(apart).max()), "mean": float(np.abs(apart).mean())}
         figures = f"{np.abs(apart).max():9.4f}{np.abs(apart).mean():9.4f}{apart.mean():9.4f}"
         print(f"{one['dtype']:10}{one['seed']:5}{one['validation_loss']:12.4f}{figures}", flush=True)
-    print("bfloat16 for use: " + ", ".join(f"{name} {value:.4g}" for name, value in inference.items()))
+    for dtype, figures in inference.items():
+        print(f"{dtype} for use: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "mixed_precision.json"
     found = {"machine": common.machine(), "steps": STEPS, "runs": runs, "inference": inference}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numformer as nf
 import numpy as np
 import pytest
 from numformer import models
@@ -49,6 +50,9 @@ def test_fewer_bits_are_those_of_the_weights(rng, stored):
     model.unpack()
     model.head.packed = head
     np.testing.assert_allclose(model.infer(ids), got, rtol=0, atol=2e-5 * np.abs(got).max())
+    targets = rng.integers(0, 61, ids.shape)
+    want = nf.cross_entropy(model.infer(ids), targets)
+    np.testing.assert_allclose(model.infer_loss((ids, targets)), want, rtol=1e-6)  # by the same head
 
 
 def test_training_and_loading_let_the_copies_go(rng):

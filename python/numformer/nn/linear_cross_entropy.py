@@ -74,11 +74,14 @@ class LinearCrossEntropy(Module):
     def infer(self, head: Linear, x: Array, targets: Array, *, bias: Array | None = None) -> Any:
         """Return the loss without label smoothing; nothing is kept."""
         _check(head, bias)
+        added = _constant(bias, x) if head.bias is None else head.bias.read(x.dtype)
+        if head.packed is not None:
+            return ops.cross_entropy(ops.matmul(x, head.packed, bias=added), targets, ignore_index=self.ignore_index)
         return ops.linear_cross_entropy(
             x,
             head.weight.read(x.dtype),
             targets,
-            bias=_constant(bias, x) if head.bias is None else head.bias.read(x.dtype),
+            bias=added,
             ignore_index=self.ignore_index,
             gradients=False,
         )

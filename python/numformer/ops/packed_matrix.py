@@ -62,6 +62,8 @@ class PackedMatrix(_core.PackedMatrix):
     """
 
     def __init__(self, b: NDArray[Any], dtype: DTypeLike | None = None) -> None:
+        if dtype is not None:
+            import ml_dtypes  # noqa: F401 - NumPy knows the name "bfloat16" from then on
         super().__init__(b, dtype)
 
     def unpack(self) -> NDArray[Any]:
