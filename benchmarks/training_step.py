@@ -36,6 +36,8 @@ CASES = {
     "GPT-2 124M, T 64, B 4": Case(replace(GPT2, context=64), 4, 1.5, 0.82),
 }
 PEERS = ["torch"]
+# One layer, 32 wide: what is left is the cost of the calls.
+FIXED, FIXED_AIM = GPTConfig(vocab_size=64, context=8, layers=1, heads=2, width=32), 300e-6
 # Steps whose losses are compared, and how far they may be apart: AdamW turns rounding of small gradients into steps of
 # the size of the learning rate.
 STEPS, TOLERANCE = 20, {"float32": 1e-3, "bfloat16": 1e-2, "float16": 1e-2}
@@ -51,6 +53,38 @@ def step_flops(config: GPTConfig, batch: int) -> float:
     width, tokens = config.width, batch * config.context
     weights = config.layers * 12 * width * width + config.vocab_size * width
     return 6.0 * weights * tokens + config.layers * batch * 3.5 * 4.0 * config.context**2 * width * 0.5
+
+
+def fixed_cost(count: int, top: float) -> common.Result:
+    """Time the smallest step, with everything that a step has."""
+    rng = np.random.default_rng()
+    model = GPT(FIXED, rng=0)
+    theirs = TorchGPT(FIXED).copy(model.state_dict())
+    optimizer = AdamW(decay_groups(model.parameters(), 0.1), lr=LR, clip_norm=1.0)
+    torch_step = TorchStep(theirs, lr=LR, weight_decay=0.1, clip_norm=1.0)
+    ids, targets = rng.integers(0, FIXED.vocab_size, (2, 1, FIXED.context))
+    tensors = (torch.from_numpy(ids), torch.from_numpy(targets))
+
+    def ours() -> None:
+        _, backward = model.loss((ids, targets))
+        backward()
+        optimizer.step()
+
+    seconds = common.take_turns({"numformer": ours, "torch": lambda: torch_step(*tensors)}, slice_seconds=0.3)
+    result = common.Result(
+        "training_step",
+        "GPT 1 x 32, T 8, B 1: fixed cost",
+        count,
+        step_flops(FIXED, 1),
+        seconds,
+        top,
+        1.0,
+        {"aim_seconds": FIXED_AIM},
+    )
+    common.print_result(result, PEERS)
+    verdict = "met" if seconds["numformer"] <= FIXED_AIM else "below"
+    print(f"{seconds['numformer'] * 1e6:.0f} us a step, aim {FIXED_AIM * 1e6:.0f} us: {verdict}", flush=True)
+    return result
 
 
 def run(threads: list[int], folder: pathlib.Path, dtype: str = "float32") -> pathlib.Path:
@@ -94,4 +128,5 @@ def run(threads: list[int], folder: pathlib.Path, dtype: str = "float32") -> pat
             flops = step_flops(config, batch)
             results.append(common.Result(subject, name, count, flops, seconds, top, aim, extra, cap))
             common.print_result(results[-1], PEERS)
+        results.append(fixed_cost(count, top))
     return common.write(subject, results, folder)

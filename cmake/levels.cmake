@@ -16,6 +16,12 @@ else()
   message(FATAL_ERROR "numformer has no kernels for ${CMAKE_SYSTEM_PROCESSOR}: x86-64 or aarch64 is needed")
 endif()
 
+set(NUMFORMER_ONLY_LEVEL "" CACHE STRING "Compile this level alone: for instrumented builds, which take long")
+if(NUMFORMER_ONLY_LEVEL)
+  set(NUMFORMER_LEVELS ${NUMFORMER_ONLY_LEVEL})
+  list(APPEND NUMFORMER_LEVEL_DEFINITIONS NUMFORMER_ONLY_LEVEL=${NUMFORMER_ONLY_LEVEL})
+endif()
+
 if(APPLE AND CMAKE_OSX_ARCHITECTURES MATCHES ";")
   message(FATAL_ERROR "a universal build would need the kernels of both processors: build one wheel for each")
 endif()

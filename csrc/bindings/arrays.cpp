@@ -1,5 +1,6 @@
 #include "bindings/arrays.hpp"
 
+#include "bindings/dlpack.hpp"
 #include "core/pool.hpp"
 
 #include <algorithm>
@@ -112,18 +113,15 @@ Input input(const char *operation, const char *argument, py::handle object, Layo
     if (py::isinstance<py::array>(object)) {
         array = py::reinterpret_borrow<py::array>(object);
     } else {
-        py::object converted;
-        const bool generic =
-            py::hasattr(object, "dtype") && py::hasattr(object, "item") && py::hasattr(object, "__array__");
-        if (!generic && py::hasattr(object, "__dlpack__"))
-            converted = py::module_::import("numpy").attr("from_dlpack")(object);
+        if (py::hasattr(object, "__dlpack__"))
+            array = dlpack::read(operation, argument, object);
         else if (py::hasattr(object, "__array__"))
-            converted = py::module_::import("numpy").attr("asarray")(object);
+            array = py::reinterpret_steal<py::array>(
+                py::object(py::module_::import("numpy").attr("asarray")(object)).release());
         else
             fail_type(operation, std::string(argument) +
                                      " must be a numpy.ndarray (or have __dlpack__ or __array__), got " +
                                      describe(object));
-        array = py::reinterpret_steal<py::array>(converted.release());
     }
     View view = view_of(operation, argument, array);
     if (!is_walkable(array) || !fits(view, layout)) {

@@ -1,6 +1,7 @@
 #include "bindings/scalars.hpp"
 #include "core/host.hpp"
 #include "core/pool.hpp"
+#include "core/pool_failure.hpp"
 #include "runtime/kernels.hpp"
 #include "runtime/parallel.hpp"
 #include "runtime/processor.hpp"
@@ -199,6 +200,7 @@ void bind_runtime(py::module_ &m) {
         pool::set_limit(bytes);
     });
     define(m, "empty_pool() -> None", &pool::empty);
+    define(m, "pool_fail_after(count: int, /) -> int", &pool::fail_after);
     define(m, "ceiling_gflops(dtype: str, rounds: int) -> float", &ceiling_gflops, py::arg("dtype"), py::arg("rounds"));
     define(m, "ceiling_bandwidth(bytes: int, rounds: int) -> float", &ceiling_bandwidth, py::arg("bytes"),
            py::arg("rounds"));

@@ -1,5 +1,6 @@
 // The table of contents of numformer._core.
 #include "bindings/arrays.hpp"
+#include "bindings/dlpack.hpp"
 
 PYBIND11_MODULE(_core, m) {
     namespace py = pybind11;
@@ -18,6 +19,7 @@ PYBIND11_MODULE(_core, m) {
         }
     });
     bind_runtime(m);
+    bind_dlpack(m);
     bind_matmul(m);
     bind_attention(m);
     bind_rowwise(m);

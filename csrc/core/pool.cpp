@@ -1,6 +1,7 @@
 #include "core/pool.hpp"
 
 #include "core/host.hpp"
+#include "core/pool_failure.hpp"
 
 #include <map>
 #include <mutex>
@@ -20,6 +21,7 @@ struct Pool {
     std::mutex mutex;
     std::map<size_t, std::vector<Header *>> free_blocks; // by capacity
     Statistics counters{0, 0, 0, kDefaultLimit};
+    int64_t until_failure = -1; // see fail_after()
 
     Pool();
 };
@@ -61,6 +63,8 @@ void *allocate(size_t bytes) noexcept {
     const size_t capacity = capacity_for(bytes);
     Header *block = nullptr;
     std::lock_guard<std::mutex> guard(pool.mutex);
+    if (pool.until_failure >= 0 && pool.until_failure-- == 0)
+        return nullptr;
     auto found = pool.free_blocks.find(capacity);
     if (found != pool.free_blocks.end() && !found->second.empty()) {
         block = found->second.back();
@@ -125,6 +129,14 @@ void empty() {
     Pool &pool = instance();
     std::lock_guard<std::mutex> guard(pool.mutex);
     drop_cached(pool);
+}
+
+int64_t fail_after(int64_t count) {
+    Pool &pool = instance();
+    std::lock_guard<std::mutex> guard(pool.mutex);
+    const int64_t left = pool.until_failure;
+    pool.until_failure = count;
+    return left;
 }
 
 } // namespace nf::pool

@@ -4,7 +4,11 @@
 
 namespace nf {
 
-#if defined(NUMFORMER_X86)
+#if defined(NUMFORMER_ONLY_LEVEL)
+namespace NUMFORMER_ONLY_LEVEL {
+void fill_table(Kernels &);
+}
+#elif defined(NUMFORMER_X86)
 namespace v2 {
 void fill_table(Kernels &);
 }
@@ -29,7 +33,9 @@ namespace {
 Kernels load() {
     Kernels table{};
     const std::string level = choose_level();
-#if defined(NUMFORMER_X86)
+#if defined(NUMFORMER_ONLY_LEVEL)
+    NUMFORMER_ONLY_LEVEL::fill_table(table);
+#elif defined(NUMFORMER_X86)
     if (level == "v2")
         v2::fill_table(table);
     else if (level == "v3")

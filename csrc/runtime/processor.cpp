@@ -29,6 +29,13 @@ std::vector<std::string> available_levels() {
 #else
     levels.push_back("neon");
 #endif
+#if defined(NUMFORMER_ONLY_LEVEL)
+#define NUMFORMER_TEXT(name) #name
+#define NUMFORMER_NAME(name) NUMFORMER_TEXT(name)
+    levels.erase(std::remove_if(levels.begin(), levels.end(),
+                                [](const std::string &level) { return level != NUMFORMER_NAME(NUMFORMER_ONLY_LEVEL); }),
+                 levels.end());
+#endif
     return levels;
 }
 

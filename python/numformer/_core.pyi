@@ -13,6 +13,7 @@ __all__: list[str] = [
     "adam_update",
     "adamw_update",
     "add",
+    "as_array",
     "attention",
     "attention_backward",
     "available_processors",
@@ -22,6 +23,7 @@ __all__: list[str] = [
     "ceiling_gflops",
     "cross_entropy",
     "cross_entropy_backward",
+    "dlpack_capsule",
     "dropout",
     "dropout_backward",
     "embedding",
@@ -31,6 +33,7 @@ __all__: list[str] = [
     "explain",
     "explained",
     "fork_join_ns",
+    "from_dlpack",
     "gelu",
     "gelu_backward",
     "get_num_threads",
@@ -42,6 +45,7 @@ __all__: list[str] = [
     "layer_norm_backward",
     "linear_cross_entropy",
     "matmul",
+    "pool_fail_after",
     "pool_reset_peak",
     "pool_statistics",
     "profile_clear",
@@ -114,6 +118,7 @@ def adamw_update(
     copies: collections.abc.Iterable[numpy.ndarray | None] | None,
 ) -> None: ...
 def add(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray: ...
+def as_array(operation: str, argument: str, x: typing.Any) -> numpy.ndarray: ...
 def attention(
     q: numpy.ndarray,
     k: numpy.ndarray,
@@ -157,6 +162,7 @@ def cross_entropy_backward(
     reduction: str,
     out: numpy.ndarray | None,
 ) -> numpy.ndarray: ...
+def dlpack_capsule(array: numpy.ndarray, versioned: bool, copied: bool) -> typing.Any: ...
 def dropout(
     x: numpy.ndarray,
     p: float,
@@ -179,6 +185,7 @@ def empty_pool() -> None: ...
 def explain() -> None: ...
 def explained() -> list[dict[str, typing.Any]]: ...
 def fork_join_ns(rounds: int) -> float: ...
+def from_dlpack(x: typing.Any) -> numpy.ndarray: ...
 def gelu(x: numpy.ndarray, approximate: str) -> numpy.ndarray: ...
 def gelu_backward(dy: numpy.ndarray, x: numpy.ndarray, approximate: str) -> numpy.ndarray: ...
 def get_num_threads() -> int: ...
@@ -224,6 +231,7 @@ def matmul(
     save_preactivation: bool,
     out: numpy.ndarray | None,
 ) -> typing.Any: ...
+def pool_fail_after(count: int) -> int: ...
 def pool_reset_peak() -> None: ...
 def pool_statistics() -> dict[str, int]: ...
 def profile_clear() -> None: ...

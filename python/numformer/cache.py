@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numformer import _core
+
 Array = NDArray[Any]
 
 
@@ -75,6 +77,7 @@ class KVCache:
         ValueError
             If shapes or dtypes differ from what is held, or k and v are not as many.
         """
+        k, v = (_core.as_array("KVCache", name, x) for name, x in (("k", k), ("v", v)))
         if k.ndim < 2 or k.shape[:-1] != v.shape[:-1]:
             raise ValueError(
                 f"KVCache: k and v must have shapes (..., n, size) that agree but for size, got {k.shape} and {v.shape}"

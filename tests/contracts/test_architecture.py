@@ -31,13 +31,15 @@ PYTHON = {
     "ops": {"_core"},
     "profiling": {"_core", "files"},
     "files": set(),
-    "cache": set(),
+    "cache": {"_core"},
     "packed": set(),
     "nn": {"cache", "ops", "profiling"},
     "optim": {"ops", "nn", "profiling"},
     "data": {"files", "packed"},
     "models": {"nn", "ops", "files", "packed"},
     "train": {"optim", "data", "nn", "ops", "profiling", "files", "packed"},
+    "interop": {"ops"},
+    "sklearn": {"nn", "optim", "data", "packed"},
     "cli": {"models", "train", "optim", "data", "nn", "ops", "profiling", "files", "numformer"},
 }
 

@@ -25,7 +25,7 @@ def model_type(folder: Path) -> str:
         raise FileNotFoundError(f"{path}: no such file, so this is not the folder of a model")
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not the configuration of a model ({error})") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ ONE_SIDE = "a side is missing"
 COLUMNS = "more than two columns"
 NO_PARTNER = "lines that the other file lacks"
 TOO_LONG = "longer than the model"
+
+_GROWTH, _FREE = 100, 2**25  # text shrinks to a third or a tenth
 
 
 @dataclass
@@ -93,7 +96,7 @@ def read_lines(path: str | Path) -> list[bytes]:
     Raises
     ------
     ValueError
-        Where a gzip file is damaged or cut short.
+        Where a gzip file is damaged or cut short, or grows more than a hundredfold.
     """
     return split_lines(Path(path).read_bytes(), str(path))
 
@@ -102,13 +105,23 @@ def split_lines(data: bytes, name: str) -> list[bytes]:
     """Do the same with bytes; errors call them by their name."""
     if data[:2] == b"\x1f\x8b":
         try:
-            data = gzip.decompress(data)
+            data = _decompress(data, name)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{name}: a damaged gzip file ({error})") from error
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix(b"\r") for line in lines]
+
+
+def _decompress(data: bytes, name: str) -> bytes:
+    """Decompress; ValueError for a file that holds far more than text of its size would."""
+    most = max(_FREE, _GROWTH * len(data))
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        text = file.read(most + 1)
+    if len(text) > most:
+        raise ValueError(f"{name}: a gzip file that grows more than {_GROWTH}-fold, to over {most:,} bytes, is refused")
+    return text
 
 
 def read_pairs(path: str | Path, *, on_bad: str = "skip") -> ParallelText:

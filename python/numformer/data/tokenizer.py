@@ -187,7 +187,7 @@ def _special(path: Path) -> dict[str, str]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         named = {role: fields.get(f"{role}_token") for role in _ROLES}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a table of special tokens ({error})") from error
     contents = {role: name.get("content") if isinstance(name, dict) else name for role, name in named.items()}
     return {role: name for role, name in contents.items() if isinstance(name, str)}

@@ -183,7 +183,7 @@ def load_vocabulary(folder: str | Path) -> Vocabulary:
     try:
         text = path.read_text(encoding="utf-8")
         fields = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if isinstance(fields, dict) and fields.get("type") == "bytes":
         if fields.get("special") != list(SPECIAL):

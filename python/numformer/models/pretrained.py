@@ -16,6 +16,7 @@ from numformer.nn.context import compute_dtype
 
 Array = NDArray[Any]
 
+_SPARE = 2**14
 WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
@@ -83,10 +84,16 @@ class PretrainedModel(Module):
             weights_dtype(dtype)
         fields = read_config(folder)
         try:
-            model = cls._empty_of(fields, dtype)
+            cls.config_type.from_json(fields)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from error
         state = read_weights(folder)
+        # Room for what is made and not in the files: copies of tied weights, parts that a file leaves out.
+        most = _SPARE + 4 * sum(value.size for value in state.values())
+        try:
+            model = cls._empty_of(fields, dtype, most)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from error
         try:
             model.load_state_dict(untied(floats(model.adapt(state)), model.tied), adopt=True)
         except (ValueError, TypeError) as error:
@@ -94,14 +101,14 @@ class PretrainedModel(Module):
         return model
 
     @classmethod
-    def _empty_of(cls, fields: dict[str, Any], dtype: DTypeLike | None) -> Self:
+    def _empty_of(cls, fields: dict[str, Any], dtype: DTypeLike | None, most: int) -> Self:
         """Make the empty model with matrices of a dtype; beside 16 bits vectors, which are few, are float32."""
         if dtype is None:
-            return cls.empty(fields)
+            return cls.empty(fields, most)
         kind = weights_dtype(dtype)
         # Older files say torch_dtype, newer ones dtype.
         key = "dtype" if "dtype" in fields and "torch_dtype" not in fields else "torch_dtype"
-        model = cls.empty(fields | {key: "float32" if kind.itemsize == 2 else kind.name})
+        model = cls.empty(fields | {key: "float32" if kind.itemsize == 2 else kind.name}, most)
         if kind.itemsize > 2:
             return model
         for parameter in model.parameters():
@@ -110,9 +117,9 @@ class PretrainedModel(Module):
         return model
 
     @classmethod
-    def empty(cls, fields: dict[str, Any]) -> Self:
-        """Make the model that config.json describes, with weights of zero."""
-        model: Self = cls(cls.config_type.from_json(fields), rng=initial.Zeros())  # type: ignore[call-arg]
+    def empty(cls, fields: dict[str, Any], most: int | None = None) -> Self:
+        """Make the model that config.json describes, with weights of zero, `most` of them; ValueError for more."""
+        model: Self = cls(cls.config_type.from_json(fields), rng=initial.Zeros(most))  # type: ignore[call-arg]
         return model
 
     def adapt(self, state: dict[str, Array]) -> dict[str, Array]:

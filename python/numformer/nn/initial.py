@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,10 +18,23 @@ class Source(Protocol):
 
 
 class Zeros:
-    """A source for parameters that a checkpoint is about to fill; costs nothing."""
+    """A source for parameters that a checkpoint is about to fill.
+
+    Parameters
+    ----------
+    most : int, optional
+        Elements that may be asked for in all: ValueError beyond, before there is memory for them.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self._left = most
 
     def standard_normal(self, size: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """Return zeros."""
+        if self._left is not None:
+            self._left -= math.prod(size)
+            if self._left < 0:
+                raise ValueError("it describes a model of more weights than the files beside it hold")
         return np.zeros(size, dtype)
 
 

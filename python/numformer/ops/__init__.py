@@ -3,6 +3,7 @@
 from numformer.ops.activations import gelu, gelu_backward, relu, relu_backward, silu, silu_backward
 from numformer.ops.attention import attention, attention_backward
 from numformer.ops.attention_varlen import attention_varlen, attention_varlen_backward
+from numformer.ops.dlpack import from_dlpack, to_dlpack
 from numformer.ops.dropout import dropout, dropout_backward
 from numformer.ops.elementwise import add, cast, sum_rows
 from numformer.ops.embedding import embedding, embedding_backward
@@ -35,6 +36,7 @@ __all__ = [
     "dropout_backward",
     "embedding",
     "embedding_backward",
+    "from_dlpack",
     "gelu",
     "gelu_backward",
     "global_norm",
@@ -54,4 +56,5 @@ __all__ = [
     "softmax",
     "softmax_backward",
     "sum_rows",
+    "to_dlpack",
 ]

@@ -123,10 +123,8 @@ def matmul_backward(
     >>> da[0], dbias
     (array([4., 4., 4.]), array([2., 2., 2., 2.]))
     """
-    arrays = {"dy": dy, "a": a, "b": b}
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray | np.generic):  # a product of two vectors is a scalar
-            raise TypeError(f"matmul_backward: {name} must be a numpy.ndarray, got {type(array).__name__}")
+    dy, a, b = (_core.as_array("matmul_backward", name, x) for name, x in (("dy", dy), ("a", a), ("b", b)))
+    for name, array in (("dy", dy), ("b", b)):
         if array.dtype != a.dtype:
             raise TypeError(f"matmul_backward: {name} must have the dtype of a, {a.dtype}, got {array.dtype}")
     if a.ndim == 0 or b.ndim == 0:

@@ -94,7 +94,7 @@ def _step(path: Path) -> int | None:
     """Return the step of a checkpoint, None where there is none or it cannot be read."""
     try:
         return int(json.loads(files.read_metadata(path)["numformer"])["progress"]["step"])
-    except (OSError, KeyError, ValueError, TypeError):
+    except (OSError, KeyError, ValueError, TypeError, RecursionError):
         return None
 
 
@@ -123,7 +123,7 @@ def load_checkpoint(
         notes = json.loads(metadata["numformer"])
         kind, progress = notes["optimizer"], dict(notes["progress"])
         int(progress["step"])
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         raise ValueError(f"{path}: not a checkpoint of a training run (its metadata has no progress)") from None
     if kind != type(optimizer).__name__:
         raise ValueError(f"{path}: the checkpoint is of {kind}, and the optimizer is {type(optimizer).__name__}")
