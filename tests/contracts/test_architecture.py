@@ -37,7 +37,7 @@ PYTHON = {
     "optim": {"ops", "nn", "profiling"},
     "data": {"files", "packed"},
     "models": {"nn", "ops", "files", "packed"},
-    "train": {"optim", "data", "nn", "ops", "profiling", "files", "packed"},
+    "train": {"optim", "data", "nn", "ops", "profiling", "files", "packed", "numformer"},
     "interop": {"ops"},
     "sklearn": {"nn", "optim", "data", "packed"},
     "cli": {"models", "train", "optim", "data", "nn", "ops", "profiling", "files", "numformer"},

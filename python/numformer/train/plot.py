@@ -86,7 +86,8 @@ def draw(runs: Mapping[str, Rows], path: Path, *, x: str = "step") -> None:
     kind = path.suffix[1:].lower() or "png"
     if kind not in FigureCanvasAgg.get_supported_filetypes():
         raise ValueError(f"plot: {path} must end like a picture, .png, .svg or .pdf, got {path.suffix!r}")
-    metrics = dict.fromkeys(k for rows in runs.values() for row in rows for k in row if k not in log.COLUMNS)
+    known = log.COLUMNS + log.SCALE
+    metrics = dict.fromkeys(k for rows in runs.values() for row in rows for k in row if k not in known)
     panels = ["loss", "lr", *metrics]
     figure = Figure(figsize=(7 + 5 * (len(panels) - 1), 4.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -374,7 +374,8 @@ class Trainer:
 
         No file is written; the model has been trained by these steps, so it is for nothing else.
         """
-        return rehearse(self)
+        with self._rounded():
+            return rehearse(self)
 
     def _loop(self, record: Record, interrupt: Interrupt) -> None:
         start, first, done = time.monotonic(), self.step, dict(self._done)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from numformer import _core
+import numformer as nf
 
 
 def processors() -> frozenset[int]:
@@ -28,6 +28,6 @@ def fair(mine: frozenset[int], all_here: Sequence[frozenset[int]], allowed: int)
 
 def set_fairly(all_here: Sequence[frozenset[int]]) -> None:
     """Take one's share, unless somebody has chosen a number already."""
-    allowed = _core.available_processors()
-    if "OMP_NUM_THREADS" not in os.environ and _core.get_num_threads() == allowed:
-        _core.set_num_threads(fair(processors(), all_here, allowed))
+    allowed = nf.info()["processors"]
+    if "OMP_NUM_THREADS" not in os.environ and nf.get_num_threads() == allowed:
+        nf.set_num_threads(fair(processors(), all_here, allowed))
