@@ -144,5 +144,5 @@ def test_bad_calls(rng):
         nf.matmul(np.ones((2, 4)), packed)
     with pytest.raises(ValueError, match="matmul: b must have 3 rows"):
         nf.matmul(np.ones((2, 3), np.float32), packed)
-    with pytest.raises(TypeError, match=r"matmul_backward: b must be a numpy\.ndarray, got PackedMatrix"):
+    with pytest.raises(TypeError, match=r"matmul_backward: b must be a .*, got PackedMatrix"):
         nf.matmul_backward(normal(rng, 2, 5), normal(rng, 2, 4), packed)

@@ -219,7 +219,7 @@ class Trainer:
             raise TypeError(f"Trainer: parallel must be a bool, Ranks or None, got {type(parallel).__name__}")
         else:
             self.ranks = Ranks() if parallel is False else join(ask=parallel is True)
-        self.progress = choose(progress and self.ranks.first)
+        self.progress = choose(progress if self.ranks.first else False)
         self.on_save, self.on_best, self.best = on_save, on_best, best
         self.best_value: float | None = None
         self.keep, self.keep_best, self.patience, self.nan = keep, keep_best, patience, nan
