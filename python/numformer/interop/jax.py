@@ -87,8 +87,12 @@ def attention(q: Any, k: Any, v: Any, *, mask: Any = None, **options: Any) -> An
 
     Examples
     --------
+    >>> import jax
     >>> from numformer.interop.jax import attention
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 4, 16, 8)) for i in range(3))
     >>> gradient = jax.jit(jax.grad(lambda q: attention(q, k, v, causal=True).sum()))(q)
+    >>> gradient.shape
+    (2, 4, 16, 8)
     """
     for name in options:
         if name not in ("causal", "window", "scale", "softcap", "dropout", "seed"):

@@ -77,9 +77,12 @@ def attention(
 
     Examples
     --------
+    >>> import torch
     >>> from numformer.interop.torch import attention
-    >>> out = attention(q, k, v, causal=True)
-    >>> out.sum().backward()
+    >>> q, k, v = (torch.randn(2, 4, 16, 8, requires_grad=True) for _ in range(3))
+    >>> attention(q, k, v, causal=True).sum().backward()
+    >>> q.grad.shape
+    torch.Size([2, 4, 16, 8])
     """
     for name in ("rel", "out", "return_lse"):
         if name in options:

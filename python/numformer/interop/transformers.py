@@ -83,7 +83,9 @@ def register() -> str:
     >>> from numformer.interop import transformers as nf_transformers
     >>> nf_transformers.register()
     'numformer'
-    >>> model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="numformer")
+    >>> from transformers import AutoModelForCausalLM, GPT2Config
+    >>> config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11, n_positions=16)
+    >>> model = AutoModelForCausalLM.from_config(config, attn_implementation="numformer")  # and from_pretrained
     """
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)

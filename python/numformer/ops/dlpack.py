@@ -76,7 +76,10 @@ def to_dlpack(a: Array) -> Exchange:
 
     Examples
     --------
-    >>> tensor = torch.from_dlpack(nf.to_dlpack(a))
+    >>> import numpy as np, numformer as nf
+    >>> a = np.arange(3.0)
+    >>> np.from_dlpack(nf.to_dlpack(a))  # torch.from_dlpack too, which takes bfloat16 as well
+    array([0., 1., 2.])
     """
     if not isinstance(a, np.ndarray):
         raise TypeError(f"to_dlpack: a must be a numpy.ndarray, got {type(a).__name__}")
@@ -114,7 +117,9 @@ def from_dlpack(x: Any) -> Array:
 
     Examples
     --------
-    >>> a = nf.from_dlpack(tensor)
+    >>> import ml_dtypes, numpy as np, numformer as nf
+    >>> nf.from_dlpack(nf.to_dlpack(np.arange(3).astype(ml_dtypes.bfloat16)))  # or a tensor of PyTorch
+    array([0, 1, 2], dtype=bfloat16)
     """
     if isinstance(x, np.ndarray):
         return x.view()
