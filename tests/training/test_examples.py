@@ -32,14 +32,8 @@ def test_digits(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn", reason="needs the extra 'examples'")
     example = runpy.run_path(str(EXAMPLES / "digits.py"))
     accuracy = example["main"](["--steps", "150", "--batch", "32", "--layers", "2", "--width", "32"])
-    assert accuracy > 0.15, "chance is a tenth, and this is a small one for a moment"
+    assert accuracy > 0.6, "chance is a tenth"
     assert "of 359 images that it has never seen" in capsys.readouterr().out
-    images = np.arange(1.0, 65.0).reshape(1, 1, 8, 8)
-    drawn = example["Images"](images, np.array([7])).draw(50, seed=0, step=0)
-    assert drawn[0].shape == (50, 1, 8, 8)
-    assert {tuple(image[0, 3:5, 3]) for image in drawn[0]} == {
-        (28 + 8 * i + j, 36 + 8 * i + j) for i in (-1, 0, 1) for j in (-1, 0, 1)
-    }
 
 
 @pytest.mark.skipif(not EXAMPLES.is_dir(), reason="examples/ is not here: this is an installed package")
