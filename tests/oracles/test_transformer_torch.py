@@ -85,10 +85,12 @@ def test_logits(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", ["paper", "pre-norm"])
 # Without warm-up at 2e-3 a post-norm model amplifies a difference in float32 a few thousandfold in thirty steps,
-# PyTorch's own rounding as well as ours: float32 is judged at a rate at which training is stable.
-@pytest.mark.parametrize(("dtype", "lr", "tolerance"), [("float64", 2e-3, 1e-8), ("float32", 3e-4, 1e-5)])
+# PyTorch's own rounding as well as ours: float32 is judged at a rate at which training is stable, and with GELU, since
+# at the kink of ReLU a rounding decides whether a unit learns, by steps that Adam makes as long as any.
+@pytest.mark.parametrize(("dtype", "lr", "tolerance"), [("float64", 2e-3, 1e-8), ("float32", 3e-4, 3e-6)])
 def test_fifty_steps_stay_together(variant: str, dtype: str, lr: float, tolerance: float) -> None:
-    ours, theirs = _pair(dtype, **VARIANTS[variant])
+    smooth = {"activation": "gelu"} if dtype == "float32" else {}
+    ours, theirs = _pair(dtype, **VARIANTS[variant] | smooth)
     optimizer = AdamW(decay_groups(ours.parameters(), 0.1), lr=lr, clip_norm=1.0)
     step = TorchStep(theirs, lr=lr)
     start = {name: value.copy() for name, value in ours.state_dict().items()}
