@@ -88,6 +88,23 @@ def read_prompts(ids: Any, check: Callable[[Any], Array]) -> tuple[Array, Array 
     return tokens, None if mask.all() else mask, lengths, False
 
 
+def next_tokens(tokens: Array, mask: Array | None) -> Array:
+    """Return what each position predicts: the token behind it, -100 where there is none or `mask` is False."""
+    targets = np.full(tokens.shape, -100, np.int64)
+    targets[:, :-1] = tokens[:, 1:]
+    if mask is not None:
+        targets[~mask] = -100
+    return targets
+
+
+def as_given(tokens: Array, counts: Array, prompts: Array, lengths: list[int] | None, single: bool) -> Any:
+    """Return what :func:`generate` made in the form in which :func:`read_prompts` found the prompts."""
+    if lengths is not None:
+        width = prompts.shape[1]
+        return [row[width - n : width + count] for row, n, count in zip(tokens, lengths, counts, strict=True)]
+    return tokens[0] if single else tokens
+
+
 def stream(
     model: LanguageModel,
     prompts: Array,

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from numformer import ops
 from numformer.models import pretrained
 from numformer.models.config import GPTConfig
-from numformer.models.generation import Options, count_of_new, generate, read_prompts, stream
+from numformer.models.generation import Options, as_given, count_of_new, generate, next_tokens, read_prompts, stream
 from numformer.nn import (
     Backward,
     Context,
@@ -296,10 +296,7 @@ class GPT(pretrained.PretrainedModel):
             count_of_new(max_new_tokens),
             self._options(temperature, top_k, top_p, seed, repetition_penalty, stop, use_cache, slide),
         )
-        if lengths is not None:
-            width = prompts.shape[1]
-            return [row[width - n : width + count] for row, n, count in zip(tokens, lengths, counts, strict=True)]
-        return tokens[0] if single else tokens
+        return as_given(tokens, counts, prompts, lengths, single)
 
     def stream(
         self,
@@ -340,10 +337,7 @@ class GPT(pretrained.PretrainedModel):
             (batch,), or a number for one sequence.
         """
         tokens, mask, _, single = read_prompts(ids, self._ids)
-        targets = np.full(tokens.shape, -100, np.int64)
-        targets[:, :-1] = tokens[:, 1:]
-        if mask is not None:
-            targets[~mask] = -100
+        targets = next_tokens(tokens, mask)
         logits = self._infer(tokens, mask, None)
         rows = -np.asarray(ops.cross_entropy(logits, targets, reduction="none")).astype(np.float64).sum(axis=1)
         return rows[0] if single else rows

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numformer.models import pretrained
-from numformer.models.generation import Options, count_of_new, generate, read_prompts, stream
+from numformer.models.generation import Options, as_given, count_of_new, generate, next_tokens, read_prompts, stream
 from numformer.models.stream_memory import StreamMemory
 from numformer.models.transformer_xl_config import TransformerXLConfig
 from numformer.nn import Backward, Context, Dropout, Parameter, initial
@@ -273,10 +273,7 @@ class TransformerXL(pretrained.PretrainedModel):
             (batch,), or a number for one sequence.
         """
         tokens, mask, _, single = read_prompts(ids, self._ids)
-        targets = np.full(tokens.shape, -100, np.int64)
-        targets[:, :-1] = tokens[:, 1:]
-        if mask is not None:
-            targets[~mask] = -100
+        targets = next_tokens(tokens, mask)
         total = np.zeros(len(tokens))
         for first, x, _ in self._segments(tokens, mask, self.new_cache(memory), None):
             total -= self.softmax.losses(x, targets[:, first : first + x.shape[1]]).sum(axis=1)
@@ -301,10 +298,7 @@ class TransformerXL(pretrained.PretrainedModel):
         prompts, mask, lengths, single = read_prompts(ids, self._ids)
         options = self._options(temperature, top_k, top_p, seed, repetition_penalty, stop)
         tokens, counts = generate(self, prompts, mask, count_of_new(max_new_tokens), options, context=sys.maxsize)
-        if lengths is not None:
-            width = prompts.shape[1]
-            return [row[width - n : width + count] for row, n, count in zip(tokens, lengths, counts, strict=True)]
-        return tokens[0] if single else tokens
+        return as_given(tokens, counts, prompts, lengths, single)
 
     def stream(
         self,

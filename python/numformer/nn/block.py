@@ -154,7 +154,22 @@ class PreNormBlock(Block):
         return self.mlp.infer(self.norm2.infer(h), residual=h)
 
 
-class PostNormBlock(Block):
+class PostNorm(Module):
+    """The way back through h = norm1(x + attention(x)); y = norm2(h + mlp(h))."""
+
+    def _backward(self, saved: list[Any], dy: Array) -> Array:
+        norm1, attention, norm2, mlp = take(saved)
+        ds: Array = norm2(dy)
+        del dy
+        # The gradient that passes by the branch is the residual of the branch's last product.
+        dh: Array = mlp(ds, residual=ds)
+        ds = norm1(dh)
+        del dh
+        dx: Array = attention(ds, residual=ds)
+        return dx
+
+
+class PostNormBlock(PostNorm, Block):
     """h = norm1(x + attention(x)); y = norm2(h + mlp(h)) (Vaswani et al., 2017).
 
     The parameters are those of :class:`Block`.
@@ -175,17 +190,6 @@ class PostNormBlock(Block):
         s, mlp = self.mlp(h, residual=h, cu_seqlens=cu_seqlens, ctx=ctx)
         y, norm2 = self.norm2(s)
         return y, Backward(self._backward, [norm1, attention, norm2, mlp])
-
-    def _backward(self, saved: list[Any], dy: Array) -> Array:
-        norm1, attention, norm2, mlp = take(saved)
-        ds: Array = norm2(dy)
-        del dy
-        # The gradient that passes by the branch is the residual of the branch's last product.
-        dh: Array = mlp(ds, residual=ds)
-        ds = norm1(dh)
-        del dh
-        dx: Array = attention(ds, residual=ds)
-        return dx
 
     def infer(
         self,

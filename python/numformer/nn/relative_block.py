@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numformer.nn import initial
-from numformer.nn.backward import Backward, take
+from numformer.nn.backward import Backward
+from numformer.nn.block import PostNorm
 from numformer.nn.context import Context
 from numformer.nn.feed_forward import FeedForward
 from numformer.nn.layer_norm import LayerNorm
-from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
 from numformer.nn.recompute import recomputable
 from numformer.nn.relative_attention import RelativeAttention, RelativeCache
@@ -20,7 +20,7 @@ from numformer.nn.relative_attention import RelativeAttention, RelativeCache
 Array = NDArray[Any]
 
 
-class RelativeBlock(Module):
+class RelativeBlock(PostNorm):
     """h = norm1(x + attention(memory, x)); y = norm2(h + mlp(h)) (Dai et al., "Transformer-XL", 2019).
 
     Parameters
@@ -80,17 +80,6 @@ class RelativeBlock(Module):
         s, mlp = self.mlp(h, residual=h, ctx=ctx)
         y, norm2 = self.norm2(s)
         return y, Backward(self._backward, [norm1, attention, norm2, mlp])
-
-    def _backward(self, saved: list[Any], dy: Array) -> Array:
-        norm1, attention, norm2, mlp = take(saved)
-        ds: Array = norm2(dy)
-        del dy
-        # The gradient that passes by the branch is the residual of the branch's last product.
-        dh: Array = mlp(ds, residual=ds)
-        ds = norm1(dh)
-        del dh
-        dx: Array = attention(ds, residual=ds)
-        return dx
 
     def infer(
         self,
