@@ -409,6 +409,23 @@ void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_
         add(j, std::integral_constant<int, 1>{}, int(columns - j));
 }
 
+// All rows of A, at most kFewRows, as equal strips of at most kTileRows (InPanels).
+template <class E> struct Strips {
+    int64_t count, rows, steps; // rows: of each but the last; steps: of the depth
+    Scratch<E> packed;
+    template <class T>
+    Strips(const MatmulArgs &args, const T *a)
+        : count(ceil_div(args.m, kTileRows)), rows(ceil_div(args.m, count)), steps(steps_of<E>(args.k)),
+          packed(count * kTileRows * steps + kLanes<E>) {
+        if (!packed)
+            return;
+        for (int64_t strip = 0, i = 0; strip < count; ++strip, i += rows)
+            pack_rows_in_panel<E, T>(args.k, smaller(rows, args.m - i), a + i * args.a_row, args.a_row, args.a_col,
+                                     Acc<E>(1), packed.data + strip * steps * kTileRows);
+    }
+    const E *strip(int64_t index, int64_t step = 0) const { return packed.data + (index * steps + step) * kTileRows; }
+};
+
 // Chunks of columns, equal ones.
 struct FewRows {
     int64_t threads, width, count;
@@ -426,15 +443,9 @@ template <class A> FewRows few_rows_of(const MatmulArgs &args, int64_t threads) 
 template <class E, class T>
 bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
     typedef Acc<E> A;
-    const int64_t steps = steps_of<E>(args.k);
-    const int64_t strips = ceil_div(args.m, kTileRows), strip_rows = ceil_div(args.m, strips);
-    Scratch<E> a(strips * kTileRows * steps + kLanes<E>);
-    if (!a)
+    const Strips<E> a(args, product.a);
+    if (!a.packed)
         return false;
-    for (int64_t strip = 0; strip < strips; ++strip)
-        pack_rows_in_panel<E, T>(args.k, smaller(strip_rows, args.m - strip * strip_rows),
-                                 product.a + strip * strip_rows * args.a_row, args.a_row, args.a_col, A(1),
-                                 a.data + strip * steps * kTileRows);
 
     const FewRows chunks = few_rows_of<A>(args, runtime::threads_here());
     const int64_t width = chunks.width;
@@ -447,16 +458,15 @@ bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const 
         memset(sums.data, 0, size_t(args.m * width) * sizeof(A));
         auto add = [&](auto count, int64_t step) {
             const int64_t k = step * kElements<E>;
-            for (int64_t strip = 0, i = 0; strip < strips; ++strip, i += strip_rows)
+            for (int64_t strip = 0, i = 0; strip < a.count; ++strip, i += a.rows)
                 add_steps<E, T, decltype(count)::value>(
-                    smaller(strip_rows, args.m - i), columns, a.data + (strip * steps + step) * kTileRows,
-                    product.b + j0 + k * args.b_row, args.b_row, k + count * kElements<E> <= args.k,
-                    sums.data + i * width, width);
+                    smaller(a.rows, args.m - i), columns, a.strip(strip, step), product.b + j0 + k * args.b_row,
+                    args.b_row, k + count * kElements<E> <= args.k, sums.data + i * width, width);
         };
         int64_t step = 0;
-        for (; step + kSteps <= steps; step += kSteps)
+        for (; step + kSteps <= a.steps; step += kSteps)
             add(std::integral_constant<int, kSteps>{}, step);
-        for (; step < steps; ++step)
+        for (; step < a.steps; ++step)
             add(std::integral_constant<int, 1>{}, step);
         finish<A, T>(args, product, bias, sums.data, width, 0, args.m, j0, columns);
     };
@@ -560,25 +570,19 @@ template <class E, class T, class S>
 bool few_rows_stored(const MatmulArgs &args, const Product<T> &product, const S *units, const Acc<E> *bias) {
     typedef Acc<E> A;
     constexpr int64_t NR = kTileColumns<E>;
-    const int64_t steps = steps_of<E>(args.k), panels = ceil_div(args.n, NR);
-    const int64_t strips = ceil_div(args.m, kTileRows), strip_rows = ceil_div(args.m, strips);
-    Scratch<E> a(strips * kTileRows * steps + kLanes<E>);
-    if (!a)
+    const int64_t panels = ceil_div(args.n, NR);
+    const Strips<E> a(args, product.a);
+    if (!a.packed)
         return false;
-    for (int64_t strip = 0; strip < strips; ++strip)
-        pack_rows_in_panel<E, T>(args.k, smaller(strip_rows, args.m - strip * strip_rows),
-                                 product.a + strip * strip_rows * args.a_row, args.a_row, args.a_col, A(1),
-                                 a.data + strip * steps * kTileRows);
-    const int64_t at_once = strips == 1 ? panels_at_once(int(args.m)) : 1;
+    const int64_t at_once = a.count == 1 ? panels_at_once(int(args.m)) : 1;
     auto compute = [&](int64_t begin, int64_t end) {
         alignas(kVectorBytes) A sums[kFewRows * kMostPanels * NR];
         constexpr int64_t kSumsRow = kMostPanels * NR;
         for (int64_t p = begin; p < end;) {
             const int64_t count = p + at_once <= end ? at_once : 1;
-            for (int64_t strip = 0, i = 0; strip < strips; ++strip, i += strip_rows)
-                panels_function<E, S>(smaller(strip_rows, args.m - i),
-                                      count == 1)(args.k, a.data + strip * steps * kTileRows, units + p * args.panel,
-                                                  args.panel, sums + i * kSumsRow, kSumsRow);
+            for (int64_t strip = 0, i = 0; strip < a.count; ++strip, i += a.rows)
+                panels_function<E, S>(smaller(a.rows, args.m - i), count == 1)(
+                    args.k, a.strip(strip), units + p * args.panel, args.panel, sums + i * kSumsRow, kSumsRow);
             finish<A, T>(args, product, bias, sums, kSumsRow, 0, args.m, p * NR, smaller(count * NR, args.n - p * NR));
             p += count;
         }

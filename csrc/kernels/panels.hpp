@@ -1,6 +1,6 @@
-// A matrix B that was packed once, for many products (nf.PackedMatrix): panels of kTileColumns columns, each with its
-// whole depth in one piece of memory, so that a product of many rows needs no packing and one of few rows reads a
-// single stream.
+// A matrix B that was packed once, for many products (nf.PackedMatrix): the panels of Goto and van de Geijn (2008, see
+// matmul.cpp, which blocks the products of many rows), kTileColumns columns each, with the whole depth in one piece of
+// memory, so that a product of many rows needs no packing and one of few rows reads a single stream.
 //
 // Elements are stored as float, double or f16, as pairs of bfloat16 that follow each other along the depth (what
 // vdpbf16ps multiplies; the other levels take a pair apart by a shift and a mask), or as int8_t with one factor a

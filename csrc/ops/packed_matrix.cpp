@@ -24,27 +24,26 @@ PackedMatrix::PackedMatrix(const View &b, Stored stored) : stored_(stored) {
         column_scale_.reset(static_cast<float *>(pool::allocate(static_cast<size_t>(4 * n_))));
     if (!panels_ || (stored == Stored::i8 && !column_scale_))
         throw std::bad_alloc();
-    PackMatrixArgs args{};
-    args.b = b.data;
-    args.panels = panels_.get();
-    args.column_scale = column_scale_.get();
-    args.stored = stored;
-    args.k = k_;
-    args.n = n_;
+    PackMatrixArgs args = arguments(b.data);
     matrix_strides(b, args.b_row, args.b_col);
     profiler::Scope scope("pack_matrix", b.dtype, {k_, n_},
                           [&] { return profiler::Work{0, static_cast<double>(b.size() * b.item_size() + bytes_)}; });
     runtime::kernels().pack_matrix[static_cast<int>(b.dtype)](args);
 }
 
-void PackedMatrix::unpack(const View &out) const {
+PackMatrixArgs PackedMatrix::arguments(const void *b) const {
     PackMatrixArgs args{};
-    args.b = out.data;
+    args.b = b;
     args.panels = panels_.get();
     args.column_scale = column_scale_.get();
     args.stored = stored_;
     args.k = k_;
     args.n = n_;
+    return args;
+}
+
+void PackedMatrix::unpack(const View &out) const {
+    PackMatrixArgs args = arguments(out.data);
     args.b_row = n_;
     runtime::kernels().unpack_matrix(args);
 }

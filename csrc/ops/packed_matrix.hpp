@@ -26,6 +26,8 @@ class PackedMatrix {
     struct Release {
         void operator()(void *memory) const;
     };
+    PackMatrixArgs arguments(const void *b) const; // but for b's strides
+
     int64_t k_, n_, panel_, bytes_;
     Stored stored_;
     std::unique_ptr<void, Release> panels_;
