@@ -161,11 +161,84 @@ def test_nan_reaches_its_row_and_column(rng, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_rows_are_equal_within_their_class(rng, dtype):
-    a, b = normal(rng, 150, 530, dtype=dtype), normal(rng, 530, 75, dtype=dtype)
-    for low, high in ((1, 16), (17, 150)):
-        whole = nf.matmul(a[:high], b)
-        for m in rng.integers(low, high, 4):
-            assert same(nf.matmul(a[high - m : high], b), whole[high - m :]), (m, high)
+    for depth in (530, 2100):  # several blocks of depth, of bfloat16's longer ones too
+        a, b = normal(rng, 150, depth, dtype=dtype), normal(rng, depth, 75, dtype=dtype)
+        for low, high in ((1, 16), (17, 150)):
+            for out in {dtype, np.dtype(np.float32)} if dtype == DTYPES[3] else {dtype}:
+                whole = nf.matmul(a[:high], b, dtype=out)
+                for m in rng.integers(low, high, 4):
+                    assert same(nf.matmul(a[high - m : high], b, dtype=out), whole[high - m :]), (m, high, depth, out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_epilogue(rng, dtype, activation):
+    for m, k, n in ((1, 40, 37), (6, 40, 200), (35, 40, 37), (35, 600, 70)):
+        a, b = normal(rng, m, k, dtype=dtype), normal(rng, k, n, dtype=dtype, scale=k**-0.5)
+        bias, residual = normal(rng, n, dtype=dtype), normal(rng, m, n, dtype=dtype)
+        options = {"bias": bias, "activation": activation, "scale": 0.7}
+        y, z = nf.matmul(a, b, residual=residual, save_preactivation=True, **options)
+        want_y, want_z = reference.matmul(a, b, residual=residual, save_preactivation=True, **options)
+        bound_z = tolerance.matmul(a, b, dtype, scale=0.7, bias=bias)
+        check(z, want_z, rounded(bound_z, want_z, dtype), "preactivation")
+        bound = tolerance.matmul(a, b, dtype, **options) + u(working(dtype)) * (np.abs(want_y) + np.abs(f64(residual)))
+        check(y, want_y, rounded(bound, want_y, dtype), f"{m} x {k} x {n}")
+        without = nf.matmul(a, b, residual=residual, **options)
+        assert same(without, y), "saving z changes y"
+
+        start = normal(rng, m, n, dtype=dtype)
+        out = start.copy()
+        assert nf.matmul(a, b, accumulate=True, out=out, **options) is out
+        want = reference.matmul(a, b, **options) + f64(start)
+        bound = tolerance.matmul(a, b, dtype, **options) + u(working(dtype)) * (np.abs(want) + np.abs(f64(start)))
+        check(out, want, rounded(bound, want, dtype), "accumulated")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_out(rng, dtype):
+    a, b = normal(rng, 2, 20, 33, dtype=dtype), normal(rng, 33, 40, dtype=dtype)
+    y = nf.matmul(a, b)
+    for how, out in layouts(np.zeros(y.shape, dtype)):
+        if how in ("read-only", "misaligned"):
+            continue
+        assert nf.matmul(a, b, out=out) is out, how
+        assert same(out, y), how
+    square = normal(rng, 40, 40, dtype=dtype)
+    want = nf.matmul(square, square)
+    assert same(nf.matmul(square, square, out=square), want), "out is an operand"
+
+
+def test_output_dtype(rng):
+    a, b = (normal(rng, 20, 20, dtype=DTYPES[3]) for _ in range(2))
+    y = nf.matmul(a, b, dtype=np.float32)
+    assert y.dtype == np.float32
+    want = reference.matmul(a, b)
+    check(y, want, rounded(tolerance.matmul(a, b, DTYPES[3]), want, np.float32), "bfloat16 to float32")
+    bias = normal(rng, 20)
+    want = reference.matmul(a, b, bias=bias)
+    bound = tolerance.matmul(a, b, DTYPES[3], bias=bias)
+    check(nf.matmul(a, b, bias=bias), want, rounded(bound, want, DTYPES[3]), "float32 bias beside bfloat16")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_nan_reaches_its_row_and_column(rng, dtype):
+    for m in (5, 40):
+        a, b = normal(rng, m, 30, dtype=dtype), normal(rng, 30, 40, dtype=dtype)
+        a[3, 7] = np.nan
+        b[8, 11] = np.inf
+        judge(a, b, "NaN and inf")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_rows_are_equal_within_their_class(rng, dtype):
+    for depth in (530, 2100):  # several blocks of depth, of bfloat16's longer ones too
+        a, b = normal(rng, 150, depth, dtype=dtype), normal(rng, depth, 75, dtype=dtype)
+        for low, high in ((1, 16), (17, 150)):
+            for out in (None, np.float32) if dtype == DTYPES[3] else (None,):
+                whole = nf.matmul(a[:high], b, **({} if out is None else {"out_dtype": out}))
+                for m in rng.integers(low, high, 4):
+                    part = nf.matmul(a[high - m : high], b, **({} if out is None else {"out_dtype": out}))
+                    assert same(part, whole[high - m :]), (m, high, depth, out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)

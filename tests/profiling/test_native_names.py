@@ -69,14 +69,17 @@ def elf():
 def kernels(elf):
     """Functions of every level: name, section, address, size."""
     functions = [(name, *rest) for name, kind, *rest in elf.symbols(SYMTAB) if kind == 2]
-    levels = {62: ("v2", "v3", "v4", "v4bf16"), 183: ("neon",)}[elf.machine]
+    levels = {62: ("v2", "v3", "v4", "v4bf16", "v4amx"), 183: ("neon",)}[elf.machine]
     return {level: [f for f in functions if f"2nf{len(level)}{level}" in f[0]] for level in levels}
 
 
 def test_the_symbol_table_names_the_kernels(kernels):
     for level, functions in kernels.items():
         names = " ".join(name for name, *_ in functions)
-        for kernel in ("multiply_tile", "attend_block", "softmax", "norm", "adam"):
+        every = ("multiply_tile", "attend_block", "softmax", "norm", "adam")
+        for kernel in (
+            ("multiply_tile", "multiply_matrices") if level == "v4amx" else every
+        ):  # the rest of it is v4bf16's
             assert kernel in names, f"nobody can see {kernel} of level {level}"
 
 
