@@ -79,7 +79,7 @@ def test_the_symbol_table_names_the_kernels(kernels):
         names = " ".join(name for name, *_ in functions)
         every = ("multiply_tile", "attend_block", "softmax", "norm", "adam")
         for kernel in (
-            ("multiply_tile", "multiply_matrices") if level == "v4amx" else every
+            ("multiply_tile", "multiply_tile_of_matrices") if level == "v4amx" else every
         ):  # the rest of it is v4bf16's
             assert kernel in names, f"nobody can see {kernel} of level {level}"
 
