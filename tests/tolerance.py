@@ -18,6 +18,7 @@ import math
 from typing import Any
 
 import ml_dtypes
+import numformer as nf
 import numpy as np
 from numformer import reference
 from numformer.reference.attention import (
@@ -365,6 +366,7 @@ def attention(q: Array, k: Array, v: Array, dtype: Any, **options: Any) -> tuple
 
     A score is off by e_s = gamma(D) * scale * |q| |k| and what scaling rounds, its exponential by that, relative.
     Blocks of keys are rescaled when a larger maximum comes: one rounding for each block, of 32 keys or more.
+    Where bfloat16 has instructions of its own, probabilities are rounded to it before they meet the values.
     """
     q, k, v = f64(q), f64(k), f64(v)
     if k.shape[-2] == 0 or q.size == 0:
@@ -391,8 +393,10 @@ def attention(q: Array, k: Array, v: Array, dtype: Any, **options: Any) -> tuple
     p, of_sink = p / total, of_sink / total
     sums = gamma(m, dtype) + (m / 32) * w
     average = (p * e).sum(axis=-1, keepdims=True) + of_sink
+    pairs = dtype == bfloat16 and nf.info()["isa"] in ("v4bf16", "v4amx") and options.get("rel") is None
+    of_probabilities = u(dtype) if pairs else 0.0
     out = np.matmul(parts.kept * (p * e + sees * flush(dtype)), np.abs(v)) + (
-        average + 2 * sums + FUNCTION * w
+        average + 2 * sums + FUNCTION * w + of_probabilities
     ) * np.matmul(parts.kept * p, np.abs(v))
     lse = average[..., 0] + sums + TERMS * w * (1 + np.abs(top[..., 0]))
     return out, lse

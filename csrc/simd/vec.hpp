@@ -421,6 +421,11 @@ NF_INLINE Vec<float> broadcast(bf16_pair x) {
 NF_INLINE Vec<float> load(const bf16_pair *p) { return load(reinterpret_cast<const float *>(p)); }
 NF_INLINE void store(bf16_pair *p, Vec<float> v) { store(reinterpret_cast<float *>(p), v); }
 
+// To bfloat16 in one instruction, which takes subnormal numbers for 0, as vdpbf16ps does.
+NF_INLINE void store_flushed(bf16 *p, Vec<float> v) {
+    *reinterpret_cast<LooseHalfVec *>(p) = (HalfVec)_mm512_cvtneps_pbh((__m512)v);
+}
+
 // n <= 2 * lanes elements from p on as pairs, zeros behind them.
 NF_INLINE Vec<float> load_pairs(const bf16 *p, int n) {
     if (n == 2 * kLanes<float>)
