@@ -20,16 +20,6 @@
 namespace nf::NUMFORMER_LEVEL {
 namespace {
 
-#if defined(__AVX512BF16__)
-template <class T> using PairsOf = std::conditional_t<std::is_same<T, bf16>::value, bf16_pair, Acc<T>>;
-#else
-template <class T> using PairsOf = Acc<T>;
-#endif
-template <class E> constexpr bool kPairs = kElements<E> == 2;
-
-// Queries of a block, in whole strips: its Q, P and O stay in L2.
-template <class E> constexpr int64_t kQueries = kByMatrices<E> ? 4 * kStripRows<E> : kBlockQueries;
-
 // Probabilities of a strip: where scores were, or beside them as pairs of bfloat16.
 template <class E> constexpr int kProbabilityStride = kPairs<E> ? kBlockKeys / 2 + 16 : kRowStride; // operands
 template <class E> using Probability = std::conditional_t<kPairs<E>, bf16, Acc<E>>;
@@ -319,13 +309,6 @@ template <class E, class T> bool attention_of(const Sequences &all) {
     return !failure.happened;
 }
 
-// Whether the call's products are of pairs of bfloat16.
-template <class T> bool takes_pairs(const Sequences &all) {
-    bool fits = !std::is_same<PairsOf<T>, Acc<T>>::value;
-    for (int64_t s = 0; s < all.count; ++s)
-        fits = fits && !all.data[s].relative.r && all.data[s].dim <= 2 * kMostPairs;
-    return fits;
-}
 template <class T> bool attention(const AttentionArgs *sequences, int64_t count) {
     const Sequences all{sequences, count};
     return takes_pairs<T>(all) ? attention_of<PairsOf<T>, T>(all) : attention_of<Acc<T>, T>(all);

@@ -147,6 +147,23 @@ template <class E, class T> static void pack_keys(const T *x, int64_t keys, int6
         pack_transposed<E, T>(depth, smaller(NR, keys - j), NR, x + j * row, row, panels + j * steps_of<E>(depth), NR);
 }
 
+#if defined(__AVX512BF16__)
+template <class T> using PairsOf = std::conditional_t<std::is_same<T, bf16>::value, bf16_pair, Acc<T>>;
+#else
+template <class T> using PairsOf = Acc<T>;
+#endif
+template <class E> constexpr bool kPairs = kElements<E> == 2;
+
+// Queries of a block, in whole strips: its Q, P and O stay in L2.
+template <class E> constexpr int64_t kQueries = kByMatrices<E> ? 4 * kStripRows<E> : kBlockQueries;
+
+// Whether the call's products are of pairs of bfloat16.
+template <class T> bool takes_pairs(const Sequences &all) {
+    bool fits = !std::is_same<PairsOf<T>, Acc<T>>::value;
+    for (int64_t s = 0; s < all.count; ++s)
+        fits = fits && !all.data[s].relative.r && larger(all.data[s].dim, all.data[s].value_dim) <= 2 * kMostPairs;
+    return fits;
+}
 // c (rows x columns, row stride c_row) += or = a @ b over `depth`, tile by tile along the columns.
 template <class E, class Layout>
 NF_INLINE void multiply_strip(int64_t depth, int64_t rows, int64_t columns, const E *a, const Panels<E> &b,

@@ -24,9 +24,9 @@ void fill_table(Kernels &table) {
     table.level = NF_TEXT(NUMFORMER_LEVEL);
     fill_matmul(table);
     fill_attention(table);
+    fill_attention_backward(table);
     fill_ceiling(table);
 #if !defined(__AMX_BF16__) // which lays hands on nothing but products of bfloat16
-    fill_attention_backward(table);
     fill_attention_bias(table);
     fill_attention_relative(table);
     fill_softmax(table);
