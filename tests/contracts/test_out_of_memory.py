@@ -33,6 +33,7 @@ NO_KERNELS = {
     "pool_fail_after",
     "pool_reset_peak",
     "pool_statistics",
+    "processor_quota",
     "profile_clear",
     "profile_enter",
     "profile_leave",
