@@ -16,6 +16,7 @@ import textwrap
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,14 @@ def python_threads(seed: int, seconds: float, workers: int = 16) -> dict[str, fl
     return {"threads": workers, "calls": sum(done)}
 
 
-def small_calls(seed: int, count: int) -> dict[str, float]:
-    """Small calls at random, wrong ones too: memory stays where it is."""
+def small_arrays(seed: int) -> list[list[Any]]:
+    """Return arrays of each dtype in a few small shapes."""
     rng = np.random.default_rng(seed)
-    arrays = [[rng.standard_normal((m, n)).astype(dtype) for m, n in ((1, 3), (4, 4), (7, 16))] for dtype in DTYPES]
+    return [[rng.standard_normal(shape).astype(dtype) for shape in ((1, 3), (4, 4), (7, 16))] for dtype in DTYPES]
+
+
+def small_kinds(arrays: list[list[Any]]) -> list[Callable[[Any], Any]]:
+    """Return kinds of calls, each of an array with two axes."""
     cache = nf.KVCache(4, window=8)
 
     def wrong() -> None:
@@ -82,7 +87,7 @@ def small_calls(seed: int, count: int) -> dict[str, float]:
         out, lse = nf.attention(x, x, x, causal=True, return_lse=True)
         nf.attention_backward(out, x, x, x, out, lse, causal=True)
 
-    kinds = [
+    return [
         lambda x: nf.matmul(x, x.T, bias=x[:, 0].copy(), activation="gelu"),
         attention,
         lambda x: nf.softmax(x),
@@ -94,9 +99,15 @@ def small_calls(seed: int, count: int) -> dict[str, float]:
         lambda x: nf.dropout(x, 0.5, seed=1),
         lambda x: nf.add(x, x),
         lambda x: cache.append(arrays[0][1][None], arrays[0][1][None]),
-        lambda x: nf.PackedMatrix(x),
+        lambda x: nf.PackedMatrix(x).unpack(),
         lambda x: wrong(),
     ]
+
+
+def small_calls(seed: int, count: int) -> dict[str, float]:
+    """Small calls at random, wrong ones too: memory stays where it is."""
+    rng, arrays = np.random.default_rng(seed), small_arrays(seed)
+    kinds = small_kinds(arrays)
 
     def some(number: int) -> None:
         which = rng.integers(0, [len(kinds), len(DTYPES), 3], (number, 3)).tolist()
