@@ -20,6 +20,7 @@ ONCE = re.compile(r"PyInit__core|pybind11_init__core|pybind11_exec__core")
 def calls() -> None:
     """Call each kind with each array."""
     import numformer as nf
+
     from soak import rounds
 
     nf.set_pool_limit(0)  # freed at once, so that a use after it is seen
