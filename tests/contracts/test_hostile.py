@@ -4,6 +4,7 @@ import json
 import sys
 import time
 
+import numformer as nf
 import numpy as np
 import pytest
 from numformer import models
@@ -23,6 +24,7 @@ LISTED = """
 """
 
 
+@pytest.mark.skipif(nf.info()["isa"] != nf.info()["isa_available"][-1], reason="readers know no instruction set")
 def test_files_and_arguments():
     """In a process of its own: a crash is noticed, and the limits harm no other test."""
     done = rounds.in_child(LISTED)

@@ -26,7 +26,7 @@ def between(least: int, wanted: float, most: int) -> int:
 ROUNDS: dict[str, tuple[float, Round]] = {
     "16 Python threads": (0.25, lambda seed, seconds: rounds.python_threads(seed, seconds)),
     "small calls": (0.15, lambda seed, seconds: rounds.small_calls(seed, between(20_000, 60_000 * seconds, 1_000_000))),
-    "fork after use": (0.1, lambda seed, seconds: rounds.forks(between(5, 2 * seconds, 100))),
+    "fork after use": (0.1, lambda seed, seconds: rounds.forks(between(5, 8 * seconds, 100))),
     "SIGKILL and resume": (0.2, lambda seed, seconds: rounds.kills(between(3, seconds / 3, 100))),
     "hostile files and arguments": (0.3, lambda seed, seconds: rounds.fuzz(seconds, seed)),
     "idle, as it is": (0.0, lambda seed, seconds: rounds.idle(OMP_WAIT_POLICY="", GOMP_SPINCOUNT="")),
