@@ -152,8 +152,10 @@ std::unique_ptr<ops::PackedMatrix> pack(py::handle b_object, py::handle dtype) {
 py::array unpack(const ops::PackedMatrix &matrix) {
     const Input out =
         allocate({matrix.rows(), matrix.columns()}, matrix.stored() == Stored::f64 ? DType::f64 : DType::f32);
-    py::gil_scoped_release release;
-    matrix.unpack(out.view);
+    {
+        py::gil_scoped_release release;
+        matrix.unpack(out.view);
+    }
     return out.array;
 }
 
