@@ -5,6 +5,7 @@ import importlib
 import os
 import pathlib
 import sys
+from typing import Any
 
 SUBJECTS = (
     "matmul",
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--model", choices=MODELS, default="gpt", help="of training_step")
     parser.add_argument("--parts", nargs="+", help="of models: some of its parts, added to what models.json has")
+    parser.add_argument("--rounds", type=int, default=3, help="of models: samples of each side")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help=DTYPE_HELP)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -45,9 +47,9 @@ def main() -> int:
         name = MODELS[options.model] if subject == "training_step" else subject
         if options.dtype != "float32" and name not in TYPED:
             parser.error(f"{name} has no --dtype {options.dtype}")
-        more = {"dtype": options.dtype} if name in TYPED else {}
-        if name == "models" and options.parts:
-            more["parts"] = options.parts
+        more: dict[str, Any] = {"dtype": options.dtype} if name in TYPED else {}
+        if name == "models":
+            more |= {"parts": options.parts, "rounds": options.rounds}
         path = importlib.import_module(f"benchmarks.{name}").run(options.threads, options.out, **more)
         print(f"written: {path}")
     return 0

@@ -13,8 +13,7 @@ import numformer as nf
 import numpy as np
 import threadpoolctl
 import torch
-from numformer import _core
-from numformer.profiling import timing
+from numformer.profiling import ceilings, timing
 from numformer.profiling.timing import Call
 
 
@@ -67,7 +66,7 @@ def set_threads(threads: int) -> None:
 
 def ceiling(dtype: str = "float32") -> float:
     """GFLOP/s of multiply-adds in registers on the threads that are set: the best of five."""
-    return max(_core.ceiling_gflops(dtype, 5_000_000) for _ in range(5))
+    return ceilings.multiply_adds(dtype, 5_000_000)
 
 
 def take_turns(contenders: dict[str, Call], rounds: int = 5, slice_seconds: float = 0.06) -> dict[str, float]:

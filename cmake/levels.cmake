@@ -2,11 +2,13 @@
 # NUMFORMER_LEVELS: names of the levels, lowest first. NUMFORMER_LEVEL_DEFINITIONS: tells the dispatcher which exist.
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  set(NUMFORMER_LEVELS v2 v3 v4 v4bf16)
+  set(NUMFORMER_LEVELS v2 v3 v4 v4bf16 v4amx)
   set(flags_v2 -march=x86-64-v2)
   set(flags_v3 -march=x86-64-v3)
   set(flags_v4 -march=x86-64-v4 -mprefer-vector-width=512)
   set(flags_v4bf16 -march=x86-64-v4 -mavx512bf16 -mprefer-vector-width=512)
+  set(flags_v4amx ${flags_v4bf16} -mamx-tile -mamx-bf16)
+  set(kernels_v4amx ceiling matmul table) # of the other kernels it takes v4bf16's
   set(NUMFORMER_LEVEL_DEFINITIONS NUMFORMER_X86)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   set(NUMFORMER_LEVELS neon)
@@ -18,6 +20,9 @@ endif()
 
 set(NUMFORMER_ONLY_LEVEL "" CACHE STRING "Compile this level alone: for instrumented builds, which take long")
 if(NUMFORMER_ONLY_LEVEL)
+  if(kernels_${NUMFORMER_ONLY_LEVEL})
+    message(FATAL_ERROR "NUMFORMER_ONLY_LEVEL: ${NUMFORMER_ONLY_LEVEL} has only some of the kernels")
+  endif()
   set(NUMFORMER_LEVELS ${NUMFORMER_ONLY_LEVEL})
   list(APPEND NUMFORMER_LEVEL_DEFINITIONS NUMFORMER_ONLY_LEVEL=${NUMFORMER_ONLY_LEVEL})
 endif()
@@ -33,7 +38,11 @@ endif()
 
 file(GLOB kernel_sources CONFIGURE_DEPENDS csrc/kernels/*.cpp)
 foreach(level IN LISTS NUMFORMER_LEVELS)
-  add_library(kernels_${level} OBJECT ${kernel_sources})
+  set(sources ${kernel_sources})
+  if(kernels_${level})
+    list(TRANSFORM kernels_${level} REPLACE "(.+)" "csrc/kernels/\\1.cpp" OUTPUT_VARIABLE sources)
+  endif()
+  add_library(kernels_${level} OBJECT ${sources})
   target_compile_definitions(kernels_${level} PRIVATE NUMFORMER_LEVEL=${level} NUMFORMER_LEVEL_${level}
                              ${NUMFORMER_LEVEL_DEFINITIONS})
   set(flags ${flags_${level}} -fno-exceptions -fno-rtti)

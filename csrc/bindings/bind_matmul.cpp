@@ -156,7 +156,7 @@ py::array unpack(const ops::PackedMatrix &matrix) {
         py::gil_scoped_release release;
         matrix.unpack(out.view);
     }
-    return out.array;
+    return out.array; // counts a reference, for which the lock is needed
 }
 
 template <class F> py::cpp_function getter(const char *signature, F &&f) {

@@ -1,6 +1,6 @@
 // What this processor can do at most, for the shares that benchmarks state: loops that use nothing but registers
 // (multiply-adds), and a plain read of memory by 16 streams.
-#include "kernels/level.hpp"
+#include "kernels/tile.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
 namespace {
@@ -36,6 +36,28 @@ template <class E> double multiply_adds(int64_t rounds) {
     return 2.0 * kElements<E> * kChains * kLanes<E> * double(rounds);
 }
 
+#if defined(__AMX_BF16__)
+// The same of matrix registers, 2 x 2 of sums as multiply_matrices has them.
+double multiply_adds_of_matrices(int64_t rounds) {
+    const MatrixRegisters registers;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+    for (int64_t round = 0; round < rounds; ++round) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    return 2.0 * 4 * 16 * 16 * 32 * double(rounds);
+}
+#endif
+
 // Sum of `count` floats read as 16 streams side by side; count a multiple of 16 vectors.
 float read_streams(const float *x, int64_t count) {
     constexpr int kStreams = 16;
@@ -56,7 +78,9 @@ void fill_ceiling(Kernels &table) {
     for (auto &entry : table.multiply_adds)
         entry = multiply_adds<float>; // 16-bit types are widened
     table.multiply_adds[int(DType::f64)] = multiply_adds<double>;
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+    table.multiply_adds[int(DType::bf16)] = multiply_adds_of_matrices;
+#elif defined(__AVX512BF16__)
     table.multiply_adds[int(DType::bf16)] = multiply_adds<bf16_pair>;
 #endif
     table.read_streams = read_streams;

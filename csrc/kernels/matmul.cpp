@@ -125,8 +125,12 @@ void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, co
 template <class E, class T>
 void pack_a(const MatmulArgs &args, const T *a, int64_t i, int64_t rows, int64_t k0, int64_t depth, E *packed) {
     a += i * args.a_row + k0 * args.a_col;
-    if (args.a_col != 1)
-        return pack_rows_in_panel<E, T>(depth, rows, a, args.a_row, args.a_col, Acc<E>(1), packed);
+    if (args.a_col != 1) {
+        if constexpr (kByMatrices<E>)
+            return pack_columns_in_rows<E, T, kRowStride>(depth, rows, a, args.a_col, packed);
+        else
+            return pack_rows_in_panel<E, T>(depth, rows, a, args.a_row, args.a_col, Acc<E>(1), packed);
+    }
     constexpr int kRegister = kLanes<E> * kElements<E>;
     for (int64_t r = 0; r < rows; ++r) {
         const T *from = a + r * args.a_row;
@@ -140,8 +144,8 @@ void pack_a(const MatmulArgs &args, const T *a, int64_t i, int64_t rows, int64_t
 }
 
 // Rows of A packed at once, and columns of B, where a part of the output has so many: equal blocks.
-NF_INLINE int64_t rows_of_block(int64_t rows) {
-    return round_up(ceil_div(rows, ceil_div(rows, kBlockRows)), kTileRows);
+template <class E> int64_t rows_of_block(int64_t rows) {
+    return round_up(ceil_div(rows, ceil_div(rows, kBlockRows)), kStripRows<E>);
 }
 template <class E> int64_t columns_of_chunk(int64_t columns) {
     constexpr int64_t NR = kTileColumns<E>;
@@ -187,6 +191,9 @@ void put(const A *sums, int64_t sums_row, int64_t rows, int64_t columns, A *to, 
         });
 }
 
+// How rows of A are packed from its transpose.
+template <class E> using FromTransposed = std::conditional_t<kByMatrices<E>, InRows<kRowStride>, InPanels>;
+
 // What the tasks of one product share.
 template <class E, class T> struct Plan {
     const MatmulArgs &args;
@@ -206,33 +213,38 @@ void multiply_block(const Plan<E, T> &plan, const E *packed_a, const E *packed_b
     constexpr int64_t NR = kTileColumns<E>;
     const MatmulArgs &args = plan.args;
     const int64_t steps = steps_of<E>(depth);
-    const bool first = k0 == 0, last = k0 + depth == args.k, add = !first || args.accumulate;
-    alignas(kVectorBytes) A tile[kTileRows * NR];
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-        const int64_t tile_rows = smaller(kTileRows, rows - i);
+    const bool first = k0 == 0, last = k0 + depth == args.k;
+    const bool add = !first || (plan.direct && args.accumulate); // to what `to` below holds
+    constexpr int64_t kRows = kStripRows<E>;
+    alignas(kVectorBytes) A tile[kRows * NR];
+    for (int64_t i = 0; i < rows; i += kRows) {
+        const int64_t tile_rows = smaller(kRows, rows - i);
         const E *a = packed_a + i * kRowStride;
         for (int64_t j = 0; j < columns; j += NR) {
             const int64_t tile_columns = smaller(NR, columns - j);
             const E *b = packed_b + j / NR * panel;
             const auto multiply = tile_for<E, Layout>(tile_rows, tile_columns);
-            A *out = reinterpret_cast<A *>(plan.product.out) + (i0 + i) * args.out_row + j0 + j; // if direct
-            if (plan.direct && tile_columns == NR) {
-                multiply(steps, a, b, NR, out, args.out_row, add ? Store::add : Store::write);
+            const bool whole = tile_columns == NR && (!kByMatrices<E> || tile_rows == kRows); // writes that, no more
+            A *to = plan.direct ? reinterpret_cast<A *>(plan.product.out) + (i0 + i) * args.out_row + j0 + j
+                    : partial   ? partial + i * partial_row + j
+                                : nullptr;
+            const int64_t to_row = plan.direct ? args.out_row : partial_row;
+            if (whole && (plan.direct || !last)) {
+                multiply(steps, a, b, NR, to, to_row, add ? Store::add : Store::write);
                 continue;
             }
-            A *sums = partial ? partial + i * partial_row + j : nullptr;
-            if (sums && !last && tile_columns == NR) {
-                multiply(steps, a, b, NR, sums, partial_row, first ? Store::write : Store::add);
-                continue;
-            }
-            multiply(steps, a, b, NR, tile, NR, Store::write);
-            if (plan.direct) {
-                put(tile, NR, tile_rows, tile_columns, out, args.out_row, add);
-            } else if (!last) {
-                put(tile, NR, tile_rows, tile_columns, sums, partial_row, !first);
+            if (kByMatrices<E> && add) { // matrix registers continue a chain
+                put(to, to_row, tile_rows, tile_columns, tile, NR, false);
+                multiply(steps, a, b, NR, tile, NR, Store::add);
             } else {
-                if (sums)
-                    put(sums, partial_row, tile_rows, tile_columns, tile, NR, true);
+                multiply(steps, a, b, NR, tile, NR, Store::write);
+            }
+            const bool add_tile = add && !kByMatrices<E>;
+            if (plan.direct || !last) {
+                put(tile, NR, tile_rows, tile_columns, to, to_row, add_tile);
+            } else {
+                if (add_tile)
+                    put(to, to_row, tile_rows, tile_columns, tile, NR, true);
                 finish<A, T>(args, plan.product, plan.bias, tile, NR, i0 + i, tile_rows, j0 + j, tile_columns);
             }
         }
@@ -278,7 +290,7 @@ bool multiply_part(const Plan<E, T> &plan, const B &b, int64_t i0, int64_t rows,
     typedef Acc<E> A;
     constexpr int64_t NR = kTileColumns<E>, kBlockDepth = kDepth * kElements<E>;
     const MatmulArgs &args = plan.args;
-    const int64_t block_size = rows_of_block(rows);
+    const int64_t block_size = rows_of_block<E>(rows);
     const int64_t a_size = block_size * kRowStride;
     const int64_t chunk = columns_of_chunk<E>(columns);
     // Sums of several blocks of depth wait in memory of their own, for the output may be a narrower type or an input.
@@ -288,20 +300,22 @@ bool multiply_part(const Plan<E, T> &plan, const B &b, int64_t i0, int64_t rows,
     if (!memory || !partial)
         return false;
     E *packed_a = memory.data, *packed_b = memory.data + a_size;
+    [[maybe_unused]] const std::conditional_t<kByMatrices<E>, MatrixRegisters, bool> registers{};
     for (int64_t block = i0; block < i0 + rows; block += block_size) {
         const int64_t block_rows = smaller(block_size, i0 + rows - block);
         for (int64_t k0 = 0; k0 < args.k; k0 += kBlockDepth) {
             const int64_t depth = smaller(kBlockDepth, args.k - k0);
-            for (int64_t i = 0; i < block_rows; i += kTileRows)
-                pack_a<E, T>(args, plan.product.a, block + i, smaller(kTileRows, block_rows - i), k0, depth,
+            for (int64_t i = 0; i < block_rows; i += kStripRows<E>)
+                pack_a<E, T>(args, plan.product.a, block + i, smaller(kStripRows<E>, block_rows - i), k0, depth,
                              packed_a + i * kRowStride);
             for (int64_t j = 0; j < columns; j += chunk) {
                 const int64_t width = smaller(chunk, columns - j);
                 const Chunk<E> of_b = b.chunk(k0, depth, j0 + j, width, packed_b);
                 (args.a_col == 1 ? multiply_block<E, T, InRows<kRowStride>>
-                                 : multiply_block<E, T, InPanels>)(plan, packed_a, of_b.operands, of_b.panel,
-                                                                   needs_partial ? partial.data + j : nullptr, columns,
-                                                                   k0, depth, block, block_rows, j0 + j, width);
+                                 : multiply_block<E, T, FromTransposed<E>>)(plan, packed_a, of_b.operands, of_b.panel,
+                                                                            needs_partial ? partial.data + j : nullptr,
+                                                                            columns, k0, depth, block, block_rows,
+                                                                            j0 + j, width);
             }
         }
     }
@@ -317,13 +331,15 @@ template <class A> NF_INLINE bool writes_directly(const MatmulArgs &args) {
 // How a product is divided among at most `threads`: equal parts of columns; a narrow product divides its rows instead.
 struct Parts {
     int64_t threads, columns, column_parts, row_parts; // columns of a part
+    int64_t strip_rows;
     int64_t first_row(const MatmulArgs &args, int64_t part) const {
-        return smaller(args.m, ceil_div(args.m, kTileRows) * part / row_parts * kTileRows);
+        return smaller(args.m, ceil_div(args.m, strip_rows) * part / row_parts * strip_rows);
     }
 };
 template <class E> Parts parts_of(const MatmulArgs &args, int64_t threads) {
     constexpr int64_t NR = kTileColumns<E>;
-    Parts parts{args.m * args.n * args.k < kParallelWork ? 1 : threads, 0, ceil_div(args.n, kPartColumns), 1};
+    Parts parts{args.m * args.n * args.k < kParallelWork ? 1 : threads, 0, ceil_div(args.n, kPartColumns), 1,
+                kStripRows<E>};
     const int64_t panels = ceil_div(args.n, NR);
     if (parts.threads > 1) {
         if (panels >= 4 * parts.threads || panels % parts.threads == 0)
@@ -809,7 +825,7 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
             rows = larger(rows, parts.first_row(args, part + 1) - parts.first_row(args, part));
         threads_used = parts.threads > 1 ? runtime::threads_for(tasks, 1) : 1;
         const int64_t panels = columns_of_chunk<E>(columns) / NR, depth = smaller(kDepth, steps);
-        const int64_t partial = !direct && steps > kDepth ? rows_of_block(rows) * columns : 0;
+        const int64_t partial = !direct && steps > kDepth ? rows_of_block<E>(rows) * columns : 0;
         bool in_place = false;
         if (args.stored != Stored::none)
             with_stored<T>(args.stored, [&](auto unit) {
@@ -818,11 +834,11 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
             });
         const int64_t packed_b = in_place ? 0 : panels * panel_stride<E>(depth);
         size = threads_used *
-               (int64_t(sizeof(E)) * (rows_of_block(rows) * kRowStride + packed_b) + int64_t(sizeof(A)) * partial);
-        tell(plan, "tile_rows", kTileRows);
+               (int64_t(sizeof(E)) * (rows_of_block<E>(rows) * kRowStride + packed_b) + int64_t(sizeof(A)) * partial);
+        tell(plan, "tile_rows", kStripRows<E>);
         tell(plan, "tile_columns", NR);
         tell(plan, "block_depth", smaller(kDepth * kElements<E>, args.k));
-        tell(plan, "block_rows", rows_of_block(rows));
+        tell(plan, "block_rows", rows_of_block<E>(rows));
         tell(plan, "chunk_columns", columns_of_chunk<E>(columns));
         tell(plan, "parts_of_rows", parts.row_parts);
         tell(plan, "parts_of_columns", parts.column_parts);

@@ -23,11 +23,12 @@ void fill_table(Kernels &table) {
 #define NF_TEXT(x) NF_TEXT_OF(x)
     table.level = NF_TEXT(NUMFORMER_LEVEL);
     fill_matmul(table);
+    fill_ceiling(table);
+#if !defined(__AMX_BF16__) // which lays hands on nothing but products of bfloat16
     fill_attention(table);
     fill_attention_backward(table);
     fill_attention_bias(table);
     fill_attention_relative(table);
-    fill_ceiling(table);
     fill_softmax(table);
     fill_norm(table);
     fill_activation(table);
@@ -36,6 +37,7 @@ void fill_table(Kernels &table) {
     fill_dropout(table);
     fill_elementwise(table);
     fill_optimizer(table);
+#endif
 }
 
 } // namespace nf::NUMFORMER_LEVEL

@@ -12,8 +12,12 @@
 //
 // Every element of a tile is one chain of multiply-adds in the order of depth, whatever the size of the tile: edges
 // and interior of a matrix, and any division of it among threads, give the same bits.
+//
+// At a level with AMX, pairs are multiplied by its matrix registers instead: 2 x 2 of them, 16 x 16 sums each, see
+// simd/matrix.hpp.
 #pragma once
 #include "kernels/level.hpp"
+#include "simd/matrix.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
 
@@ -24,6 +28,14 @@ constexpr int kTileRows = 6;
 #endif
 constexpr int kTileVectors = 2;
 template <class A> constexpr int kTileColumns = kTileVectors * kLanes<A>;
+
+// Whether operands E are multiplied by matrix registers, and rows of a strip of A that is multiplied at once.
+#if defined(__AMX_BF16__)
+template <class E> constexpr bool kByMatrices = kElements<E> == 2;
+#else
+template <class E> constexpr bool kByMatrices = false;
+#endif
+template <class E> constexpr int kStripRows = kByMatrices<E> ? 32 : kTileRows;
 
 // Where element (i, k) of A lies: a[i * ROW + k * STEP]. Constants, so that the compiler addresses all rows from one
 // register.
@@ -80,6 +92,16 @@ static void multiply_tile(int64_t depth, const E *a, const E *b, int64_t b_row, 
         }
 }
 
+#if defined(__AMX_BF16__)
+// The same by matrix registers, ROWS x COLUMNS of them, all of which are written; a chain is continued where they add.
+template <class Layout, int ROWS, int COLUMNS>
+static void multiply_tile_of_matrices(int64_t depth, const bf16_pair *a, const bf16_pair *b, int64_t b_row, float *c,
+                                      int64_t c_row, Store mode) {
+    static_assert(Layout::step == 1, "matrix registers are filled with rows");
+    multiply_matrices<Layout::row, ROWS, COLUMNS>(depth, a, b, b_row, c, c_row, mode == Store::add);
+}
+#endif
+
 template <class E>
 using TileFunction = void (*)(int64_t depth, const E *a, const E *b, int64_t b_row, Acc<E> *c, int64_t c_row,
                               Store mode);
@@ -95,9 +117,17 @@ template <class E, class Layout, int VECTORS> NF_INLINE TileFunction<E> tile_of_
     return table[rows - 1];
 }
 
-// As above; one register of columns where that is enough.
+// As above, for 1 <= rows <= kStripRows; one register of columns where that is enough. Matrix registers write whole
+// ones of rows, too.
 template <class E, class Layout> NF_INLINE TileFunction<E> tile_for(int64_t rows, int64_t columns) {
-    return columns <= kLanes<E> ? tile_of_rows<E, Layout, 1>(rows) : tile_of_rows<E, Layout, kTileVectors>(rows);
+#if defined(__AMX_BF16__)
+    if constexpr (kByMatrices<E>) {
+        if (rows <= 16)
+            return columns <= 16 ? multiply_tile_of_matrices<Layout, 1, 1> : multiply_tile_of_matrices<Layout, 1, 2>;
+        return columns <= 16 ? multiply_tile_of_matrices<Layout, 2, 1> : multiply_tile_of_matrices<Layout, 2, 2>;
+    } else
+#endif
+        return columns <= kLanes<E> ? tile_of_rows<E, Layout, 1>(rows) : tile_of_rows<E, Layout, kTileVectors>(rows);
 }
 
 // ---- packing
@@ -299,6 +329,26 @@ static void pack_rows_in_panel(int64_t depth, int64_t rows, const T *a, int64_t 
                 for (int part = 0; part < kParts; ++part)
                     store(panel + step * kTileRows + part * W, square[part][step]);
     }
+}
+
+// Rows of A from its transpose, as rows (InRows<ROW_STRIDE>): packed[i * ROW_STRIDE + step] = the elements k of the
+// step of a[i + k * col], zero behind the depth up to a whole register.
+template <class E, class T, int ROW_STRIDE>
+static void pack_columns_in_rows(int64_t depth, int64_t rows, const T *a, int64_t col, E *packed) {
+    constexpr int W = kLanes<E>;
+    for (int64_t k = 0; k < depth; k += W * kElements<E>)
+        for (int64_t i = 0; i < rows; i += W) {
+            Vec<E> square[W];
+            for (int step = 0; step < W; ++step) {
+                const int64_t first = k + step * kElements<E>;
+                square[step] = first < depth ? load_across<E>(a + i + first * col, col, int(smaller(W, rows - i)),
+                                                              first + 1 < depth)
+                                             : Vec<E>{};
+            }
+            transpose_square<Acc<E>>(square);
+            for (int64_t r = 0; r < smaller(W, rows - i); ++r)
+                store(packed + (i + r) * ROW_STRIDE + k / kElements<E>, square[r]);
+        }
 }
 
 } // namespace nf::NUMFORMER_LEVEL

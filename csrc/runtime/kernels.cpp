@@ -21,6 +21,9 @@ void fill_table(Kernels &);
 namespace v4bf16 {
 void fill_table(Kernels &);
 }
+namespace v4amx {
+void fill_table(Kernels &);
+}
 #else
 namespace neon {
 void fill_table(Kernels &);
@@ -44,6 +47,8 @@ Kernels load() {
         v4::fill_table(table);
     else
         v4bf16::fill_table(table);
+    if (level == "v4amx")
+        v4amx::fill_table(table); // those that multiply bfloat16, in place of v4bf16's
 #else
     neon::fill_table(table);
 #endif

@@ -5,7 +5,32 @@
 #include <algorithm>
 #include <cstdlib>
 
+#if defined(NUMFORMER_X86) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace nf::runtime {
+namespace {
+
+#if defined(NUMFORMER_X86)
+// AMX with products of bfloat16. Linux grants a process its matrix registers on request only, for signal frames have to
+// hold them; elsewhere they are not asked for.
+bool may_use_matrix_registers() {
+#if defined(__linux__)
+    constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24; // of EDX
+    constexpr int kRequest = 0x1023, kTileData = 18;            // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kBfloat16) && (edx & kTiles) &&
+           syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
+} // namespace
 
 std::vector<std::string> available_levels() {
     std::vector<std::string> levels;
@@ -26,6 +51,8 @@ std::vector<std::string> available_levels() {
         levels.push_back("v4");
     if (v4 && __builtin_cpu_supports("avx512bf16"))
         levels.push_back("v4bf16");
+    if (levels.size() == 4 && may_use_matrix_registers())
+        levels.push_back("v4amx");
 #else
     levels.push_back("neon");
 #endif

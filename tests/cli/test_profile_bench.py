@@ -90,8 +90,23 @@ def test_bench(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for case in ("matmul 64 x 64 x 64", "softmax 64 x 64", "attention 1, 2, 32, 16 causal", "gelu", "x numpy"):
         assert case in result.output
+    assert "matmul 64 x 64 x 64, numpy " in result.output and "faster than (right)" in result.output
     result = RUN.invoke(app, ["bench", "teleport"])
     assert result.exit_code == 2 and "must be among matmul, attention" in result.output
+
+
+def test_bench_bars() -> None:
+    fast, even, slow = ({"numformer": 1.0, "numpy": ratio} for ratio in (4.0, 1.0, 0.5))
+    lines = benchmarking._bars([("fast", fast | {"torch": 2.0}), ("even", even), ("slow", slow)]).splitlines()[1:]
+    halves = [line.split("|") for line in lines]
+    assert [(left.count("#"), right.count("#")) for left, right in halves] == [(0, 16), (0, 8), (0, 0), (8, 0)]
+    assert len({len(left) for left, _ in halves}) == 1, "what is as fast stands in one column"
+    assert lines[1].startswith("fast, torch") and [line.split()[-1] for line in lines] == [
+        "4.00",
+        "2.00",
+        "1.00",
+        "0.50",
+    ]
 
 
 def test_bench_draws(tmp_path: Path) -> None:

@@ -161,11 +161,13 @@ def test_nan_reaches_its_row_and_column(rng, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_rows_are_equal_within_their_class(rng, dtype):
-    a, b = normal(rng, 150, 530, dtype=dtype), normal(rng, 530, 75, dtype=dtype)
-    for low, high in ((1, 16), (17, 150)):
-        whole = nf.matmul(a[:high], b)
-        for m in rng.integers(low, high, 4):
-            assert same(nf.matmul(a[high - m : high], b), whole[high - m :]), (m, high)
+    for depth in (530, 2100):  # several blocks of depth, of bfloat16's longer ones too
+        a, b = normal(rng, 150, depth, dtype=dtype), normal(rng, depth, 75, dtype=dtype)
+        for low, high in ((1, 16), (17, 150)):
+            for out in {dtype, np.dtype(np.float32)} if dtype == DTYPES[3] else {dtype}:
+                whole = nf.matmul(a[:high], b, dtype=out)
+                for m in rng.integers(low, high, 4):
+                    assert same(nf.matmul(a[high - m : high], b, dtype=out), whole[high - m :]), (m, high, depth, out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)

@@ -109,6 +109,19 @@ def test_levels_and_least_times():
     assert "float32 100" in GOOD.text() and "L3 80, DRAM 20" in GOOD.text()
 
 
+@pytest.mark.parametrize("pairs", [83.0, 900.0])
+def test_bfloat16_is_never_below_float32(monkeypatch, pairs):
+    """Where the instruction for pairs is the slower way, what it could reach by widening is the ceiling."""
+    rates = {"float32": 171.0, "float64": 85.0, "bfloat16": pairs}
+    monkeypatch.setattr(ceilings._core, "ceiling_gflops", lambda dtype, loops: rates[dtype])
+    monkeypatch.setattr(ceilings, "load", lambda threads: None)
+    best = max(pairs, 171.0)
+    assert ceilings.multiply_adds("bfloat16", 1000) == best and ceilings.multiply_adds("float64", 1000) == 85.0
+    assert ceilings.arithmetic("bfloat16") == 1e9 * best and ceilings.arithmetic("float16") == 171e9
+    measured = ceilings.measure(seconds=0.0005, rounds=1)
+    assert (measured.float32, measured.float64, measured.bfloat16) == (171.0, 85.0, best)
+
+
 def test_measured(threads):
     threads(1)
     measured = ceilings.measure(seconds=0.0005, rounds=1)

@@ -1,11 +1,13 @@
 """The page: it stands alone, says what was recorded, and a browser draws it."""
 
+import dataclasses
 import html.parser
 import json
 import re
 import shutil
 import subprocess
 
+import ml_dtypes
 import numformer as nf
 import numpy as np
 import pytest
@@ -128,6 +130,21 @@ def test_a_browser_draws_it(page, recorded, tmp_path):
         assert f'aria-label="{label}"' in drawn or label == "memory over time"
     assert drawn.count('class="tile"') == 6 and "reading" in drawn
     assert "<img" not in drawn, "names are text"
+    assert "float32 100 GFLOP/s" in drawn and "bfloat16" not in drawn.split("roofline plot")[1].split("</svg>")[0]
     _draw(page, tmp_path, f"--screenshot={tmp_path / 'page.png'}", "--window-size=1200,1600")
     picture = (tmp_path / "page.png").read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n" and len(picture) > 20_000, "not an empty page"
+
+
+@pytest.mark.parametrize(("bfloat16", "drawn"), [(2000.0, "yes"), (40.0, "yes"), (101.0, "no")])
+def test_a_roof_of_another_dtype(tmp_path, bfloat16, drawn):
+    """It lies inside the picture, above or below float32's; one that is nearly the same would only hide that."""
+    x = np.ones((64, 64), ml_dtypes.bfloat16)
+    with nf.profile() as p:
+        nf.matmul(x, x)
+    p.report(tmp_path / "page.html", ceilings=dataclasses.replace(CEILINGS, bfloat16=bfloat16))
+    picture = _draw(tmp_path / "page.html", tmp_path, "--dump-dom").split("roofline plot")[1].split("</svg>")[0]
+    labels = re.findall(r'<text[^>]* y="([-\d.]+)"[^>]*>bfloat16 (\d+)[^<]*</text>', picture)
+    assert len(labels) == (drawn == "yes")
+    for y, rate in labels:
+        assert 0 < float(y) < 360 and float(rate) == bfloat16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from numformer.profiling import ceilings
 from numformer.profiling.timing import Call, take_turns
 
 Array = NDArray[Any]
+
+_BAR = 8  # characters of a bar that says twice as fast
 
 
 @dataclass
@@ -60,6 +63,7 @@ def run(*, subjects: list[str], ceilings: bool, picture: Path | None, quick: boo
             rate = f"{case.flops / ours * 1e-9:10.1f}" if case.flops else f"{'-':>10}"
             typer.echo(f"{case.name:36}{ours * 1e3:10.3f}{rate}{columns}")
             results.append((case.name, seconds))
+    typer.echo("\n" + _bars(results))
     if picture is not None:
         _draw(results, picture)
         typer.echo(f"wrote {picture}")
@@ -205,6 +209,22 @@ SUBJECTS: dict[str, Callable[[np.random.Generator, Any, bool], list[Case]]] = {
 }
 
 
+def _bars(results: list[tuple[str, dict[str, float]]]) -> str:
+    """Return a picture of text: how many times faster than each peer, to the right of "|", or slower, to its left."""
+    bars = [
+        (f"{name}, {peer}", seconds[peer] / seconds["numformer"])
+        for name, seconds in results
+        for peer in seconds
+        if peer != "numformer"
+    ]
+    lengths = [round(_BAR * math.log2(ratio)) for _, ratio in bars]
+    width, left, right = max(len(label) for label, _ in bars), max(0, -min(lengths)), max(0, *lengths)
+    lines = ["faster than (right), slower than (left): twice each " + "#" * _BAR]
+    for (label, ratio), length in zip(bars, lengths, strict=True):
+        lines.append(f"{label:{width}} {'#' * -length:>{left}}|{'#' * length:{right}} {ratio:6.2f}")
+    return "\n".join(lines)
+
+
 def _draw(results: list[tuple[str, dict[str, float]]], path: Path) -> None:
     """Bars: how many times faster than each peer."""
     import matplotlib
@@ -217,13 +237,16 @@ def _draw(results: list[tuple[str, dict[str, float]]], path: Path) -> None:
     for number, peer in enumerate(peers):
         ratios = [seconds.get(peer, float("nan")) / seconds["numformer"] for _, seconds in results]
         places = [line + (number - (len(peers) - 1) / 2) * 0.38 for line in range(len(results))]
-        bars = axes.barh(places, ratios, 0.36, label=f"than {peer}")
+        # Bars begin at 1: on a scale of ratios nothing else is a length.
+        bars = axes.barh(places, [ratio - 1 for ratio in ratios], 0.36, left=1, label=f"as {peer}")
         axes.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3, fontsize=8)
     axes.axvline(1, color="0.4", linewidth=0.8)
     axes.set_yticks(range(len(results)), [name for name, _ in results])
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("how many times faster")
+    axes.set_xscale("log", base=2)
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("how many times as fast")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
