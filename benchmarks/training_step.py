@@ -107,7 +107,9 @@ def _compiled(config: GPTConfig, model: GPT, autocast: torch.dtype | None, pair:
     return step
 
 
-def run(threads: list[int], folder: pathlib.Path, dtype: str = "float32", parts: Sequence[str] = ()) -> pathlib.Path:
+def run(
+    threads: list[int], folder: pathlib.Path, dtype: str = "float32", parts: Sequence[str] | None = None
+) -> pathlib.Path:
     """Each model with each number of threads; of `parts`, only those whose name begins with one of them."""
     rng = np.random.default_rng()
     results = []

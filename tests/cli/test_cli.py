@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numformer.cli import app
-from numformer.models import GPT, GPTConfig
+from numformer.data import to_text
+from numformer.models import GPT, GPTConfig, TransformerXL, TransformerXLConfig
 from numformer.optim import AdamW, Average, decay_groups
 from numformer.train import load_checkpoint
 from typer.testing import CliRunner
@@ -238,6 +239,32 @@ def test_mistakes_in_generate(tmp_path: Path) -> None:
         result = RUN.invoke(app, ["generate", *arguments])
         assert result.exit_code == 2, arguments
         assert words in result.stderr
+
+
+@pytest.mark.parametrize("model", ["gpt", "transformer-xl"])
+def test_weights_in_fewer_bits(tmp_path: Path, text: Path, model: str) -> None:
+    """The commands answer with the model that from_pretrained reads in that dtype, which is not that of the file."""
+    sizes: dict[str, Any] = {"context": 16, "layers": 1, "heads": 2, "width": 16}
+    made = GPT(GPTConfig(**sizes), rng=0) if model == "gpt" else TransformerXL(TransformerXLConfig(**sizes), rng=0)
+    for parameter in made.parameters():
+        parameter.value = parameter.value * np.float32(5)  # so that tokens differ in probability
+    made.save_pretrained(tmp_path)
+    losses = {}
+    for dtype in ("float32", "float64", "bfloat16", "int8"):
+        options = ["--dtype", dtype]
+        result = RUN.invoke(app, ["generate", str(tmp_path), "--temperature", "0", "--max-new-tokens", "9", *options])
+        assert result.exit_code == 0, result.output
+        want = type(made).from_pretrained(tmp_path, dtype=dtype).generate(np.array([10]), 9, temperature=0)
+        assert result.stdout == to_text(want) + "\n"
+        result = RUN.invoke(app, ["score", str(tmp_path), str(text), *options])
+        assert result.exit_code == 0, result.output
+        losses[dtype] = float(result.output.split("loss ")[1].split()[0])
+    plain = RUN.invoke(app, ["score", str(tmp_path), str(text)]).output
+    assert float(plain.split("loss ")[1].split()[0]) == losses["float32"] == pytest.approx(losses["float64"], abs=2e-4)
+    for dtype in ("bfloat16", "int8"):
+        assert 0 < abs(losses[dtype] - losses["float32"]) < 0.05 * losses["float32"], losses
+    result = RUN.invoke(app, ["generate", str(tmp_path), "--dtype", "float16"])
+    assert result.exit_code == 2 and "--dtype" in result.output
 
 
 def test_info() -> None:

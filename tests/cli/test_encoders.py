@@ -46,6 +46,12 @@ def test_embed(folder: Path, tmp_path: Path) -> None:
         assert len(ids) <= 40
         mean = model.hidden_states(ids).mean(axis=0)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-6)
+    for dtype in ("bfloat16", "int8"):
+        assert RUN.invoke(app, ["embed", str(folder), "--file", str(lines), "--dtype", dtype]).exit_code == 0
+        narrow = np.load(tmp_path / "lines.txt.npy")
+        want = BERT.from_pretrained(folder, dtype=dtype).embed(tokenizer.encode(texts, context=40))
+        np.testing.assert_array_equal(narrow, want)
+        assert 0 < np.abs(narrow - found).max() < 0.05
     out = tmp_path / "long.npy"
     result = RUN.invoke(
         app, ["embed", str(folder), "--out", str(out), "--no-normalize", "--batch", "1"], input="A class.\n"

@@ -125,6 +125,11 @@ def test_translations_keep_the_order_of_the_lines(folder: Path, tmp_path: Path) 
         assert result.stdout == f"{said[0]}\n\n\n{said[1]}\n\n{said[2]}\n"
         assert "left empty: 1 not UTF-8 (line 3)" in result.stderr
         assert "left empty: 1 longer than the model (line 5)" in result.stderr
+    for dtype in ("bfloat16", "int8"):
+        narrow = Transformer.from_pretrained(folder, dtype=dtype)
+        want = translate(narrow, vocabulary, vocabulary.encode(texts[:1]), beams=1)
+        result = RUN.invoke(app, ["translate", str(folder), "--beams", "1", "--dtype", dtype], input=texts[0])
+        assert result.stdout == " ".join(want[0].split("\n")) + "\n", result.output
     result = RUN.invoke(app, ["translate", str(folder), "--file", str(path), "--on-bad", "error"])
     assert result.exit_code == 2
     assert "the text is refused" in result.stderr

@@ -59,6 +59,15 @@ class DType(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class WeightsDType(StrEnum):
+    """What a trained model is used in."""
+
+    float32 = "float32"
+    float64 = "float64"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+
+
 class Explained(StrEnum):
     """Operations whose plan can be asked for."""
 
@@ -68,6 +77,14 @@ class Explained(StrEnum):
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a trained model.")]
 Threads = Annotated[int | None, typer.Option(help="Processors to use; all by default.")]
+WeightsType = Annotated[
+    WeightsDType | None,
+    typer.Option(
+        "--dtype",
+        help="Of the weights: bfloat16 and int8 round them, take less memory and are faster; those of the file by "
+        "default.",
+    ),
+]
 PairsFile = Annotated[
     Path | None, typer.Option(help="Pairs, a line each: source, a tab, target. gzip is read too, here and below.")
 ]
@@ -337,6 +354,10 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
+def _or_none(choice: StrEnum | None) -> str | None:
+    return None if choice is None else choice.value
+
+
 def _batch(batch: int | None, whole: bool, default: int) -> int | None:
     return None if whole or batch == 0 else _or(batch, default)
 
@@ -350,6 +371,7 @@ def translate(
     on_bad: Annotated[
         OnBad, typer.Option(help="Whether lines that cannot be translated stay empty or the text is refused.")
     ] = OnBad.skip,
+    dtype: WeightsType = None,
     threads: Threads = None,
 ) -> None:
     """Translate each line, in the order of the lines."""
@@ -362,6 +384,7 @@ def translate(
         beams=beams,
         length_penalty=length_penalty,
         on_bad=on_bad.value,
+        dtype=_or_none(dtype),
         threads=threads,
     )
 
@@ -380,6 +403,7 @@ def score(
     memory: Annotated[
         int | None, typer.Option(help="Positions that a transformer-xl remembers; those of its training by default.")
     ] = None,
+    dtype: WeightsType = None,
     threads: Threads = None,
 ) -> None:
     """Say how good a model is: loss and perplexity of text, and BLEU and chrF of translations."""
@@ -396,6 +420,7 @@ def score(
         on_bad=on_bad.value,
         truncate=truncate,
         memory=memory,
+        dtype=_or_none(dtype),
         threads=threads,
     )
 
@@ -409,6 +434,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Draw from the k most probable bytes.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the most probable bytes that reach p.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    dtype: WeightsType = None,
     threads: Threads = None,
 ) -> None:
     """Continue a text."""
@@ -423,6 +449,7 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        dtype=_or_none(dtype),
         threads=threads,
     )
 

@@ -19,14 +19,14 @@ from numformer.models import BERT, Longformer, RoBERTa
 _MODELS: dict[str, type[BERT]] = {"bert": BERT, "roberta": RoBERTa, "longformer": Longformer}
 
 
-def load(folder: Path) -> tuple[BERT, Tokenizer]:
-    """Read an encoder and its tokenizer."""
+def load(folder: Path, dtype: str | None = None) -> tuple[BERT, Tokenizer]:
+    """Read an encoder, with weights of a dtype, and its tokenizer."""
     kind = folders.model_type(folder)
     if kind not in _MODELS:
         folders.require(folder, "bert")
         raise ValueError(f"{folder} holds a model of type {kind!r}; this command knows {', '.join(_MODELS)}")
     tokenizer = Tokenizer.from_folder(folder)
-    model = _MODELS[kind].from_pretrained(folder)
+    model = _MODELS[kind].from_pretrained(folder, dtype=dtype)
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"{folder}: tokenizer.json has {len(tokenizer)} tokens and the model {model.config.vocab_size}; "
@@ -43,6 +43,7 @@ def embed(
     batch: int,
     context: int | None,
     normalize: bool,
+    dtype: str | None,
     threads: int | None,
     quiet: bool,
 ) -> None:
@@ -52,7 +53,7 @@ def embed(
         if file is None:
             raise ValueError("embed: texts from stdin need --out, the file to write")
         out = file.with_name(file.name + ".npy")
-    model, tokenizer = load(folder)
+    model, tokenizer = load(folder, dtype)
     limit = model.config.context if context is None else context
     if not 3 <= limit <= model.config.context:
         raise ValueError(f"embed: --context must be between 3 and the model's {model.config.context}, got {limit}")
@@ -72,12 +73,12 @@ def embed(
     typer.echo(f"{out}: {vectors.dtype} {vectors.shape}")
 
 
-def fill(*, folder: Path, text: str, top: int, threads: int | None) -> None:
+def fill(*, folder: Path, text: str, top: int, dtype: str | None, threads: int | None) -> None:
     """Print the most probable words at each mask of a text."""
     _threads(threads)
     if top < 1:
         raise ValueError(f"fill: --top must be at least 1, got {top}")
-    model, tokenizer = load(folder)
+    model, tokenizer = load(folder, dtype)
     if model.config.head not in ("masked_lm", "pretraining"):
         raise ValueError(f"{folder}: the model has no head for masked words (its head is {model.config.head})")
     ids = tokenizer.encode([text])[0]

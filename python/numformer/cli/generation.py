@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-def run(*, folder: Path, prompt: str, threads: int | None, **options: Any) -> None:
+def run(*, folder: Path, prompt: str, dtype: str | None, threads: int | None, **options: Any) -> None:
     """Load a model and print a continuation of the prompt."""
     import typer
 
@@ -18,7 +18,7 @@ def run(*, folder: Path, prompt: str, threads: int | None, **options: Any) -> No
         import numformer as nf
 
         nf.set_num_threads(threads)
-    model, vocabulary, end = language.load(folder)
+    model, vocabulary, end = language.load(folder, dtype)
     ids = vocabulary.encode([prompt])[0]
     if not len(ids):
         raise ValueError(f"generate: --prompt has no token in {folder}, got {prompt!r}")

@@ -150,10 +150,10 @@ def _long_enough(training: int, validation: int, context: int, what: str) -> Non
         raise ValueError(f"train: {what}, too few for a context of {context}; add text or shorten --context")
 
 
-def load(folder: Path) -> tuple[GPT | TransformerXL, LanguageVocabulary, int | None]:
-    """Read a gpt or a transformer-xl, its vocabulary, and the token that ends its texts."""
+def load(folder: Path, dtype: str | None = None) -> tuple[GPT | TransformerXL, LanguageVocabulary, int | None]:
+    """Read a gpt or a transformer-xl, with weights of a dtype, its vocabulary, and the token that ends its texts."""
     folders.require(folder, folders.GPT, folders.TRANSFORMER_XL)
-    model: GPT | TransformerXL = from_pretrained(folder)
+    model: GPT | TransformerXL = from_pretrained(folder, dtype=dtype)
     size = model.config.vocab_size
     if not (folder / FILE).is_file():
         if size != 256:

@@ -25,6 +25,7 @@ def run(
     on_bad: str,
     truncate: bool,
     memory: int | None,
+    dtype: str | None,
     threads: int | None,
 ) -> None:
     """Print how well a model says a text, or translates pairs."""
@@ -38,15 +39,15 @@ def run(
     if kind == folders.TRANSFORMER:
         if files:
             raise ValueError(f"{folder} holds a transformer, which is scored on --pairs or --source and --target")
-        _pairs(folder, pairs, beams, length_penalty, on_bad, truncate)
+        _pairs(folder, dtype, pairs, beams, length_penalty, on_bad, truncate)
     else:
         if pairs.given() or not files:
             raise ValueError(f"{folder} holds a language model, which is scored on text: numformer score {folder} FILE")
-        _text(folder, files, memory)
+        _text(folder, dtype, files, memory)
 
 
-def _text(folder: Path, files: list[Path], memory: int | None) -> None:
-    model, vocabulary, _ = language.load(folder)
+def _text(folder: Path, dtype: str | None, files: list[Path], memory: int | None) -> None:
+    model, vocabulary, _ = language.load(folder, dtype)
     context, size = model.config.context, model.config.vocab_size
     tokens, bytes = _tokens(files, vocabulary)
     unit = "byte" if isinstance(vocabulary, language.Bytes) else "token"
@@ -86,10 +87,12 @@ def _tokens(files: list[Path], vocabulary: LanguageVocabulary) -> tuple[np.ndarr
     return np.concatenate([ids for ids, _ in pieces]), len(text)
 
 
-def _pairs(folder: Path, sources: Sources, beams: int, length_penalty: float, on_bad: str, truncate: bool) -> None:
+def _pairs(
+    folder: Path, dtype: str | None, sources: Sources, beams: int, length_penalty: float, on_bad: str, truncate: bool
+) -> None:
     from numformer.cli import translation
 
-    model, vocabulary = translation.load(folder)
+    model, vocabulary = translation.load(folder, dtype)
     text = sources.read(on_bad, truncate)
     pairs = Pairs.from_text(text, vocabulary, model.config.context, on_bad=on_bad)
     typer.echo(text.report)

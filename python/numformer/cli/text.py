@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from numformer.cli.app import Folder, Threads, _run, app
+from numformer.cli.app import Folder, Threads, WeightsType, _or_none, _run, app
 
 
 @app.command()
@@ -22,6 +22,7 @@ def embed(
     normalize: Annotated[
         bool, typer.Option("--normalize/--no-normalize", help="Whether vectors have length 1.")
     ] = True,
+    dtype: WeightsType = None,
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -36,6 +37,7 @@ def embed(
         batch=batch,
         context=context,
         normalize=normalize,
+        dtype=_or_none(dtype),
         threads=threads,
         quiet=quiet,
     )
@@ -46,9 +48,10 @@ def fill(
     folder: Folder,
     text: Annotated[str, typer.Argument(help="With the model's mask where a word is missing: [MASK] or <mask>.")],
     top: Annotated[int, typer.Option(help="How many answers for each mask.")] = 5,
+    dtype: WeightsType = None,
     threads: Threads = None,
 ) -> None:
     """Say which words a masked-language model puts where a text has a mask, and how probable they are."""
     from numformer.cli.encoders import fill as run
 
-    _run(run, folder=folder, text=text, top=top, threads=threads)
+    _run(run, folder=folder, text=text, top=top, dtype=_or_none(dtype), threads=threads)

@@ -18,11 +18,11 @@ SENTENCES = 64
 """Translated at once."""
 
 
-def load(folder: Path) -> tuple[Transformer, Vocabulary]:
-    """Read a model and its vocabulary."""
+def load(folder: Path, dtype: str | None = None) -> tuple[Transformer, Vocabulary]:
+    """Read a model, with weights of a dtype, and its vocabulary."""
     folders.require(folder, folders.TRANSFORMER)
     vocabulary = load_vocabulary(folder)
-    model = Transformer.from_pretrained(folder)
+    model = Transformer.from_pretrained(folder, dtype=dtype)
     if model.config.vocab_size != len(vocabulary):
         raise ValueError(
             f"{folder}: tokenizer.json has {len(vocabulary)} tokens and the model {model.config.vocab_size}; "
@@ -60,14 +60,21 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float | None:
 
 
 def run(
-    *, folder: Path, file: Path | None, beams: int, length_penalty: float, on_bad: str, threads: int | None
+    *,
+    folder: Path,
+    file: Path | None,
+    beams: int,
+    length_penalty: float,
+    on_bad: str,
+    dtype: str | None,
+    threads: int | None,
 ) -> None:
     """Translate each line; a line that cannot be translated stays an empty one, so that none is shifted."""
     if threads is not None:
         import numformer as nf
 
         nf.set_num_threads(threads)
-    model, vocabulary = load(folder)
+    model, vocabulary = load(folder, dtype)
     lines = split_lines(sys.stdin.buffer.read(), "stdin") if file is None else read_lines(file)
     problems: dict[str, list[int]] = {}
     numbers, texts = [], []

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numformer import files
-from numformer.nn import Module, initial
+from numformer.nn import Embedding, Module, initial
 from numformer.nn.context import compute_dtype
 
 Array = NDArray[Any]
@@ -62,8 +62,8 @@ class PretrainedModel(Module):
         dtype : dtype, optional
             Of the weights: "float32" or "float64", to train as well; "bfloat16" to use the model only: half the memory,
             activations in bfloat16 too, logits, softmax and the statistics of norms in float32; "int8" to use it only
-            as well: a quarter to read for each token, activations in float32, see :meth:`Module.pack`. By default that
-            of the file where it is float64, else float32.
+            as well: a quarter to read for each token, activations in float32. Both are packed, see :meth:`Module.pack`.
+            By default that of the file where it is float64, else float32.
 
         Raises
         ------
@@ -98,6 +98,12 @@ class PretrainedModel(Module):
             model.load_state_dict(untied(floats(model.adapt(state)), model.tied), adopt=True)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder}: {error}") from error
+        if dtype is not None and weights_dtype(dtype).itemsize == 2:
+            model.pack()
+            tables = {id(module.weight) for _, module in model.modules() if isinstance(module, Embedding)}
+            for parameter in model.parameters():
+                if id(parameter) not in tables:  # of which single rows are read
+                    parameter.release()
         return model
 
     @classmethod

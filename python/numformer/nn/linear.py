@@ -66,7 +66,6 @@ class Linear(Module):
         self.transposed = transposed
         self.weight = weight
         self.bias = Parameter(np.zeros(outputs, weight.value.dtype)) if bias else None
-        self.packed: PackedMatrix | None = None
 
     def __call__(
         self, x: Array, *, residual: Array | None = None, ctx: Context | None = None
@@ -76,7 +75,6 @@ class Linear(Module):
         ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given. The gradient of the forward's
         residual is dy itself.
         """
-        self.packed = None  # the weight is about to change
         weight = self.weight.use(x.dtype)
         if self.transposed:
             weight = weight.T
@@ -122,7 +120,12 @@ class Linear(Module):
 
     def pack(self, dtype: DTypeLike | None = None) -> None:
         """Keep a packed copy of the weight for :meth:`infer`; see :meth:`Module.pack`."""
-        self.packed = PackedMatrix(self._matrix(self.weight.value.dtype), dtype)
+        self.weight.pack(dtype, transposed=self.transposed)
+
+    @property
+    def packed(self) -> PackedMatrix | None:
+        """The packed copy that :meth:`infer` reads, where there is one."""
+        return self.weight.packed(transposed=self.transposed)
 
     def _matrix(self, dtype: np.dtype[Any]) -> Array:
         weight = self.weight.read(dtype)

@@ -12,8 +12,12 @@ from numformer.nn.backward import Backward, take
 from numformer.nn.context import Context
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
+from numformer.ops.packed_matrix import PackedMatrix
 
 Array = NDArray[Any]
+
+_ROWS = 256
+"""Whose logits are there at once: of 50,000 tokens 51 MB."""
 
 
 class LinearCrossEntropy(Module):
@@ -45,7 +49,6 @@ class LinearCrossEntropy(Module):
         (outputs,), is for a head without one: it is added to the logits and not trained.
         """
         _check(head, bias)
-        head.packed = None  # the weight is about to change
         parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
         values = [p.use(x.dtype) for p in parameters]
         drafts = [p.draft() for p in parameters]
@@ -76,7 +79,7 @@ class LinearCrossEntropy(Module):
         _check(head, bias)
         added = _constant(bias, x) if head.bias is None else head.bias.read(x.dtype)
         if head.packed is not None:
-            return ops.cross_entropy(ops.matmul(x, head.packed, bias=added), targets, ignore_index=self.ignore_index)
+            return self._packed_loss(head.packed, x.reshape(-1, head.inputs), np.asarray(targets).reshape(-1), added)
         return ops.linear_cross_entropy(
             x,
             head.weight.read(x.dtype),
@@ -85,6 +88,20 @@ class LinearCrossEntropy(Module):
             ignore_index=self.ignore_index,
             gradients=False,
         )
+
+    def _packed_loss(self, weight: PackedMatrix, rows: Array, targets: Array, bias: Array | None) -> Any:
+        """Return the loss by a packed head, a chunk of rows at a time."""
+        counted = targets != self.ignore_index
+        if not counted.all():
+            rows, targets = rows[counted], targets[counted]
+        wide = np.dtype(np.float32) if rows.dtype.itemsize == 2 else None
+        total = 0.0
+        for first in range(0, len(rows), _ROWS):
+            logits = ops.matmul(rows[first : first + _ROWS], weight, bias=bias, dtype=wide)
+            part = targets[first : first + _ROWS]
+            total += float(ops.cross_entropy(logits, part, ignore_index=self.ignore_index, reduction="sum"))
+        kind = np.dtype(np.float64 if rows.dtype == np.float64 else np.float32)
+        return kind.type(total / max(len(rows), 1))
 
 
 def _constant(bias: Array | None, x: Array) -> Array | None:

@@ -71,7 +71,8 @@ class Module:
         """Keep a packed copy of the weight of every linear map for inference, see `numformer.PackedMatrix`.
 
         One copy more in memory makes batches of a few dozen rows faster; a copy in fewer bits makes generation faster,
-        which takes as long as reading the weights. A training pass or `load_state_dict` lets the copies go.
+        which takes as long as reading the weights. A training pass, an optimizer or `load_state_dict` lets the copies
+        go.
 
         Parameters
         ----------
@@ -88,9 +89,8 @@ class Module:
 
     def unpack(self) -> None:
         """Let the packed copies go."""
-        for _, module in self.modules():
-            if getattr(module, "packed", None) is not None:
-                module.packed = None  # type: ignore[attr-defined]
+        for parameter in self.named_parameters().values():
+            parameter.unpack()
 
     def zero_grad(self) -> None:
         """Forget the gradients: the next ones are written, not added."""
@@ -158,7 +158,6 @@ class Module:
                 _fill(value, np.asarray(state[name]))
         for parameter in self.named_parameters().values():
             parameter.changed()
-        self.unpack()
 
 
 def _fill(value: NDArray[Any], given: NDArray[Any]) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from numformer import ops
 from numformer.ops.memory import empty
+from numformer.ops.packed_matrix import PackedMatrix
 
 
 class Draft:
@@ -30,7 +31,8 @@ class Parameter:
     gradient of the pass is complete, also where two layers share the parameter, and `on_complete` is called.
 
     Mixed precision reads a matrix rounded to 16 bits. With :meth:`keep` that copy is made once a step, in the sweep of
-    the optimizer, instead of at every use; whoever else writes into `value` then says so by :meth:`changed`.
+    the optimizer, instead of at every use. Inference may read a packed copy, see :meth:`pack`. Whoever else writes into
+    `value` while there are copies says so by :meth:`changed`.
 
     Parameters
     ----------
@@ -40,14 +42,27 @@ class Parameter:
         Its name in the state dict; set by the model.
     """
 
-    __slots__ = ("_copy", "_draft", "_kept", "_stale", "_value", "fresh", "grad", "name", "on_complete", "pending")
+    __slots__ = (
+        "_copy",
+        "_draft",
+        "_kept",
+        "_packed",
+        "_stale",
+        "_value",
+        "fresh",
+        "grad",
+        "name",
+        "on_complete",
+        "pending",
+    )
 
     def __init__(self, value: NDArray[Any], name: str = "") -> None:
         self.name = name
-        self._value: NDArray[Any] = np.ascontiguousarray(value)
+        self._value: NDArray[Any] | None = np.ascontiguousarray(value)
         self._kept: np.dtype[Any] | None = None
         self._copy: NDArray[Any] | None = None
         self._stale = True
+        self._packed: dict[bool, PackedMatrix] = {}
         self.grad: NDArray[Any] | None = None
         self.fresh = True
         self.pending = 0
@@ -59,12 +74,19 @@ class Parameter:
 
     @property
     def value(self) -> NDArray[Any]:
-        """What is trained."""
+        """What is trained; after :meth:`release` it is made again here."""
+        if self._value is None:
+            transposed, packed = next(iter(self._packed.items()))
+            matrix = packed.unpack()
+            matrix = np.ascontiguousarray(matrix.T if transposed else matrix)
+            kind = np.dtype(packed.stored)
+            self._value = matrix if matrix.dtype == kind else ops.cast(matrix, kind)
         return self._value
 
     @value.setter
     def value(self, value: NDArray[Any]) -> None:
-        self._value, self._stale = value, True
+        self._value = value
+        self.changed()
 
     def own(self, *, copy: bool = True) -> None:
         """Make the value an array that can be written: of one that was read-only (a file) a copy, or an empty one."""
@@ -72,8 +94,9 @@ class Parameter:
             self.value = self.value.copy() if copy else np.empty_like(self.value)
 
     def use(self, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Count one use in a training pass and return the value to compute with."""
+        """Count one use in a training pass, which lets packed copies go, and return the value to compute with."""
         self.pending += 1
+        self.unpack()  # the value is about to change
         return self.read(dtype)
 
     def read(self, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -82,7 +105,7 @@ class Parameter:
         Where either is a 16-bit float (mixed precision) matrices are rounded to `dtype`; vectors, which are biases and
         weights of norms, stay as they are: kernels take float32 ones beside 16 bits.
         """
-        value = self._value
+        value = self.value
         if value.dtype == dtype or 2 not in (dtype.itemsize, value.itemsize):
             return value
         if value.ndim < 2 and value.dtype == np.float32:
@@ -99,7 +122,7 @@ class Parameter:
     def table(self, dtype: np.dtype[Any] | None) -> NDArray[Any]:
         """Return the value for reading some of its rows: rounded to `dtype` where that is at hand."""
         fits = self._copy is not None and not self._stale and self._copy.dtype == dtype
-        return self._copy if fits and self._copy is not None else self._value
+        return self._copy if fits and self._copy is not None else self.value
 
     def keep(self, dtype: np.dtype[Any] | None) -> None:
         """Keep the value rounded to `dtype` beside it, from the first time that is read on; None: no longer."""
@@ -114,12 +137,36 @@ class Parameter:
         return self._copy
 
     def stored(self) -> None:
-        """Say that the copy is that of the value again."""
+        """Say that `value` was written into, and the copy with it."""
+        self.changed()
         self._stale = False
 
     def changed(self) -> None:
-        """Say that `value` was written into, so that a copy is no longer that of it."""
+        """Say that `value` was written into, so that copies are no longer those of it."""
         self._stale = True
+        self.unpack()
+
+    def pack(self, dtype: DTypeLike | None = None, *, transposed: bool = False) -> None:
+        """Keep a packed copy of the matrix, or of its transpose, until the value changes; see `PackedMatrix`.
+
+        It is here and not in a layer so that layers that share a weight see the same, whichever of them is trained.
+        """
+        self._packed[transposed] = PackedMatrix(self.value.T if transposed else self.value, dtype)
+
+    def packed(self, *, transposed: bool = False) -> PackedMatrix | None:
+        """Return the packed copy of the matrix, or of its transpose, where there is one."""
+        return self._packed.get(transposed)
+
+    def unpack(self) -> None:
+        """Let the packed copies go."""
+        if self._packed:
+            _ = self.value  # which may be in them only
+            self._packed.clear()
+
+    def release(self) -> None:
+        """Let the value go where a packed copy holds the same numbers; who asks for it makes it again."""
+        if self._packed and all(packed.stored == self.value.dtype.name for packed in self._packed.values()):
+            self._value = None
 
     def buffer(self) -> NDArray[Any]:
         """Return the array of the gradient; `fresh` says whether to write or to add; follow with :meth:`done`."""
