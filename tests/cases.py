@@ -74,6 +74,65 @@ def _attention_one_head(rng: Rng, dtype: Any) -> Callable[[], Any]:
     return lambda: (nf.attention(q, k, v), *nf.attention_backward(dout, q, k, v, out, lse))
 
 
+def _attention_varlen(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    q, k, v, dout = (normal(rng, n, h, 40, dtype=dtype) for n, h in ((401, 4), (517, 2), (517, 2), (401, 4)))
+    cu_q, cu_k = np.array([0, 1, 150, 401]), np.array([0, 9, 300, 517])
+    options = {"causal": True, "dropout": 0.1, "seed": 4, "alibi_slopes": normal(rng, 4, dtype=dtype)}
+
+    def run() -> Any:
+        out, lse = nf.attention_varlen(q, k, v, cu_q, cu_k, return_lse=True, **options)
+        return out, lse, *nf.attention_varlen_backward(dout, q, k, v, out, lse, cu_q, cu_k, **options)
+
+    return run
+
+
+def _attention_global(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    q, dout = normal(rng, 2, 3, 257, 32, dtype=dtype), normal(rng, 2, 3, 257, 32, dtype=dtype)
+    options = {"window": (20, 20), "global_tokens": rng.random((2, 257)) < 0.05}
+
+    def run() -> Any:
+        out, lse = nf.attention(q, q, q, return_lse=True, **options)
+        return out, lse, *nf.attention_backward(dout, q, q, q, out, lse, **options)
+
+    return run
+
+
+def _attention_relative(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    q, k, dout = (normal(rng, 2, 3, n, 32, dtype=dtype) for n in (97, 161, 97))
+    r, u, v = normal(rng, 3, 161, 32, dtype=dtype), normal(rng, 3, 32, dtype=dtype), normal(rng, 3, 32, dtype=dtype)
+    options = {"causal": True, "rel": (r, u, v, 0)}
+
+    def run() -> Any:
+        out, lse = nf.attention(q, k, k, return_lse=True, **options)
+        *grads, more = nf.attention_backward(dout, q, k, k, out, lse, grads=("rel",), **options)
+        return out, lse, *grads, *more["rel"]
+
+    return run
+
+
+def _kv_cache(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    x = normal(rng, 1, 4, 300, 64, dtype=dtype)
+
+    def run() -> Any:
+        cache, outs = nf.KVCache(8), []
+        for piece in (x[..., :290, :], *(x[..., i : i + 1, :] for i in range(290, 300))):
+            outs.append(nf.attention(piece, *cache.append(piece, piece), causal=True))
+        return tuple(outs)
+
+    return run
+
+
+def _packed_matrix(rng: Rng, dtype: Any) -> Callable[[], Any]:
+    a, b = normal(rng, 5, 300, dtype=dtype), normal(rng, 300, 210, dtype=dtype)
+
+    def run() -> Any:
+        packed = nf.PackedMatrix(b)
+        out = nf.matmul(a, packed), packed.unpack()
+        return out if dtype == np.float64 else (*out, nf.matmul(a, nf.PackedMatrix(b, dtype=np.int8)))
+
+    return run
+
+
 def _rows(f: Callable[..., Any], count: int = 1) -> Case:
     def case(rng: Rng, dtype: Any) -> Callable[[], Any]:
         xs = [normal(rng, 403, 387, dtype=dtype, scale=3.0) for _ in range(count)]
@@ -139,6 +198,9 @@ def _updates(rng: Rng, dtype: Any) -> Callable[[], Any]:
         w, g, m, v = ([x.copy() for x in xs] for xs in first)
         nf.adamw_update(w, g, m, v, lr=1e-2, step=3, grad_scale=0.5)
         nf.sgd_update(w, g, m, lr=1e-2, momentum=0.9, nesterov=True, weight_decay=0.1)
+        nf.adam_update(w, g, m, v, lr=1e-2, step=4)
+        nf.adagrad_update(w, g, v, lr=1e-2)
+        nf.rmsprop_update(w, g, v, lr=1e-2)
         return (*w, *m, *v, np.float64(nf.global_norm(g)))
 
     return run
@@ -154,6 +216,11 @@ CASES: dict[str, Case] = {
     "attention_backward": _attention_backward,
     "attention_scores": _attention_scores,
     "attention_one_head": _attention_one_head,
+    "attention_varlen": _attention_varlen,
+    "attention_global": _attention_global,
+    "attention_relative": _attention_relative,
+    "kv_cache": _kv_cache,
+    "packed_matrix": _packed_matrix,
     "softmax": _rows(lambda x, dy: (nf.softmax(x), nf.softmax(x, axis=0), nf.softmax_backward(dy, nf.softmax(x))), 2),
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,

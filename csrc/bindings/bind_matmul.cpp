@@ -152,9 +152,11 @@ std::unique_ptr<ops::PackedMatrix> pack(py::handle b_object, py::handle dtype) {
 py::array unpack(const ops::PackedMatrix &matrix) {
     const Input out =
         allocate({matrix.rows(), matrix.columns()}, matrix.stored() == Stored::f64 ? DType::f64 : DType::f32);
-    py::gil_scoped_release release;
-    matrix.unpack(out.view);
-    return out.array;
+    {
+        py::gil_scoped_release release;
+        matrix.unpack(out.view);
+    }
+    return out.array; // counts a reference, for which the lock is needed
 }
 
 template <class F> py::cpp_function getter(const char *signature, F &&f) {

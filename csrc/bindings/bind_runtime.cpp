@@ -191,6 +191,8 @@ void bind_runtime(py::module_ &m) {
         runtime::set_num_threads(static_cast<int>(threads));
     });
     define(m, "available_processors() -> int", &runtime::available_processors);
+    define(m, "processor_quota(root: str, /) -> int",
+           [](const std::string &root) { return host::processor_quota(root.c_str()); });
     define(m, "empty(shape: tuple[int, ...], dtype: object, /) -> numpy.ndarray", &empty);
     define(m, "pool_statistics() -> dict[str, int]", &pool_statistics);
     define(m, "pool_reset_peak() -> None", &pool::reset_peak);

@@ -1,8 +1,11 @@
 #include "core/host.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <string>
 
 #if defined(_WIN32)
 #define NOMINMAX
@@ -79,31 +82,89 @@ int allowed_processors() {
 #endif
 }
 
-int processor_quota() {
 #if defined(__linux__)
+namespace {
+
+// Whole processors of a quota, rounded up; 0 for none.
+int whole(long long quota, long long period) {
+    return quota > 0 && period > 0 ? static_cast<int>(std::min<long long>((quota - 1) / period + 1, 1 << 20)) : 0;
+}
+
+// The quota of one cgroup of version 2, "quota period" or "max period".
+int quota_v2(const std::string &folder) {
     long long quota = 0, period = 0;
-    auto whole = [&] { return quota > 0 && period > 0 ? static_cast<int>((quota + period - 1) / period) : 0; };
-    if (FILE *file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
-        if (std::fscanf(file, "%lld %lld", &quota, &period) != 2) // "max 100000" reads no number
+    if (FILE *file = std::fopen((folder + "/cpu.max").c_str(), "r")) {
+        if (std::fscanf(file, "%lld %lld", &quota, &period) != 2)
             quota = 0;
         std::fclose(file);
-        return whole();
     }
-    auto read_number = [](const char *path) {
-        long long value = 0;
-        if (FILE *file = std::fopen(path, "r")) {
-            if (std::fscanf(file, "%lld", &value) != 1)
-                value = 0;
+    return whole(quota, period);
+}
+
+// Of one of version 1, a file each; a quota of -1 is none.
+int quota_v1(const std::string &folder) {
+    long long values[2] = {0, 0};
+    const char *names[] = {"/cpu.cfs_quota_us", "/cpu.cfs_period_us"};
+    for (int i = 0; i < 2; ++i)
+        if (FILE *file = std::fopen((folder + names[i]).c_str(), "r")) {
+            if (std::fscanf(file, "%lld", &values[i]) != 1)
+                values[i] = 0;
             std::fclose(file);
         }
-        return value;
-    };
-    quota = read_number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"); // the older version of cgroups
-    period = read_number("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-    return whole();
-#else
-    return 0;
+    return whole(values[0], values[1]);
+}
+
+// The least quota of a cgroup and all around it, up to the root of what is mounted. In a container the path may be that
+// of the machine, of which only the last folders, or none, are mounted: what is not there has no quota.
+int least_quota(const std::string &mount, std::string path, int (*quota_of)(const std::string &folder)) {
+    int least = 0;
+    for (;;) {
+        while (!path.empty() && path.back() == '/')
+            path.pop_back();
+        const int quota = quota_of(mount + path);
+        if (quota > 0 && (least == 0 || quota < least))
+            least = quota;
+        if (path.empty())
+            return least;
+        path.resize(path.find_last_of('/') == std::string::npos ? 0 : path.find_last_of('/'));
+    }
+}
+
+} // namespace
 #endif
+
+int processor_quota([[maybe_unused]] const char *root) {
+    int least = 0;
+#if defined(__linux__)
+    const std::string base = root, mounts = base + "/sys/fs/cgroup";
+    auto take = [&](int quota) {
+        if (quota > 0 && (least == 0 || quota < least))
+            least = quota;
+    };
+    // Of each line "number:controllers:path" the path; version 2 has no controllers.
+    std::string unified, of_cpu;
+    if (FILE *file = std::fopen((base + "/proc/self/cgroup").c_str(), "r")) {
+        char line[4096];
+        while (std::fgets(line, sizeof line, file)) {
+            line[std::strcspn(line, "\n")] = 0;
+            char *controllers = std::strchr(line, ':'),
+                 *path = controllers ? std::strchr(controllers + 1, ':') : nullptr;
+            if (!path)
+                continue;
+            *path++ = 0;
+            const std::string names = "," + std::string(controllers + 1) + ",";
+            if (names == ",,")
+                unified = path;
+            else if (names.find(",cpu,") != std::string::npos)
+                of_cpu = path;
+        }
+        std::fclose(file);
+    }
+    take(least_quota(mounts, unified, quota_v2));
+    for (const char *folder : {"/cpu", "/cpu,cpuacct"})
+        take(least_quota(mounts + folder, of_cpu, quota_v1));
+#endif
+    return least;
 }
 
 int64_t cache_bytes(int level) {

@@ -16,10 +16,11 @@ void at_fork(void (*before)(), void (*in_parent)(), void (*in_child)());
 // The system's number of the calling thread where it has a small one (Linux), else one of our own.
 int32_t thread_number();
 
-// Processors that this process may use by its affinity, and by its cgroup's quota (in whole processors, rounded up);
-// 0 where there is no such limit.
+// Processors that this process may use by its affinity, and by the quotas of its cgroup and of those around it (in
+// whole processors, rounded up); 0 where there is no such limit. `root` is put before the paths that are read, for
+// tests.
 int allowed_processors();
-int processor_quota();
+int processor_quota(const char *root = "");
 
 // Bytes of the data cache of a level (1, 2, 3); 0 where the system does not say.
 int64_t cache_bytes(int level);

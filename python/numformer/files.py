@@ -200,7 +200,9 @@ def read_tensors(path: Path, *, sealed: bool = False, mapped: bool = False) -> t
             names = list(file.keys())
             tensors = _map(path, names) if mapped else {name: file.get_tensor(name) for name in names}
             metadata = dict(file.metadata() or {})
-    except SafetensorError as error:
+    except DamagedError:
+        raise
+    except (SafetensorError, ValueError) as error:  # ValueError: NumPy has no array of such a shape
         raise DamagedError(f"{path}: damaged or cut short, not a whole safetensors file ({error})") from error
     expected = metadata.pop(CHECKSUM, None)
     if (sealed or expected is not None) and expected != (found := checksum(tensors, metadata)):

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from numformer.data.pairs import grows, most_of_gzip
+
 Array = NDArray[Any]
 Piece = tuple[str, bool]
 """A piece of a document, and whether the document ends with it."""
@@ -52,7 +54,8 @@ def read_documents(
     OSError
         Where a file cannot be read; the message names it.
     ValueError
-        Where a file is not UTF-8, is a damaged gzip file, or has a line that is no JSON object with a text.
+        Where a file is not UTF-8, is a gzip file that is damaged or grows more than a hundredfold, or has a line that
+        is no JSON object with a text.
     """
     if split not in SPLITS:
         raise ValueError(f"read_documents: split must be {', '.join(SPLITS)}, got {split!r}")
@@ -90,6 +93,8 @@ def _fragments(path: Path, progress: Callable[[int], None] | None) -> Iterator[P
                 byte, place = error.object[error.start], done - waiting + error.start
                 raise ValueError(f"{path}: not UTF-8 text (byte {byte:#04x} at position {place})") from None
             done += len(chunk)
+            if packed and done > (most := most_of_gzip(raw.tell())):
+                raise grows(str(path), most)
             if progress is not None:
                 progress(raw.tell() - before)
                 before = raw.tell()

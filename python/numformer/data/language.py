@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from numformer.data.vocabulary import EOS, FILE, SPECIAL, BytePairVocabulary, ByteVocabulary, _library
+from numformer.data.vocabulary import EOS, FILE, SPECIAL, BytePairVocabulary, ByteVocabulary, _library, parse
 
 Array = NDArray[Any]
 
@@ -106,11 +106,7 @@ def parse_vocabulary(text: str, name: str, end: str | None = None) -> tuple[Lang
         if fields.get("special") != list(SPECIAL):
             raise ValueError(f"{name}: special must be {list(SPECIAL)}, got {fields.get('special')}")
         return ByteVocabulary(), EOS
-    library = _library()
-    try:
-        tokenizer = library.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{name}: not a vocabulary ({error})") from error
+    tokenizer = parse(_library(), text, f"{name}: not a vocabulary")
     if [tokenizer.token_to_id(token) for token in SPECIAL] == [0, 1, 2]:
         return BytePairVocabulary(tokenizer), EOS
     for token in [end, *_ENDS]:

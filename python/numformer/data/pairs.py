@@ -16,7 +16,17 @@ COLUMNS = "more than two columns"
 NO_PARTNER = "lines that the other file lacks"
 TOO_LONG = "longer than the model"
 
-_GROWTH, _FREE = 100, 2**25  # text shrinks to a third or a tenth
+_GROWTH, _FREE = 100, 2**24  # text shrinks to a third or a tenth
+
+
+def most_of_gzip(compressed: int) -> int:
+    """Return how many bytes of text a gzip file of this size may hold; far more than that is no text."""
+    return max(_FREE, _GROWTH * compressed)
+
+
+def grows(name: str, most: int) -> ValueError:
+    """Return the error for a file that holds more."""
+    return ValueError(f"{name}: a gzip file that grows more than {_GROWTH}-fold, to over {most:,} bytes, is refused")
 
 
 @dataclass
@@ -116,11 +126,11 @@ def split_lines(data: bytes, name: str) -> list[bytes]:
 
 def _decompress(data: bytes, name: str) -> bytes:
     """Decompress; ValueError for a file that holds far more than text of its size would."""
-    most = max(_FREE, _GROWTH * len(data))
+    most = most_of_gzip(len(data))
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
         text = file.read(most + 1)
     if len(text) > most:
-        raise ValueError(f"{name}: a gzip file that grows more than {_GROWTH}-fold, to over {most:,} bytes, is refused")
+        raise grows(name, most)
     return text
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numformer.data.vocabulary import parse
+
 Array = NDArray[Any]
 
 FILE = "tokenizer.json"
@@ -61,10 +63,12 @@ class Tokenizer:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, and a text needs a tokenizer")
         library = _library()
+        wrong = f"{path}: not a tokenizer"
         try:
-            tokenizer = library.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{path}: not a tokenizer ({error})") from error
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{wrong} ({error})") from error
+        tokenizer = parse(library, text, wrong)
         return cls(tokenizer, _special(Path(folder) / "special_tokens_map.json"))
 
     @classmethod
@@ -190,7 +194,12 @@ def _special(path: Path) -> dict[str, str]:
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a table of special tokens ({error})") from error
     contents = {role: name.get("content") if isinstance(name, dict) else name for role, name in named.items()}
-    return {role: name for role, name in contents.items() if isinstance(name, str)}
+    names = {role: name for role, name in contents.items() if isinstance(name, str)}
+    try:
+        "".join(names.values()).encode("utf-8")
+    except UnicodeEncodeError as error:  # half a character, which JSON can say
+        raise ValueError(f"{path}: not a table of special tokens ({error})") from error
+    return names
 
 
 def _library() -> Any:

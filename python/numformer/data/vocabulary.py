@@ -189,8 +189,18 @@ def load_vocabulary(folder: str | Path) -> Vocabulary:
         if fields.get("special") != list(SPECIAL):
             raise ValueError(f"{path}: special must be {list(SPECIAL)}, got {fields.get('special')}")
         return ByteVocabulary()
-    library = _library()
+    tokenizer = parse(_library(), text, f"{path}: not a vocabulary")
     try:
-        return BytePairVocabulary(library.Tokenizer.from_str(text))
-    except Exception as error:  # the library raises nothing narrower
+        return BytePairVocabulary(tokenizer)
+    except ValueError as error:
         raise ValueError(f"{path}: not a vocabulary ({error})") from error
+
+
+def parse(library: Any, text: str, wrong: str) -> Any:
+    """Return the Tokenizer that a text describes; ValueError that begins with `wrong` where it describes none."""
+    try:
+        return library.Tokenizer.from_str(text)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the library raises nothing narrower, and where it panics what is no Exception
+        raise ValueError(f"{wrong} ({error})") from None

@@ -27,7 +27,7 @@ def from_pretrained(path: str | Path, *, dtype: DTypeLike | None = None) -> Any:
     """Read a folder with the model that its config.json names; see ``PretrainedModel.from_pretrained``."""
     folder = Path(path)
     kind = pretrained.read_config(folder).get("model_type")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"{folder / 'config.json'}: model_type must be one of {', '.join(_KINDS)}, got {kind!r}")
     module, name = _KINDS[kind]
     return getattr(importlib.import_module(f"numformer.models.{module}"), name).from_pretrained(folder, dtype=dtype)

@@ -186,7 +186,10 @@ class RoBERTaConfig(BERTConfig):
     @classmethod
     def context_of(cls, fields: dict[str, Any]) -> int:
         """Return the longest sequence that a configuration's table of positions has room for."""
-        return _rows(fields) - int(fields.get("pad_token_id", 1)) - 1
+        pad_id = fields.get("pad_token_id", 1)
+        if not isinstance(pad_id, int):
+            raise TypeError(f"pad_token_id must be an integer, got {pad_id!r}")
+        return _rows(fields) - pad_id - 1
 
 
 def _rows(fields: dict[str, Any]) -> int:

@@ -117,13 +117,26 @@ class SinusoidalPositions(Module):
 
     def __init__(self, length: int, width: int, *, halves: bool = False) -> None:
         initial.size("SinusoidalPositions", length=length, width=width)
-        self.length = length
-        rate = 10000.0 ** (-(np.arange(width) // 2 * 2) / width)
-        angle = np.arange(length)[:, None] * rate
-        self.table = np.where(np.arange(width) % 2 == 0, np.sin(angle), np.cos(angle))
-        if halves:
-            self.table = np.concatenate([self.table[:, ::2], self.table[:, 1::2]], axis=1)
-        self._cast = self.table
+        self.length, self.width, self.halves = length, width, halves
+        self._rows = np.zeros((0, width))
+
+    @property
+    def table(self) -> Array:
+        """All rows, in float64."""
+        return self._sines(self.length)
+
+    def _sines(self, end: int) -> Array:
+        rate = 10000.0 ** (-(np.arange(self.width) // 2 * 2) / self.width)
+        angle = np.arange(end)[:, None] * rate
+        table: Array = np.where(np.arange(self.width) % 2 == 0, np.sin(angle), np.cos(angle))
+        return np.concatenate([table[:, ::2], table[:, 1::2]], axis=1) if self.halves else table
+
+    def _table(self, end: int, kind: np.dtype[Any]) -> Array:
+        """Return at least `end` rows. They are made as they are used: `length` may be a file's word, and no array."""
+        rows = self._rows
+        if len(rows) < end or rows.dtype != kind:
+            self._rows = rows = self._sines(min(self.length, max(64, 2 * end, len(rows)))).astype(kind)
+        return rows
 
     def __call__(
         self, x: Array, *, offset: int = 0, ids: Array | None = None, ctx: Context | None = None
@@ -140,9 +153,8 @@ class SinusoidalPositions(Module):
     def infer(self, x: Array, *, offset: int = 0, ids: Array | None = None) -> Array:
         """Return x with its positions added."""
         kind = np.dtype(np.float32) if x.dtype.itemsize == 2 else x.dtype
-        if self._cast.dtype != kind:
-            self._cast = self.table.astype(kind)
         if ids is not None:
-            return ops.add(x, ops.embedding(self._cast, ids))
+            last = int(np.max(ids, initial=0))
+            return ops.add(x, ops.embedding(self._table(min(last + 1, self.length), kind), ids))
         end = _check("SinusoidalPositions", x, offset, self.length)
-        return ops.add(x, self._cast[offset:end])
+        return ops.add(x, self._table(end, kind)[offset:end])
