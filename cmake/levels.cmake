@@ -8,7 +8,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(flags_v4 -march=x86-64-v4 -mprefer-vector-width=512)
   set(flags_v4bf16 -march=x86-64-v4 -mavx512bf16 -mprefer-vector-width=512)
   set(flags_v4amx ${flags_v4bf16} -mamx-tile -mamx-bf16)
-  set(kernels_v4amx ceiling matmul table) # of the other kernels it takes v4bf16's
+  set(kernels_v4amx attention attention_backward ceiling matmul table) # of the other kernels it takes v4bf16's
   set(NUMFORMER_LEVEL_DEFINITIONS NUMFORMER_X86)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   set(NUMFORMER_LEVELS neon)

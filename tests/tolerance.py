@@ -18,6 +18,7 @@ import math
 from typing import Any
 
 import ml_dtypes
+import numformer as nf
 import numpy as np
 from numformer import reference
 from numformer.reference.attention import (
@@ -54,6 +55,12 @@ def u(dtype: Any) -> float:
 def flush(dtype: Any) -> float:
     """What an exponential may lose where it underflows; twice the limit, for its argument is rounded too."""
     return 2 * float(np.finfo(working(dtype)).tiny)
+
+
+def of_pairs(dtype: Any, options: dict[str, Any]) -> float:
+    """What P and dS of attention lose, relative, where they are rounded to be multiplied in pairs."""
+    pairs = dtype == bfloat16 and nf.info()["isa"] in ("v4bf16", "v4amx") and options.get("rel") is None
+    return u(dtype) if pairs else 0.0
 
 
 def gamma(n: int, dtype: Any) -> float:
@@ -365,6 +372,7 @@ def attention(q: Array, k: Array, v: Array, dtype: Any, **options: Any) -> tuple
 
     A score is off by e_s = gamma(D) * scale * |q| |k| and what scaling rounds, its exponential by that, relative.
     Blocks of keys are rescaled when a larger maximum comes: one rounding for each block, of 32 keys or more.
+    Where bfloat16 has instructions of its own, probabilities are rounded to it before they meet the values.
     """
     q, k, v = f64(q), f64(k), f64(v)
     if k.shape[-2] == 0 or q.size == 0:
@@ -391,8 +399,9 @@ def attention(q: Array, k: Array, v: Array, dtype: Any, **options: Any) -> tuple
     p, of_sink = p / total, of_sink / total
     sums = gamma(m, dtype) + (m / 32) * w
     average = (p * e).sum(axis=-1, keepdims=True) + of_sink
+    of_probabilities = of_pairs(dtype, options)
     out = np.matmul(parts.kept * (p * e + sees * flush(dtype)), np.abs(v)) + (
-        average + 2 * sums + FUNCTION * w
+        average + 2 * sums + FUNCTION * w + of_probabilities
     ) * np.matmul(parts.kept * p, np.abs(v))
     lse = average[..., 0] + sums + TERMS * w * (1 + np.abs(top[..., 0]))
     return out, lse
@@ -433,12 +442,17 @@ def attention_backward(
     group = q.shape[-2] * (q.shape[-3] // shapes[0][-3] if q.ndim > 2 and shapes[0][-3] else 1)
     t = lambda x: x.swapaxes(-1, -2)
     relative = parts.relative
-    e_dq = e_through + (gamma(m if relative is None else 2 * m, dtype) + TERMS * w) * ds
+    e_rounded = of_pairs(dtype, options)  # of P and dS, before they are multiplied
+    e_dq = e_through + (gamma(m if relative is None else 2 * m, dtype) + TERMS * w + e_rounded) * ds
     dq = scale * np.matmul(e_dq, np.abs(k))
     if relative is not None:
         dq = dq + scale * np.matmul(relative.by_row(e_dq), relative.r)
-    dk = scale * np.matmul(t(e_through + (gamma(group, dtype) + TERMS * w) * ds), parts.with_u)
-    dv = np.matmul(t(kept * (p * (r + gamma(group, dtype) + TERMS * w) + sees * flush(dtype))), do)
+    dk = scale * np.matmul(t(e_through + (gamma(group, dtype) + TERMS * w + e_rounded) * ds), parts.with_u)
+    dv = np.matmul(t(kept * (p * (r + gamma(group, dtype) + TERMS * w + e_rounded) + sees * flush(dtype))), do)
+    if e_rounded:  # subnormal operands and products count as zero there
+        dq = dq + flush(dtype) * np.matmul(sees, np.abs(k) + 1)
+        dk = dk + flush(dtype) * np.matmul(t(sees), np.abs(q) + 1)
+        dv = dv + flush(dtype) * np.matmul(t(sees), do + 1)
     bounds = dq, _ungroup(dk, shapes[0]), _ungroup(dv, shapes[1])
     if not grads:
         return bounds

@@ -9,139 +9,175 @@
 // block, 512 x 64 floats = 128 KiB each, in L2 for all 8 strips. K is transposed once a head into panels of 32 keys; V
 // is read where it lies. Work behind the diagonal (or outside the window) is left out by the panel. What else may
 // happen to scores and probabilities is in attention_scores.hpp, between 1 and 2, and between 2 and 3.
+//
+// Types: T is that of the arrays, A = Acc<T> that of scores and sums, E that of the operands of both products
+// (tile.hpp). bfloat16 is multiplied as pairs where the level has an instruction for them: P is then rounded to
+// bfloat16, its sum l is not. With relative positions, and heads wider than kMostPairs pairs, it is widened, as float16
+// is everywhere.
 #include "kernels/attention_decode.hpp"
 #include "kernels/attention_relative.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
 namespace {
 
+// Probabilities of a strip: where scores were, or beside them as pairs of bfloat16.
+template <class E> constexpr int kProbabilityStride = kPairs<E> ? kBlockKeys / 2 + 16 : kRowStride; // operands
+template <class E> using Probability = std::conditional_t<kPairs<E>, bf16, Acc<E>>;
+
 // The keys and values of one head, as tiles want them.
-template <class A, class T> struct Head {
-    const A *keys;
-    Panels<A> values;
+template <class E, class T> struct Head {
+    typedef Acc<E> A;
+    const E *keys;
+    Panels<E> values;
     const T *v;
     int64_t v_row;
     const A *values_finite; // of each block of keys: 1 or 0
     const A *relative;      // of each query head in turn, see attention_relative.hpp
 };
 
-template <class A> int64_t packed_keys_size(const AttentionArgs &args) {
-    return round_up(args.keys, kTileColumns<A>) * args.dim;
+template <class E> int64_t packed_keys_size(const AttentionArgs &args) {
+    return round_up(args.keys, kTileColumns<E>) * steps_of<E>(args.dim);
 }
-template <class A, class T> int64_t packed_size(const AttentionArgs &args) {
+template <class E, class T> int64_t packed_size(const AttentionArgs &args) {
+    typedef Acc<E> A;
     const int64_t group = args.kv_heads ? args.heads / args.kv_heads : 0;
-    return packed_keys_size<A>(args) + round_up(ceil_div(args.keys, kBlockKeys), kLanes<A>) +
+    return packed_keys_size<E>(args) + round_up(ceil_div(args.keys, kBlockKeys), kLanes<A>) +
            group * relative_panels_size<A>(args) +
-           (lies_in_panels<A, T>(args.value_dim) ? 0 : panels_size<A>(args.keys, args.value_dim));
+           (lies_in_panels<E, T>(args.value_dim) ? 0 : panels_size<E>(args.keys, args.value_dim));
 }
 
-template <class A, class T> Head<A, T> pack_head(const KvHead &of, A *memory) {
+template <class E, class T> Head<E, T> pack_head(const KvHead &of, Acc<E> *memory) {
+    typedef Acc<E> A;
+    static_assert(sizeof(E) == sizeof(A), "sizes are counted in either");
     const AttentionArgs &args = *of.args;
-    Head<A, T> head;
-    pack_keys<A, T>(head_of<T>(args.k, of.batch, of.head), args.keys, args.dim, args.k.row, memory);
-    head.keys = memory;
-    memory += packed_keys_size<A>(args);
+    Head<E, T> head;
+    E *keys = reinterpret_cast<E *>(memory);
+    pack_keys<E, T>(head_of<T>(args.k, of.batch, of.head), args.keys, args.dim, args.k.row, keys);
+    head.keys = keys;
+    memory += packed_keys_size<E>(args);
     head.v = head_of<T>(args.v, of.batch, of.head);
     head.v_row = args.v.row;
     head.values_finite = memory;
     for (int64_t block = 0; block * kBlockKeys < args.keys; ++block) {
-        const int64_t key0 = block * kBlockKeys, keys = smaller(kBlockKeys, args.keys - key0);
-        memory[block] = all_finite<A>(head.v + key0 * args.v.row, keys, args.value_dim, args.v.row) ? A(1) : A(0);
+        const int64_t key0 = block * kBlockKeys, keys_of_block = smaller(kBlockKeys, args.keys - key0);
+        memory[block] =
+            all_finite<A>(head.v + key0 * args.v.row, keys_of_block, args.value_dim, args.v.row) ? A(1) : A(0);
     }
     memory += round_up(ceil_div(args.keys, kBlockKeys), kLanes<A>);
     head.relative = memory;
     if (args.relative.r)
         for (int64_t i = 0; i < of.group; ++i, memory += relative_panels_size<A>(args))
             pack_relative<A, T>(args, of.head * of.group + i, memory);
-    head.values = as_panels<A, T>(head.v, args.keys, args.value_dim, args.v.row, memory);
+    head.values = as_panels<E, T>(head.v, args.keys, args.value_dim, args.v.row, reinterpret_cast<E *>(memory));
     return head;
 }
 
 // Step 3 where a partly masked strip meets a value that is not finite: 0 x NaN is NaN, so masked pairs are left out one
 // by one.
-template <class A, class T>
-void add_values_selecting(const Scoring<A, T> &scoring, const Head<A, T> &head, const A *p, int64_t query0,
-                          int64_t rows, int64_t key0, int64_t keys, A *o, int64_t o_row) {
+template <class E, class T>
+void add_values_selecting(const Scoring<Acc<E>, T> &scoring, const Head<E, T> &head, const Probability<E> *p,
+                          int64_t p_row, int64_t query0, int64_t rows, int64_t key0, int64_t keys, Acc<E> *o,
+                          int64_t o_row) {
+    typedef Acc<E> A;
     for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < keys; ++j)
             if (may_attend(scoring, query0 + i, key0 + j))
                 for (int64_t d = 0; d < scoring.args->value_dim; ++d)
-                    o[i * o_row + d] += p[i * kRowStride + j] * A(load_one(head.v + (key0 + j) * head.v_row + d));
+                    o[i * o_row + d] +=
+                        A(load_one(p + i * p_row + j)) * A(load_one(head.v + (key0 + j) * head.v_row + d));
 }
 
-template <class A> struct Workspace {
-    A *q, *p, *o;
+template <class E> struct Workspace {
+    typedef Acc<E> A;
+    E *q;
+    A *scores, *o;
+    E *p;                           // the strip's probabilities
     A *q_relative, *band, *queries; // relative positions only: q + v in strips, and rows of q + u or q + v
+    static constexpr int64_t kScores = kStripRows<E> * kRowStride,
+                             kApart = kPairs<E> ? kStripRows<E> * kProbabilityStride<E> : 0;
     static int64_t size(const AttentionArgs &args) {
-        const int64_t of_queries = strips_size<A>(kBlockQueries, args.dim);
-        return of_queries + kTileRows * kRowStride + kBlockQueries * round_up(args.value_dim, kTileColumns<A>) +
-               (args.relative.r ? of_queries + kBandSize + kBlockQueries * args.dim : 0);
+        const int64_t of_queries = strips_size<E>(kQueries<E>, args.dim);
+        return of_queries + kScores + kApart + kQueries<E> * round_up(args.value_dim, kTileColumns<E>) +
+               (args.relative.r ? of_queries + kBandSize + kQueries<E> * args.dim : 0);
     }
     Workspace(const AttentionArgs &args, A *memory)
-        : q(memory), p(q + strips_size<A>(kBlockQueries, args.dim)), o(p + kTileRows * kRowStride),
-          q_relative(o + kBlockQueries * round_up(args.value_dim, kTileColumns<A>)),
-          band(q_relative + strips_size<A>(kBlockQueries, args.dim)), queries(band + kBandSize) {}
+        : q(reinterpret_cast<E *>(memory)), scores(memory + strips_size<E>(kQueries<E>, args.dim)),
+          o(scores + kScores + kApart), p(reinterpret_cast<E *>(kApart > 0 ? scores + kScores : scores)),
+          q_relative(o + kQueries<E> * round_up(args.value_dim, kTileColumns<E>)),
+          band(q_relative + strips_size<E>(kQueries<E>, args.dim)), queries(band + kBandSize) {}
 };
 
 // Steps 1 to 3 for a strip of queries [query, query + rows) and the keys [first, last) of one block. `strip`: where the
 // packed strip begins in q, and in q_relative.
-template <class A, class T>
-NF_INLINE void attend_strip(const AttentionArgs &args, const Head<A, T> &head, const Scoring<A, T> &scoring,
+template <class E, class T>
+NF_INLINE void attend_strip(const AttentionArgs &args, const Head<E, T> &head, const Scoring<Acc<E>, T> &scoring,
                             int64_t query, int64_t rows, int64_t first, int64_t last, int64_t strip,
-                            const Workspace<A> &work, A *o, int64_t o_row, A *maximum, A *sum) {
-    constexpr int64_t NR = kTileColumns<A>;
-    const int64_t width = last - first, full_width = round_up(width, kLanes<A>);
+                            const Workspace<E> &work, Acc<E> *o, int64_t o_row, Acc<E> *maximum, Acc<E> *sum) {
+    typedef Acc<E> A;
+    constexpr int64_t NR = kTileColumns<E>, kOfRow = kProbabilityStride<E> * kElements<E>;
+    const int64_t width = last - first, full_width = round_up(width, kLanes<A>), steps = steps_of<E>(args.dim);
     for (int64_t j = 0; j < width; j += NR)
-        tile_for<A, InPanels>(rows, width - j)(args.dim, work.q + strip, head.keys + (first + j) * args.dim, NR,
-                                               work.p + j, kRowStride, Store::write);
+        tile_for<E, Strip<E>>(rows, width - j)(steps, work.q + strip, head.keys + (first + j) * steps, NR,
+                                               work.scores + j, kRowStride, Store::write);
     if (args.relative.r)
         add_relative(args, work.q_relative + strip,
                      head.relative + scoring.head % (args.heads / args.kv_heads) * relative_panels_size<A>(args), query,
-                     rows, first, width, work.band, work.p, kRowStride);
+                     rows, first, width, work.band, work.scores, kRowStride);
     const bool kept = all_kept(scoring, query, rows, first, width);
+    Probability<E> *const p = reinterpret_cast<Probability<E> *>(work.p);
     for (int64_t i = 0; i < rows; ++i) {
-        A *row = work.p + i * kRowStride;
+        A *row = work.scores + i * kRowStride;
+        Probability<E> *p_row = p + i * kOfRow;
         const int64_t row_query = query + i;
         A factor;
         if (scoring.plain) {
             if (!kept || width != full_width)
                 mask_scores(scoring, row_query, first, width, full_width, row);
-            factor = softmax_row<A, false>(row, full_width, maximum[i], sum[i]);
+            factor = softmax_row<A, !kPairs<E>>(row, full_width, scoring.unit(), maximum[i], sum[i], p_row);
         } else {
-            factor = softmax_changed(scoring, row_query, first, width, row, maximum[i], sum[i]);
+            factor = softmax_changed(scoring, row_query, first, width, row, maximum[i], sum[i], p_row);
         }
+        if (kByMatrices<E> && full_width % (2 * kLanes<A>) != 0) // whole registers of pairs
+            store_probabilities(p_row + full_width, Vec<A>{});
         if (factor != 1) {
             A *o_of_row = o + i * o_row;
             for (int64_t d = 0; d < o_row; d += kLanes<A>)
                 store(o_of_row + d, load(o_of_row + d) * factor);
         }
     }
-    if (head.values_finite[first / kBlockKeys] != 0 || (kept && !scoring.bias))
-        multiply_strip<A, InRows<kRowStride>>(width, rows, args.value_dim, work.p, head.values, first, o, o_row,
-                                              Store::add);
+    // A pair reaches a key further where their number is odd.
+    const bool reaches_others = kPairs<E> && width % 2 != 0 && last < args.keys;
+    if (head.values_finite[first / kBlockKeys] != 0 || (kept && !scoring.bias && !reaches_others))
+        multiply_strip<E, InRows<kProbabilityStride<E>>>(width, rows, args.value_dim, work.p, head.values, first, o,
+                                                         o_row, Store::add);
     else
-        add_values_selecting<A, T>(scoring, head, work.p, query, rows, first, width, o, o_row);
+        add_values_selecting<E, T>(scoring, head, p, kOfRow, query, rows, first, width, o, o_row);
 }
 
-// Queries [query0, query0 + queries) of one head: at most kBlockQueries.
-template <class A, class T>
-void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t batch, int64_t head_index, int64_t query0,
-                  const Workspace<A> &work) {
-    constexpr int64_t NR = kTileColumns<A>;
-    const int64_t queries = smaller(kBlockQueries, args.queries - query0);
+// Queries [query0, query0 + queries) of one head: at most kQueries.
+template <class E, class T>
+void attend_block(const AttentionArgs &args, const Head<E, T> &head, int64_t batch, int64_t head_index, int64_t query0,
+                  const Workspace<E> &work) {
+    typedef Acc<E> A;
+    constexpr int64_t NR = kTileColumns<E>;
+    [[maybe_unused]] const std::conditional_t<kByMatrices<E>, MatrixRegisters, bool> registers{};
+    const int64_t queries = smaller(kQueries<E>, args.queries - query0);
     const int64_t o_row = round_up(args.value_dim, NR);
     Scoring<A, T> scoring = Scoring<A, T>::of(args, batch, head_index);
     scoring.narrow();
+    if (kPairs<E>)
+        scoring.leave_queries();
     const T *q = head_of<T>(args.q, batch, head_index) + query0 * args.q.row;
-    if (args.relative.r) {
+    if (args.relative.r && !kPairs<E>) {
+        A *strips = reinterpret_cast<A *>(work.q);
         add_to_queries(q, queries, args.dim, args.q.row, args.relative.bias_u + head_index * args.dim, work.queries);
-        pack_strips<A, A>(work.queries, queries, args.dim, args.dim, scoring.factor(), work.q);
+        pack_strips<A, A>(work.queries, queries, args.dim, args.dim, scoring.factor(), strips);
         add_to_queries(q, queries, args.dim, args.q.row, args.relative.bias_v + head_index * args.dim, work.queries);
         pack_strips<A, A>(work.queries, queries, args.dim, args.dim, scoring.factor(), work.q_relative);
     } else {
-        pack_strips<A, T>(q, queries, args.dim, args.q.row, scoring.factor(), work.q);
+        pack_strips<E, T>(q, queries, args.dim, args.q.row, scoring.factor(), work.q);
     }
-    A maximum[kBlockQueries], sum[kBlockQueries];
+    A maximum[kQueries<E>], sum[kQueries<E>];
     const Start<A> start = start_of(scoring);
     for (int64_t i = 0; i < queries; ++i) {
         maximum[i] = start.maximum;
@@ -154,11 +190,12 @@ void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t bat
         block = {0, smaller(args.keys, args.causal_high + query0 + queries)};
     for (int64_t block0 = block.first / kBlockKeys * kBlockKeys; block0 < block.last; block0 += kBlockKeys) {
         const int64_t block_end = smaller(block0 + kBlockKeys, args.keys);
-        for (int64_t i0 = 0; i0 < queries; i0 += kTileRows) {
-            const int64_t rows = smaller(kTileRows, queries - i0), query = query0 + i0;
+        for (int64_t i0 = 0; i0 < queries; i0 += kStripRows<E>) {
+            const int64_t rows = smaller(kStripRows<E>, queries - i0), query = query0 + i0;
+            const int64_t strip = i0 / kStripRows<E> * strip_size<E>(args.dim);
             KeyRange piece = next_keys(scoring, query, rows, block0, block_end);
             for (; piece.first < piece.last; piece = next_keys(scoring, query, rows, piece.last, block_end))
-                attend_strip(args, head, scoring, query, rows, piece.first, piece.last, i0 * args.dim, work,
+                attend_strip(args, head, scoring, query, rows, piece.first, piece.last, strip, work,
                              work.o + i0 * o_row, o_row, maximum + i0, sum + i0);
         }
     }
@@ -170,19 +207,20 @@ void attend_block(const AttentionArgs &args, const Head<A, T> &head, int64_t bat
 }
 
 // Blocks [first, last) of queries, counted over the heads that share the keys.
-template <class A, class T>
-void attend_head(const KvHead &of, const Head<A, T> &head, int64_t first, int64_t last, const Workspace<A> &work) {
-    const int64_t blocks = ceil_div(of.args->queries, kBlockQueries);
+template <class E, class T>
+void attend_head(const KvHead &of, const Head<E, T> &head, int64_t first, int64_t last, const Workspace<E> &work) {
+    const int64_t blocks = ceil_div(of.args->queries, kQueries<E>);
     for (int64_t task = first; task < last; ++task)
-        attend_block<A, T>(*of.args, head, of.batch, of.head * of.group + task / blocks, task % blocks * kBlockQueries,
+        attend_block<E, T>(*of.args, head, of.batch, of.head * of.group + task / blocks, task % blocks * kQueries<E>,
                            work);
 }
 
 // Few heads: pack all, then divide the blocks of queries. Later blocks first: with a causal mask they are the longest.
-template <class A, class T> bool attend_few(const Sequences &all, int64_t kv_heads) {
+template <class E, class T> bool attend_few(const Sequences &all, int64_t kv_heads) {
+    typedef Acc<E> A;
     struct Part {
         KvHead of;
-        Head<A, T> head;
+        Head<E, T> head;
         int64_t memory, first_task;
         bool few_queries;
     };
@@ -196,8 +234,8 @@ template <class A, class T> bool attend_few(const Sequences &all, int64_t kv_hea
         part.memory = size;
         part.first_task = tasks;
         part.few_queries = has_few_queries(*part.of.args);
-        size += part.few_queries ? 0 : packed_size<A, T>(*part.of.args);
-        tasks += part.few_queries ? 1 : part.of.group * ceil_div(part.of.args->queries, kBlockQueries);
+        size += part.few_queries ? 0 : packed_size<E, T>(*part.of.args);
+        tasks += part.few_queries ? 1 : part.of.group * ceil_div(part.of.args->queries, kQueries<E>);
     }
     parts.data[kv_heads].first_task = tasks;
     Scratch<A> memory(size);
@@ -206,7 +244,7 @@ template <class A, class T> bool attend_few(const Sequences &all, int64_t kv_hea
     parallel_tasks(kv_heads, [&](int64_t kv) {
         Part &part = parts.data[kv];
         if (!part.few_queries)
-            part.head = pack_head<A, T>(part.of, memory.data + part.memory);
+            part.head = pack_head<E, T>(part.of, memory.data + part.memory);
     });
     Failure failure;
     parallel_tasks(tasks, [&](int64_t index) {
@@ -220,11 +258,11 @@ template <class A, class T> bool attend_few(const Sequences &all, int64_t kv_hea
                 failure.set();
             return;
         }
-        Scratch<A> work(Workspace<A>::size(*part.of.args));
+        Scratch<A> work(Workspace<E>::size(*part.of.args));
         if (!work)
             return failure.set();
-        attend_head<A, T>(part.of, part.head, task - part.first_task, task - part.first_task + 1,
-                          Workspace<A>(*part.of.args, work.data));
+        attend_head<E, T>(part.of, part.head, task - part.first_task, task - part.first_task + 1,
+                          Workspace<E>(*part.of.args, work.data));
     });
     return !failure.happened;
 }
@@ -236,20 +274,19 @@ bool all_have_few_queries(const Sequences &all) {
     return decoding == all.count;
 }
 
-template <class T> bool attention(const AttentionArgs *sequences, int64_t count) {
-    typedef Acc<T> A;
-    const Sequences all{sequences, count};
+template <class E, class T> bool attention_of(const Sequences &all) {
+    typedef Acc<E> A;
     const int64_t kv_heads = all.kv_heads(), threads = runtime::threads_here();
     if (all_have_few_queries(all))
         return decode<A, T>(all);
     const double work = work_of(all);
     if (divides_blocks(work, kv_heads, threads))
-        return attend_few<A, T>(all, kv_heads);
+        return attend_few<E, T>(all, kv_heads);
     // Enough heads: each packs its keys and uses them while they are in cache.
     int64_t packed = 0, size = 0;
-    for (int64_t s = 0; s < count; ++s) {
-        packed = larger(packed, packed_size<A, T>(sequences[s]));
-        size = larger(size, Workspace<A>::size(sequences[s]));
+    for (int64_t s = 0; s < all.count; ++s) {
+        packed = larger(packed, packed_size<E, T>(all.data[s]));
+        size = larger(size, Workspace<E>::size(all.data[s]));
     }
     const int64_t at_once = heads_of_task(work, kv_heads, threads);
     Failure failure;
@@ -264,19 +301,24 @@ template <class T> bool attention(const AttentionArgs *sequences, int64_t count)
                     failure.set();
                 continue;
             }
-            const Head<A, T> head = pack_head<A, T>(of, memory.data);
-            attend_head<A, T>(of, head, 0, of.group * ceil_div(of.args->queries, kBlockQueries),
-                              Workspace<A>(*of.args, memory.data + packed));
+            const Head<E, T> head = pack_head<E, T>(of, memory.data);
+            attend_head<E, T>(of, head, 0, of.group * ceil_div(of.args->queries, kQueries<E>),
+                              Workspace<E>(*of.args, memory.data + packed));
         }
     });
     return !failure.happened;
 }
 
+template <class T> bool attention(const AttentionArgs *sequences, int64_t count) {
+    const Sequences all{sequences, count};
+    return takes_pairs<T>(all) ? attention_of<PairsOf<T>, T>(all) : attention_of<Acc<T>, T>(all);
+}
+
 // ---- what a call is going to do, from the functions above that decide it
 
 // Scores that are computed for one head: whole strips of queries by panels of keys.
-template <class A, class T> double visited_by_head(const AttentionArgs &args, int64_t batch, int64_t head) {
-    Scoring<A, T> scoring = Scoring<A, T>::of(args, batch, head);
+template <class E, class T> double visited_by_head(const AttentionArgs &args, int64_t batch, int64_t head) {
+    Scoring<Acc<E>, T> scoring = Scoring<Acc<E>, T>::of(args, batch, head);
     if (has_few_queries(args)) {
         double keys = 0;
         for (int64_t chunk = 0; chunk < chunks_of(args); ++chunk) {
@@ -287,9 +329,9 @@ template <class A, class T> double visited_by_head(const AttentionArgs &args, in
     }
     scoring.narrow();
     double pairs = 0;
-    for (int64_t query = 0; query < args.queries; query += kTileRows) // blocks are whole strips
+    for (int64_t query = 0; query < args.queries; query += kStripRows<E>) // blocks are whole strips
         for (int64_t block0 = 0; block0 < args.keys; block0 += kBlockKeys) {
-            const int64_t rows = smaller(kTileRows, args.queries - query),
+            const int64_t rows = smaller(kStripRows<E>, args.queries - query),
                           end = smaller(block0 + kBlockKeys, args.keys);
             KeyRange piece = next_keys(scoring, query, rows, block0, end);
             for (; piece.first < piece.last; piece = next_keys(scoring, query, rows, piece.last, end))
@@ -298,16 +340,15 @@ template <class A, class T> double visited_by_head(const AttentionArgs &args, in
     return pairs;
 }
 
-template <class T> void plan_attention(const AttentionArgs *sequences, int64_t count, Plan &plan) {
-    typedef Acc<T> A;
-    const Sequences all{sequences, count};
+template <class E, class T> void plan_attention_of(const Sequences &all, Plan &plan) {
+    typedef Acc<E> A;
     const int64_t kv_heads = all.kv_heads(), threads = runtime::threads_here();
     int64_t decoding = 0, packed = 0, packed_together = 0, block = 0, chunks = 0, partials = 0, chunk_size = 0;
     int64_t elements = 0, decoded = 0, tasks = 0;
     bool in_place = true;
-    for (int64_t s = 0; s < count; ++s) {
-        const AttentionArgs &args = sequences[s];
-        plan.visited += sum_over_heads(args, visited_by_head<A, T>);
+    for (int64_t s = 0; s < all.count; ++s) {
+        const AttentionArgs &args = all.data[s];
+        plan.visited += sum_over_heads(args, visited_by_head<E, T>);
         const int64_t heads = args.batches * args.kv_heads;
         const KvHead of{&args, 0, 0, args.kv_heads ? args.heads / args.kv_heads : 0};
         if (has_few_queries(args)) {
@@ -320,11 +361,11 @@ template <class T> void plan_attention(const AttentionArgs *sequences, int64_t c
             elements += heads * args.keys * (args.dim + args.value_dim);
             tasks += heads;
         } else {
-            packed = larger(packed, packed_size<A, T>(args));
-            packed_together += heads * packed_size<A, T>(args);
-            block = larger(block, Workspace<A>::size(args));
-            in_place = in_place && lies_in_panels<A, T>(args.value_dim);
-            tasks += heads * of.group * ceil_div(args.queries, kBlockQueries);
+            packed = larger(packed, packed_size<E, T>(args));
+            packed_together += heads * packed_size<E, T>(args);
+            block = larger(block, Workspace<E>::size(args));
+            in_place = in_place && lies_in_panels<E, T>(args.value_dim);
+            tasks += heads * of.group * ceil_div(args.queries, kQueries<E>);
         }
     }
     const double work = work_of(all);
@@ -359,13 +400,18 @@ template <class T> void plan_attention(const AttentionArgs *sequences, int64_t c
         tell(plan, "keys_at_once", kKeysAtOnce);
     }
     if (decoding < kv_heads) {
-        tell(plan, "tile_rows", kTileRows);
-        tell(plan, "tile_columns", kTileColumns<A>);
-        tell(plan, "block_queries", kBlockQueries);
+        tell(plan, "tile_rows", kStripRows<E>);
+        tell(plan, "tile_columns", kTileColumns<E>);
+        tell(plan, "block_queries", kQueries<E>);
         tell(plan, "block_keys", kBlockKeys);
         tell_whether(plan, "values_are_read_where_they_lie", in_place);
+        tell_whether(plan, "pairs_are_multiplied_in_their_own_type", kPairs<E>);
     }
     tell(plan, "bits_of_the_sums", 8 * int64_t(sizeof(A)));
+}
+template <class T> void plan_attention(const AttentionArgs *sequences, int64_t count, Plan &plan) {
+    const Sequences all{sequences, count};
+    takes_pairs<T>(all) ? plan_attention_of<PairsOf<T>, T>(all, plan) : plan_attention_of<Acc<T>, T>(all, plan);
 }
 
 } // namespace

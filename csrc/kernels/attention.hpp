@@ -90,56 +90,86 @@ template <class A, class T> static bool all_finite(const T *x, int64_t rows, int
     return total == total;
 }
 
+// What a head's operands E are: elements of the type of the sums or, where kElements<E> is 2, pairs of bfloat16
+// elements. Sizes count operands, and both are as large as a sum.
+
 // A matrix (rows x columns) as the right operand of tiles: panels of kTileColumns columns. It is read where it lies if
-// its type and width allow, else from a packed copy.
-template <class A> struct Panels {
-    const A *data;
-    int64_t row, panel; // strides: to the next row, to the next panel
-    const A *at(int64_t first_row, int64_t columns) const {
-        return data + first_row * row + columns / kTileColumns<A> * panel;
+// its type and width allow, else from a packed copy. Rows are the depth: of pairs, the first one must be even.
+template <class E> struct Panels {
+    const E *data;
+    int64_t row, panel; // strides: to the next step of the depth, to the next panel
+    const E *at(int64_t first_row, int64_t columns) const {
+        return data + first_row / kElements<E> * row + columns / kTileColumns<E> * panel;
     }
 };
-template <class A, class T> NF_INLINE bool lies_in_panels(int64_t columns) {
-    return std::is_same<A, T>::value && columns % kLanes<A> == 0;
+template <class E, class T> NF_INLINE bool lies_in_panels(int64_t columns) {
+    return std::is_same<E, T>::value && columns % kLanes<E> == 0;
 }
-template <class A> NF_INLINE int64_t panels_size(int64_t rows, int64_t columns) {
-    return rows * round_up(columns, kTileColumns<A>);
+template <class E> NF_INLINE int64_t panels_size(int64_t rows, int64_t columns) {
+    return steps_of<E>(rows) * round_up(columns, kTileColumns<E>);
 }
-// `copy` holds panels_size elements; it is not used where the matrix lies well.
-template <class A, class T>
-static Panels<A> as_panels(const T *x, int64_t rows, int64_t columns, int64_t row, A *copy) {
-    if constexpr (std::is_same<A, T>::value)
-        if (lies_in_panels<A, T>(columns))
-            return {x, row, kTileColumns<A>};
-    constexpr int64_t NR = kTileColumns<A>;
+// `copy` holds panels_size operands; it is not used where the matrix lies well.
+template <class E, class T>
+static Panels<E> as_panels(const T *x, int64_t rows, int64_t columns, int64_t row, E *copy) {
+    if constexpr (std::is_same<E, T>::value)
+        if (lies_in_panels<E, T>(columns))
+            return {x, row, kTileColumns<E>};
+    constexpr int64_t NR = kTileColumns<E>;
+    const int64_t steps = steps_of<E>(rows);
     for (int64_t j = 0; j < columns; j += NR)
-        pack_straight<A, T>(rows, smaller(NR, columns - j), NR, x + j, row, copy + j * rows, NR);
-    return {copy, NR, rows * NR};
+        pack_straight<E, T>(rows, smaller(NR, columns - j), NR, x + j, row, copy + j * steps, NR);
+    return {copy, NR, steps * NR};
 }
 
-// Rows [0, rows) of x as left operands: strips of kTileRows rows, depth outermost, times `factor`.
-template <class A> NF_INLINE int64_t strips_size(int64_t rows, int64_t depth) {
-    return round_up(rows, kTileRows) * depth + kLanes<A>; // packing writes a little behind the last
+// Rows [0, rows) of x as left operands, in strips of kStripRows rows: depth outermost and times `factor` or, for matrix
+// registers, as rows, which take no factor and are at most kMostPairs long.
+constexpr int64_t kMostPairs = 512, kPairsStride = kMostPairs + 16; // rows 2 KiB apart would share cache sets
+template <class E> using Strip = std::conditional_t<kByMatrices<E>, InRows<kPairsStride>, InPanels>;
+template <class E> NF_INLINE int64_t strip_size(int64_t depth) {
+    return kByMatrices<E> ? kStripRows<E> * kPairsStride : kStripRows<E> * steps_of<E>(depth);
 }
-template <class A, class T>
-static void pack_strips(const T *x, int64_t rows, int64_t depth, int64_t row, A factor, A *strips) {
-    for (int64_t i = 0; i < rows; i += kTileRows)
-        pack_rows_in_panel<A, T>(depth, smaller(kTileRows, rows - i), x + i * row, row, 1, factor, strips + i * depth);
+template <class E> NF_INLINE int64_t strips_size(int64_t rows, int64_t depth) {
+    return ceil_div(rows, kStripRows<E>) * strip_size<E>(depth) + kLanes<E>; // packing writes a little behind the last
+}
+template <class E, class T>
+static void pack_strips(const T *x, int64_t rows, int64_t depth, int64_t row, Acc<E> factor, E *strips) {
+    if constexpr (kByMatrices<E>)
+        pack_rows<E, T, kPairsStride>(depth, rows, x, row, strips);
+    else
+        for (int64_t i = 0; i < rows; i += kTileRows, strips += strip_size<E>(depth))
+            pack_rows_in_panel<E, T>(depth, smaller(kTileRows, rows - i), x + i * row, row, 1, factor, strips);
 }
 
 // The transpose of x (keys x depth) as right operand: panels of kTileColumns keys, depth x kTileColumns each.
-template <class A, class T> static void pack_keys(const T *x, int64_t keys, int64_t depth, int64_t row, A *panels) {
-    constexpr int64_t NR = kTileColumns<A>;
+template <class E, class T> static void pack_keys(const T *x, int64_t keys, int64_t depth, int64_t row, E *panels) {
+    constexpr int64_t NR = kTileColumns<E>;
     for (int64_t j = 0; j < keys; j += NR)
-        pack_transposed<A, T>(depth, smaller(NR, keys - j), NR, x + j * row, row, panels + j * depth, NR);
+        pack_transposed<E, T>(depth, smaller(NR, keys - j), NR, x + j * row, row, panels + j * steps_of<E>(depth), NR);
 }
 
+#if defined(__AVX512BF16__)
+template <class T> using PairsOf = std::conditional_t<std::is_same<T, bf16>::value, bf16_pair, Acc<T>>;
+#else
+template <class T> using PairsOf = Acc<T>;
+#endif
+template <class E> constexpr bool kPairs = kElements<E> == 2;
+
+// Queries of a block, in whole strips: its Q, P and O stay in L2.
+template <class E> constexpr int64_t kQueries = kByMatrices<E> ? 4 * kStripRows<E> : kBlockQueries;
+
+// Whether the call's products are of pairs of bfloat16.
+template <class T> bool takes_pairs(const Sequences &all) {
+    bool fits = !std::is_same<PairsOf<T>, Acc<T>>::value;
+    for (int64_t s = 0; s < all.count; ++s)
+        fits = fits && !all.data[s].relative.r && larger(all.data[s].dim, all.data[s].value_dim) <= 2 * kMostPairs;
+    return fits;
+}
 // c (rows x columns, row stride c_row) += or = a @ b over `depth`, tile by tile along the columns.
-template <class A, class Layout>
-NF_INLINE void multiply_strip(int64_t depth, int64_t rows, int64_t columns, const A *a, const Panels<A> &b,
-                              int64_t b_first, A *c, int64_t c_row, Store mode) {
-    for (int64_t j = 0; j < columns; j += kTileColumns<A>)
-        tile_for<A, Layout>(rows, columns - j)(depth, a, b.at(b_first, j), b.row, c + j, c_row, mode);
+template <class E, class Layout>
+NF_INLINE void multiply_strip(int64_t depth, int64_t rows, int64_t columns, const E *a, const Panels<E> &b,
+                              int64_t b_first, Acc<E> *c, int64_t c_row, Store mode) {
+    for (int64_t j = 0; j < columns; j += kTileColumns<E>)
+        tile_for<E, Layout>(rows, columns - j)(steps_of<E>(depth), a, b.at(b_first, j), b.row, c + j, c_row, mode);
 }
 
 // 2^x for x <= 0 (or NaN), with results below the smallest normal number flushed to 0: masked scores are -inf, and an

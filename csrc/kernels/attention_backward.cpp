@@ -11,6 +11,9 @@
 //
 // Queries and keys are packed a few thousand at a time, so that scratch does not grow with the sequence.
 //
+// Types: as in attention.cpp. P and dS are rounded to pairs of bfloat16 for 3 and 4: along keys for 3, along queries
+// for 4, where matrix registers want the transpose besides, a key's queries as a row.
+//
 // Each gradient is summed in a fixed order: dQ over key blocks, dK and dV over heads and query blocks. With enough
 // heads one thread does all of a key/value head; with few, one pass divides the key blocks (dK, dV) and a second one
 // the query blocks (dQ), computing P twice: 7 products instead of 5, the same bits.
@@ -19,16 +22,28 @@
 namespace nf::NUMFORMER_LEVEL {
 namespace {
 
-// P and dS of a block, the latter behind a gap, and the band of relative positions.
-constexpr int64_t kBlockSize = kBlockQueries * kGradientStride;
-constexpr int64_t kBlocksSize = 2 * kBlockSize + kGap + kBandSize;
-template <class A> struct Blocks {
+// P and dS of a block, the latter behind a gap, and the band of relative positions. Of pairs: dS of a strip in rows; P
+// and dS of the block, pairs of queries in rows; the same transposed, for one strip of keys.
+template <class E> struct Blocks {
+    typedef Acc<E> A;
+    static constexpr int64_t kBlock = kQueries<E> * kGradientStride, kPairRows = kQueries<E> / 2;
+    static constexpr int64_t kRowOfPairs = kBackwardKeys / 2 + kGap; // of dS
+    static constexpr int64_t kRowOfKey = kPairRows + kGap;           // of the transposes
+    static constexpr int64_t kStripOfPairs = kPairs<E> ? kStripRows<E> * kRowOfPairs : 0;
+    static constexpr int64_t kBlockOfPairs = kPairs<E> ? kPairRows * kGradientStride : 0;
+    static constexpr int64_t kTransposed = kByMatrices<E> ? kStripRows<E> * kRowOfKey : 0;
+    static constexpr int64_t kSize = 2 * kBlock + kGap + kBandSize + kStripOfPairs + 2 * (kBlockOfPairs + kTransposed);
     A *p, *ds, *band;
-    explicit Blocks(A *memory) : p(memory), ds(p + kBlockSize + kGap), band(ds + kBlockSize) {}
+    E *ds_rows, *p_pairs, *ds_pairs, *p_transposed, *ds_transposed;
+    explicit Blocks(A *memory)
+        : p(memory), ds(p + kBlock + kGap), band(ds + kBlock), ds_rows(reinterpret_cast<E *>(band + kBandSize)),
+          p_pairs(ds_rows + kStripOfPairs), ds_pairs(p_pairs + kBlockOfPairs), p_transposed(ds_pairs + kBlockOfPairs),
+          ds_transposed(p_transposed + kTransposed) {}
 };
 
 // Packed at once: the fewer, the more often the others are packed again, and 16 blocks make that a per mille.
-constexpr int64_t kSegmentKeys = 16 * kBackwardKeys, kSegmentQueries = 36 * kBlockQueries;
+constexpr int64_t kSegmentKeys = 16 * kBackwardKeys;
+template <class E> constexpr int64_t kSegmentQueries = (kByMatrices<E> ? 32 : 36) * kQueries<E>;
 
 // P and dS of one block, and the sums that a task owns. Null sums are not wanted.
 template <class A> struct Gradients {
@@ -55,19 +70,69 @@ void add_relative_gradient(const AttentionArgs &args, const QuerySide<A, T> &que
                                                        queries.relative->columns, first, dq, dq_row, Store::add);
 }
 
-template <class A, class T>
-void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
-                         int64_t key0, int64_t query0, const Blocks<A> &blocks, const Gradients<A> &sums) {
-    constexpr int64_t NR = kTileColumns<A>;
+#if defined(__AVX512BF16__)
+// Of pairs: rows [i0, i0 + rows) of P and dS, `width` keys, as pairs of queries; up to a whole strip of zeros behind.
+template <class E> NF_INLINE void round_strip(const Blocks<E> &blocks, int64_t i0, int64_t rows, int64_t width) {
+    if constexpr (kPairs<E>) {
+        constexpr int W = kLanes<E>;
+        auto round = [&](const float *from, E *to) {
+            from += i0 * kGradientStride;
+            to += i0 / 2 * kGradientStride;
+            for (int64_t i = 0; i < kStripRows<E>; i += 2, from += 2 * kGradientStride, to += kGradientStride)
+                for (int64_t j = 0; j < width; j += W)
+                    store(to + j, to_pairs(i < rows ? load(from + j) : Vec<float>{},
+                                           i + 1 < rows ? load(from + kGradientStride + j) : Vec<float>{}));
+        };
+        round(blocks.p, blocks.p_pairs);
+        round(blocks.ds, blocks.ds_pairs);
+    }
+}
+// dS of a strip as pairs of keys, in rows, zeros behind up to a whole register of pairs.
+template <class E> void round_rows(const float *ds, int64_t rows, int64_t width, E *to) {
+    constexpr int W = kLanes<float>;
+    for (int64_t i = 0; i < rows; ++i, ds += kGradientStride) {
+        bf16 *row = reinterpret_cast<bf16 *>(to + i * Blocks<E>::kRowOfPairs);
+        for (int64_t j = 0; j < width; j += W)
+            store_flushed(row + j, load(ds + j));
+        if (width % (2 * W) != 0)
+            store_flushed(row + width, Vec<float>{});
+    }
+}
+// to[j * kRowOfKey + i] = from[i * kGradientStride + j] for a strip of keys j and `steps` pairs i, whole registers.
+template <class E> void transpose_pairs(const E *from, int64_t steps, E *to) {
+    constexpr int W = kLanes<E>;
+    for (int64_t j = 0; j < kStripRows<E>; j += W)
+        for (int64_t i = 0; i < steps; i += W) {
+            Vec<E> square[W];
+#pragma GCC unroll 16
+            for (int step = 0; step < W; ++step)
+                square[step] = load(from + (i + step) * kGradientStride + j);
+            transpose_square<Acc<E>>(square);
+#pragma GCC unroll 16
+            for (int key = 0; key < W; ++key)
+                store(to + (j + key) * Blocks<E>::kRowOfKey + i, square[key]);
+        }
+}
+
+#else
+template <class E> NF_INLINE void round_strip(const Blocks<E> &, int64_t, int64_t, int64_t) {}
+#endif
+
+template <class E, class T>
+void differentiate_block(const AttentionArgs &args, const KeySide<E, T> &keys, const QuerySide<E, T> &queries,
+                         int64_t key0, int64_t query0, const Blocks<E> &blocks, const Gradients<Acc<E>> &sums) {
+    typedef Acc<E> A;
+    constexpr int64_t NR = kTileColumns<E>, kRows = kStripRows<E>;
+    [[maybe_unused]] const std::conditional_t<kByMatrices<E>, MatrixRegisters, bool> registers{};
     A *p = blocks.p, *ds = blocks.ds;
     const int64_t key_count = smaller(kBackwardKeys, args.keys - key0);
-    const int64_t query_count = smaller(kBlockQueries, args.queries - query0);
+    const int64_t query_count = smaller(kQueries<E>, args.queries - query0);
     const int64_t padded = round_up(key_count, NR);
     KeyRange kept_columns[kStripsOfBlock]; // of each strip, relative to key0; empty: first >= last
 
     bool any = false;
-    for (int64_t s = 0; s * kTileRows < query_count; ++s) {
-        const int64_t i0 = s * kTileRows, rows = smaller(kTileRows, query_count - i0);
+    for (int64_t s = 0; s * kRows < query_count; ++s) {
+        const int64_t i0 = s * kRows, rows = smaller(kRows, query_count - i0);
         const KeyRange span = span_of_keys(queries.scoring, query0 + i0, rows, key0, key0 + key_count);
         kept_columns[s] = {span.first - key0, span.last - key0};
         any = any || span.first < span.last;
@@ -75,14 +140,15 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
     if (!any)
         return;
 
-    for (int64_t s = 0; s * kTileRows < query_count; ++s) {
-        const int64_t i0 = s * kTileRows, rows = smaller(kTileRows, query_count - i0), query = query0 + i0;
+    for (int64_t s = 0; s * kRows < query_count; ++s) {
+        const int64_t i0 = s * kRows, rows = smaller(kRows, query_count - i0), query = query0 + i0;
         const int64_t first = kept_columns[s].first, last = kept_columns[s].last;
         if (first >= last) {
             // With global tokens or a mask step 4 reads strips that lie between others, too.
             if ((queries.scoring.global || queries.scoring.mask) && sums.dk) {
                 memset(p + i0 * kGradientStride, 0, size_t(rows * kGradientStride) * sizeof(A));
                 memset(ds + i0 * kGradientStride, 0, size_t(rows * kGradientStride) * sizeof(A));
+                round_strip(blocks, i0, rows, padded);
             }
             continue;
         }
@@ -104,19 +170,28 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
                 }
             }
         }
+        if (sums.dk)
+            round_strip(blocks, i0, rows, padded);
         if (sums.dq) {
             A *dq = sums.dq + i0 * sums.dq_row;
-            multiply_strip<A, InRows<kGradientStride>>(width, rows, args.dim, gradient, keys.rows,
-                                                       key0 + first - keys.first, dq, sums.dq_row, Store::add);
-            if (args.relative.r)
-                add_relative_gradient(args, queries, query, rows, key0 + first, width, gradient, dq, sums.dq_row);
+            const int64_t row = key0 + first - keys.first;
+            if constexpr (kPairs<E>) {
+                round_rows(gradient, rows, full_width, blocks.ds_rows);
+                multiply_strip<E, InRows<Blocks<E>::kRowOfPairs>>(width, rows, args.dim, blocks.ds_rows, keys.rows, row,
+                                                                  dq, sums.dq_row, Store::add);
+            } else {
+                multiply_strip<A, InRows<kGradientStride>>(width, rows, args.dim, gradient, keys.rows, row, dq,
+                                                           sums.dq_row, Store::add);
+                if (args.relative.r)
+                    add_relative_gradient(args, queries, query, rows, key0 + first, width, gradient, dq, sums.dq_row);
+            }
         }
     }
     if (!sums.dk)
         return;
-    const int64_t strips = ceil_div(query_count, kTileRows);
-    for (int64_t j0 = 0; j0 < key_count; j0 += kTileRows) {
-        const int64_t columns = smaller(kTileRows, key_count - j0);
+    const int64_t strips = ceil_div(query_count, kRows);
+    for (int64_t j0 = 0; j0 < key_count; j0 += kRows) {
+        const int64_t columns = smaller(kRows, key_count - j0);
         // The strips of queries that see any of these keys lie next to each other, or others between them hold 0.
         int64_t s = 0, end = strips;
         while (s < end && (kept_columns[s].first >= j0 + columns || kept_columns[s].last <= j0))
@@ -125,22 +200,38 @@ void differentiate_block(const AttentionArgs &args, const KeySide<A, T> &keys, c
             --end;
         if (s == end)
             continue;
-        const int64_t i0 = s * kTileRows, depth = smaller(query_count, end * kTileRows) - i0;
-        multiply_strip<A, InColumns<kGradientStride>>(depth, columns, args.value_dim, p + i0 * kGradientStride + j0,
-                                                      queries.douts, query0 + i0 - queries.first,
-                                                      sums.dv + j0 * sums.dv_row, sums.dv_row, Store::add);
-        multiply_strip<A, InColumns<kGradientStride>>(depth, columns, args.dim, ds + i0 * kGradientStride + j0,
-                                                      queries.queries, query0 + i0 - queries.first,
-                                                      sums.dk + j0 * sums.dk_row, sums.dk_row, Store::add);
+        const int64_t i0 = s * kRows, depth = smaller(query_count, end * kRows) - i0;
+        const int64_t query = query0 + i0 - queries.first;
+        A *dv = sums.dv + j0 * sums.dv_row, *dk = sums.dk + j0 * sums.dk_row;
+        auto add = [&](auto layout, const E *of_p, const E *of_ds) {
+            typedef decltype(layout) Layout;
+            multiply_strip<E, Layout>(depth, columns, args.value_dim, of_p, queries.douts, query, dv, sums.dv_row,
+                                      Store::add);
+            multiply_strip<E, Layout>(depth, columns, args.dim, of_ds, queries.queries, query, dk, sums.dk_row,
+                                      Store::add);
+        };
+        if constexpr (kByMatrices<E>) {
+            const int64_t begin = i0 / 2, steps = round_up(steps_of<E>(depth), kLanes<A>);
+            transpose_pairs(blocks.p_pairs + begin * kGradientStride + j0, steps, blocks.p_transposed);
+            transpose_pairs(blocks.ds_pairs + begin * kGradientStride + j0, steps, blocks.ds_transposed);
+            add(InRows<Blocks<E>::kRowOfKey>{}, blocks.p_transposed, blocks.ds_transposed);
+        } else if constexpr (kPairs<E>) {
+            const int64_t begin = i0 / 2 * kGradientStride + j0;
+            add(InColumns<kGradientStride>{}, blocks.p_pairs + begin, blocks.ds_pairs + begin);
+        } else {
+            const int64_t begin = i0 * kGradientStride + j0;
+            add(InColumns<kGradientStride>{}, p + begin, ds + begin);
+        }
     }
 }
 
 // The same where some input is not finite: 0 x NaN is NaN, so masked pairs are left out one by one.
-template <class A, class T>
-void differentiate_block_selecting(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
-                                   int64_t key0, int64_t query0, const Gradients<A> &sums) {
+template <class E, class T>
+void differentiate_block_selecting(const AttentionArgs &args, const KeySide<E, T> &keys, const QuerySide<E, T> &queries,
+                                   int64_t key0, int64_t query0, const Gradients<Acc<E>> &sums) {
+    typedef Acc<E> A;
     const int64_t key_end = smaller(key0 + kBackwardKeys, args.keys),
-                  query_end = smaller(query0 + kBlockQueries, args.queries);
+                  query_end = smaller(query0 + kQueries<E>, args.queries);
     for (int64_t i = query0; i < query_end; ++i)
         for (int64_t j = key0; j < key_end; ++j) {
             PairGradient<A> pair;
@@ -163,35 +254,38 @@ void differentiate_block_selecting(const AttentionArgs &args, const KeySide<A, T
         }
 }
 
-template <class A, class T>
-NF_INLINE void differentiate(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
-                             int64_t key0, int64_t query0, const Blocks<A> &blocks, const Gradients<A> &sums) {
+template <class E, class T>
+NF_INLINE void differentiate(const AttentionArgs &args, const KeySide<E, T> &keys, const QuerySide<E, T> &queries,
+                             int64_t key0, int64_t query0, const Blocks<E> &blocks, const Gradients<Acc<E>> &sums) {
     if (keys.finite(key0) && queries.finite(query0))
-        differentiate_block<A, T>(args, keys, queries, key0, query0, blocks, sums);
+        differentiate_block<E, T>(args, keys, queries, key0, query0, blocks, sums);
     else
-        differentiate_block_selecting<A, T>(args, keys, queries, key0, query0, sums);
+        differentiate_block_selecting<E, T>(args, keys, queries, key0, query0, sums);
 }
 
-NF_INLINE KeyRange query_blocks(const AttentionArgs &args, int64_t key0) {
+template <class E> KeyRange query_blocks(const AttentionArgs &args, int64_t key0) {
     KeyRange queries = queries_of_any(args, key0, smaller(key0 + kBackwardKeys, args.keys));
     if (args.global)
         queries = {larger(0, key0 - args.causal_high), args.queries};
-    return {queries.first / kBlockQueries * kBlockQueries, queries.last};
+    return {queries.first / kQueries<E> * kQueries<E>, queries.last};
 }
 
 // Where rows of a gradient are summed: in the result itself, if its type and width allow whole vectors, else beside.
-template <class A, class T> struct GradientRows {
+template <class E, class T> struct GradientRows {
+    typedef Acc<E> A;
     A *data;
     int64_t row, rows, columns;
     T *result;
     int64_t result_row;
 
     static int64_t size(int64_t rows, int64_t columns) {
-        return lies_in_panels<A, T>(columns) ? 0 : part<A>(rows * round_up(columns, kTileColumns<A>));
+        return lies_in_panels<A, T>(columns)
+                   ? 0
+                   : part<A>(round_up(rows, kStripRows<E>) * round_up(columns, kTileColumns<E>));
     }
     // All rows of one head of `to`, set to 0.
     static GradientRows begin(T *to, int64_t to_row, int64_t rows, int64_t columns, Arena<A> &arena) {
-        GradientRows sums{nullptr, round_up(columns, kTileColumns<A>), rows, columns, to, to_row};
+        GradientRows sums{nullptr, round_up(columns, kTileColumns<E>), rows, columns, to, to_row};
         if constexpr (std::is_same<A, T>::value)
             if (lies_in_panels<A, T>(columns)) {
                 sums.data = to;
@@ -210,28 +304,30 @@ template <class A, class T> struct GradientRows {
     }
 };
 
-template <class A, class T> int64_t differentiate_head_size(const AttentionArgs &args) {
-    typedef GradientRows<A, T> Rows;
-    return KeySide<A, T>::size(args, smaller(kSegmentKeys, args.keys)) +
-           QuerySide<A, T>::size(args, smaller(kSegmentQueries, args.queries)) + RelativeSide<A, T>::size(args) +
-           kBlocksSize + Rows::size(args.keys, args.dim) + Rows::size(args.keys, args.value_dim) +
+template <class E, class T> int64_t differentiate_head_size(const AttentionArgs &args) {
+    typedef Acc<E> A;
+    typedef GradientRows<E, T> Rows;
+    return KeySide<E, T>::size(args, smaller(kSegmentKeys, args.keys)) +
+           QuerySide<E, T>::size(args, smaller(kSegmentQueries<E>, args.queries)) + RelativeSide<A, T>::size(args) +
+           Blocks<E>::kSize + Rows::size(args.keys, args.dim) + Rows::size(args.keys, args.value_dim) +
            Rows::size(args.queries, args.dim);
 }
 
 // All of one key/value head. Segments change what is packed when, and no order of a sum: dq over key blocks, dk and dv
 // over heads and then query blocks.
-template <class A, class T> void differentiate_head(const KvHead &of, A *memory) {
-    typedef GradientRows<A, T> Rows;
+template <class E, class T> void differentiate_head(const KvHead &of, Acc<E> *memory) {
+    typedef Acc<E> A;
+    typedef GradientRows<E, T> Rows;
     const AttentionArgs &args = *of.args;
     const int64_t key_segment = smaller(kSegmentKeys, args.keys),
-                  query_segment = smaller(kSegmentQueries, args.queries);
+                  query_segment = smaller(kSegmentQueries<E>, args.queries);
     Arena<A> arena{memory};
-    const Blocks<A> blocks(arena.take(kBlocksSize));
-    const Arena<A> of_keys{arena.take(KeySide<A, T>::size(args, key_segment))},
-        of_queries{arena.take(QuerySide<A, T>::size(args, query_segment))},
+    const Blocks<E> blocks(arena.take(Blocks<E>::kSize));
+    const Arena<A> of_keys{arena.take(KeySide<E, T>::size(args, key_segment))},
+        of_queries{arena.take(QuerySide<E, T>::size(args, query_segment))},
         of_relative{arena.take(RelativeSide<A, T>::size(args))};
-    KeySide<A, T> keys;
-    QuerySide<A, T> queries;
+    KeySide<E, T> keys;
+    QuerySide<E, T> queries;
     RelativeSide<A, T> relative;
     const Rows dk = Rows::begin(head_of<T>(args.dk, of.batch, of.head), args.dk.row, args.keys, args.dim, arena);
     const Rows dv = Rows::begin(head_of<T>(args.dv, of.batch, of.head), args.dv.row, args.keys, args.value_dim, arena);
@@ -240,11 +336,11 @@ template <class A, class T> void differentiate_head(const KvHead &of, A *memory)
         Arena<A> rest = arena;
         relative.pack(args, head, of_relative);
         const Rows dq = Rows::begin(head_of<T>(args.dq, of.batch, head), args.dq.row, args.queries, args.dim, rest);
-        for (int64_t first = 0; first < args.queries; first += kSegmentQueries) {
-            const int64_t last = smaller(first + kSegmentQueries, args.queries);
+        for (int64_t first = 0; first < args.queries; first += kSegmentQueries<E>) {
+            const int64_t last = smaller(first + kSegmentQueries<E>, args.queries);
             queries.pack(args, relative, of.batch, head, first, last - first, of_queries);
             for (int64_t key0 = 0; key0 < args.keys; key0 += kBackwardKeys) {
-                const KeyRange range = query_blocks(args, key0);
+                const KeyRange range = query_blocks<E>(args, key0);
                 const KeyRange here = {larger(first, range.first), smaller(last, range.last)};
                 if (here.first >= here.last)
                     continue;
@@ -252,8 +348,8 @@ template <class A, class T> void differentiate_head(const KvHead &of, A *memory)
                 if (segment != packed_keys)
                     keys.pack(args, of.batch, of.head, segment, smaller(kSegmentKeys, args.keys - segment), of_keys);
                 packed_keys = segment;
-                for (int64_t query0 = here.first; query0 < here.last; query0 += kBlockQueries)
-                    differentiate<A, T>(args, keys, queries, key0, query0, blocks,
+                for (int64_t query0 = here.first; query0 < here.last; query0 += kQueries<E>)
+                    differentiate<E, T>(args, keys, queries, key0, query0, blocks,
                                         {dq.data + query0 * dq.row, dk.data + key0 * dk.row, dv.data + key0 * dv.row,
                                          dq.row, dk.row, dv.row});
             }
@@ -265,25 +361,26 @@ template <class A, class T> void differentiate_head(const KvHead &of, A *memory)
 }
 
 // Few heads: pack everything, then one pass over blocks of keys and one over blocks of queries.
-template <class A, class T> bool differentiate_few(const Sequences &all) {
-    PackedHeads<A, T> packed(all);
+template <class E, class T> bool differentiate_few(const Sequences &all) {
+    typedef Acc<E> A;
+    PackedHeads<E, T> packed(all);
     if (!packed.pack())
         return false;
     Failure failure;
     packed.for_each_key_block([&](const KvHead &of, int64_t key0) {
         const AttentionArgs &args = *of.args;
-        const int64_t dim_row = round_up(args.dim, kTileColumns<A>),
-                      value_row = round_up(args.value_dim, kTileColumns<A>);
-        Scratch<A> work(kBlocksSize + kBackwardKeys * (dim_row + value_row));
+        const int64_t dim_row = round_up(args.dim, kTileColumns<E>),
+                      value_row = round_up(args.value_dim, kTileColumns<E>);
+        Scratch<A> work(Blocks<E>::kSize + kBackwardKeys * (dim_row + value_row));
         if (!work)
             return failure.set();
-        A *dk = work.data + kBlocksSize, *dv = dk + kBackwardKeys * dim_row;
+        A *dk = work.data + Blocks<E>::kSize, *dv = dk + kBackwardKeys * dim_row;
         memset(dk, 0, size_t(kBackwardKeys * (dim_row + value_row)) * sizeof(A));
-        const KeyRange range = query_blocks(args, key0);
+        const KeyRange range = query_blocks<E>(args, key0);
         for (int64_t head = of.head * of.group; head < (of.head + 1) * of.group; ++head)
-            for (int64_t query0 = range.first; query0 < range.last; query0 += kBlockQueries)
-                differentiate<A, T>(args, packed.keys_of(of), packed.queries_of(args, of.batch, head), key0, query0,
-                                    Blocks<A>(work.data), {nullptr, dk, dv, 0, dim_row, value_row});
+            for (int64_t query0 = range.first; query0 < range.last; query0 += kQueries<E>)
+                differentiate<E, T>(args, packed.keys_of(of), packed.queries_of(args, of.batch, head), key0, query0,
+                                    Blocks<E>(work.data), {nullptr, dk, dv, 0, dim_row, value_row});
         const int64_t rows = smaller(kBackwardKeys, args.keys - key0);
         write_rows<A, T>(dk, dim_row, rows, args.dim, head_of<T>(args.dk, of.batch, of.head) + key0 * args.dk.row,
                          args.dk.row);
@@ -292,19 +389,19 @@ template <class A, class T> bool differentiate_few(const Sequences &all) {
     });
     packed.for_each_query_block([&](const KvHead &of, int64_t head, int64_t query0) {
         const AttentionArgs &args = *of.args;
-        const int64_t dim_row = round_up(args.dim, kTileColumns<A>);
-        Scratch<A> work(kBlocksSize + kBlockQueries * dim_row);
+        const int64_t dim_row = round_up(args.dim, kTileColumns<E>);
+        Scratch<A> work(Blocks<E>::kSize + kQueries<E> * dim_row);
         if (!work)
             return failure.set();
-        A *dq = work.data + kBlocksSize;
-        memset(dq, 0, size_t(kBlockQueries * dim_row) * sizeof(A));
+        A *dq = work.data + Blocks<E>::kSize;
+        memset(dq, 0, size_t(kQueries<E> * dim_row) * sizeof(A));
         for (int64_t key0 = 0; key0 < args.keys; key0 += kBackwardKeys) {
-            const KeyRange range = query_blocks(args, key0);
+            const KeyRange range = query_blocks<E>(args, key0);
             if (query0 >= range.first && query0 < range.last)
-                differentiate<A, T>(args, packed.keys_of(of), packed.queries_of(args, of.batch, head), key0, query0,
-                                    Blocks<A>(work.data), {dq, nullptr, nullptr, dim_row, 0, 0});
+                differentiate<E, T>(args, packed.keys_of(of), packed.queries_of(args, of.batch, head), key0, query0,
+                                    Blocks<E>(work.data), {dq, nullptr, nullptr, dim_row, 0, 0});
         }
-        write_rows<A, T>(dq, dim_row, smaller(kBlockQueries, args.queries - query0), args.dim,
+        write_rows<A, T>(dq, dim_row, smaller(kQueries<E>, args.queries - query0), args.dim,
                          head_of<T>(args.dq, of.batch, head) + query0 * args.dq.row, args.dq.row);
     });
     return !failure.happened;
@@ -315,40 +412,45 @@ NF_INLINE bool differentiates_blocks(double work, int64_t kv_heads, int64_t thre
     return 5 * ceil_div(kv_heads, threads) * threads > 7 * kv_heads && divides_blocks(work, kv_heads, threads);
 }
 
-template <class T> bool attention_backward(const AttentionArgs *sequences, int64_t count) {
-    typedef Acc<T> A;
-    const Sequences all{sequences, count};
+template <class E, class T> bool attention_backward_of(const Sequences &all) {
+    typedef Acc<E> A;
     const int64_t kv_heads = all.kv_heads(), threads = runtime::threads_here();
     const double work = work_of(all);
     if (differentiates_blocks(work, kv_heads, threads))
-        return differentiate_few<A, T>(all);
+        return differentiate_few<E, T>(all);
     const int64_t at_once = heads_of_task(work, kv_heads, threads);
     int64_t size = 0;
-    for (int64_t s = 0; s < count; ++s)
-        size = larger(size, differentiate_head_size<A, T>(sequences[s]));
+    for (int64_t s = 0; s < all.count; ++s)
+        size = larger(size, differentiate_head_size<E, T>(all.data[s]));
     Failure failure;
     parallel_tasks(ceil_div(kv_heads, at_once), [&](int64_t task) {
         Scratch<A> memory(size);
         if (!memory)
             return failure.set();
         for (int64_t kv = task * at_once; kv < smaller(kv_heads, (task + 1) * at_once); ++kv)
-            differentiate_head<A, T>(find_kv_head(all, kv), memory.data);
+            differentiate_head<E, T>(find_kv_head(all, kv), memory.data);
     });
     return !failure.happened;
 }
 
+template <class T> bool attention_backward(const AttentionArgs *sequences, int64_t count) {
+    const Sequences all{sequences, count};
+    return takes_pairs<T>(all) ? attention_backward_of<PairsOf<T>, T>(all) : attention_backward_of<Acc<T>, T>(all);
+}
+
 // ---- what a call is going to do, from the functions above that decide it
 
-template <class A, class T> double differentiated_by_head(const AttentionArgs &args, int64_t batch, int64_t head) {
+template <class E, class T> double differentiated_by_head(const AttentionArgs &args, int64_t batch, int64_t head) {
+    typedef Acc<E> A;
     Scoring<A, T> scoring = Scoring<A, T>::of(args, batch, head);
     scoring.narrow();
     double pairs = 0;
     for (int64_t key0 = 0; key0 < args.keys; key0 += kBackwardKeys) {
         const int64_t key_end = smaller(key0 + kBackwardKeys, args.keys);
-        const KeyRange range = query_blocks(args, key0);
-        const int64_t last = smaller(args.queries, round_up(larger(0, range.last), kBlockQueries));
-        for (int64_t query = range.first; query < last; query += kTileRows) { // blocks are whole strips
-            const int64_t rows = smaller(kTileRows, args.queries - query);
+        const KeyRange range = query_blocks<E>(args, key0);
+        const int64_t last = smaller(args.queries, round_up(larger(0, range.last), kQueries<E>));
+        for (int64_t query = range.first; query < last; query += kStripRows<E>) { // blocks are whole strips
+            const int64_t rows = smaller(kStripRows<E>, args.queries - query);
             const KeyRange span = span_of_keys(scoring, query, rows, key0, key_end);
             pairs += double(rows * larger(0, span.last - span.first));
         }
@@ -356,9 +458,8 @@ template <class A, class T> double differentiated_by_head(const AttentionArgs &a
     return pairs;
 }
 
-template <class T> void plan_attention_backward(const AttentionArgs *sequences, int64_t count, Plan &plan) {
-    typedef Acc<T> A;
-    const Sequences all{sequences, count};
+template <class E, class T> void plan_attention_backward_of(const Sequences &all, Plan &plan) {
+    typedef Acc<E> A;
     const int64_t kv_heads = all.kv_heads(), threads = runtime::threads_here();
     const double work = work_of(all);
     if (kv_heads == 0) {
@@ -366,19 +467,19 @@ template <class T> void plan_attention_backward(const AttentionArgs *sequences, 
         return;
     }
     int64_t size = 0, packed = 0, key_blocks = 0, query_blocks_of_all = 0, block = 0;
-    for (int64_t s = 0; s < count; ++s) {
-        const AttentionArgs &args = sequences[s];
-        plan.visited += sum_over_heads(args, differentiated_by_head<A, T>);
-        size = larger(size, differentiate_head_size<A, T>(args));
-        packed += args.batches * (args.kv_heads * KeySide<A, T>::size(args, args.keys) +
-                                  args.heads * QuerySide<A, T>::size(args, args.queries));
+    for (int64_t s = 0; s < all.count; ++s) {
+        const AttentionArgs &args = all.data[s];
+        plan.visited += sum_over_heads(args, differentiated_by_head<E, T>);
+        size = larger(size, differentiate_head_size<E, T>(args));
+        packed += args.batches * (args.kv_heads * KeySide<E, T>::size(args, args.keys) +
+                                  args.heads * QuerySide<E, T>::size(args, args.queries));
         if (args.relative.r)
             packed += args.heads * RelativeSide<A, T>::size(args);
         key_blocks = larger(key_blocks, ceil_div(args.keys, kBackwardKeys));
-        query_blocks_of_all = larger(query_blocks_of_all, ceil_div(args.queries, kBlockQueries));
-        const int64_t dim_row = round_up(args.dim, kTileColumns<A>);
-        block = larger(block, kBlocksSize + kBackwardKeys * (dim_row + round_up(args.value_dim, kTileColumns<A>)));
-        block = larger(block, kBlocksSize + kBlockQueries * dim_row);
+        query_blocks_of_all = larger(query_blocks_of_all, ceil_div(args.queries, kQueries<E>));
+        const int64_t dim_row = round_up(args.dim, kTileColumns<E>);
+        block = larger(block, Blocks<E>::kSize + kBackwardKeys * (dim_row + round_up(args.value_dim, kTileColumns<E>)));
+        block = larger(block, Blocks<E>::kSize + kQueries<E> * dim_row);
     }
     if (differentiates_blocks(work, kv_heads, threads)) {
         plan.path = "all heads packed first: threads divide blocks of keys for dk and dv, then of queries for dq";
@@ -395,11 +496,17 @@ template <class T> void plan_attention_backward(const AttentionArgs *sequences, 
         tell(plan, "tasks", tasks);
         tell(plan, "heads_of_a_task", at_once);
     }
-    tell(plan, "tile_rows", kTileRows);
-    tell(plan, "tile_columns", kTileColumns<A>);
-    tell(plan, "block_queries", kBlockQueries);
+    tell(plan, "tile_rows", kStripRows<E>);
+    tell(plan, "tile_columns", kTileColumns<E>);
+    tell(plan, "block_queries", kQueries<E>);
     tell(plan, "block_keys", kBackwardKeys);
+    tell_whether(plan, "pairs_are_multiplied_in_their_own_type", kPairs<E>);
     tell(plan, "bits_of_the_sums", 8 * int64_t(sizeof(A)));
+}
+template <class T> void plan_attention_backward(const AttentionArgs *sequences, int64_t count, Plan &plan) {
+    const Sequences all{sequences, count};
+    takes_pairs<T>(all) ? plan_attention_backward_of<PairsOf<T>, T>(all, plan)
+                        : plan_attention_backward_of<Acc<T>, T>(all, plan);
 }
 
 } // namespace

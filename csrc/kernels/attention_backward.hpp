@@ -37,27 +37,31 @@ static void write_rows(const A *sums, int64_t sums_row, int64_t rows, int64_t co
 template <class A> NF_INLINE int64_t flags_size(int64_t rows, int64_t block) { return part<A>(ceil_div(rows, block)); }
 
 // The keys [first, first + count) of one head; first is a multiple of kBackwardKeys.
-template <class A, class T> struct KeySide {
+template <class E, class T> struct KeySide {
+    typedef Acc<E> A;
     const T *k, *v; // of key 0
     int64_t first;
-    const A *keys_transposed, *values_transposed, *flags;
-    Panels<A> rows;
+    const E *keys_transposed, *values_transposed;
+    const A *flags;
+    Panels<E> rows;
 
     static int64_t size(const AttentionArgs &args, int64_t count) {
-        const int64_t padded = round_up(count, kTileColumns<A>);
-        return part<A>(padded * args.dim) + part<A>(padded * args.value_dim) + flags_size<A>(count, kBackwardKeys) +
-               part<A>(lies_in_panels<A, T>(args.dim) ? 0 : panels_size<A>(count, args.dim));
+        const int64_t padded = round_up(count, kTileColumns<E>);
+        return part<A>(padded * steps_of<E>(args.dim)) + part<A>(padded * steps_of<E>(args.value_dim)) +
+               flags_size<A>(count, kBackwardKeys) +
+               part<A>(lies_in_panels<E, T>(args.dim) ? 0 : panels_size<E>(count, args.dim));
     }
     void pack(const AttentionArgs &args, int64_t batch, int64_t kv_head, int64_t first_key, int64_t count,
               Arena<A> arena) {
-        const int64_t padded = round_up(count, kTileColumns<A>);
+        const int64_t padded = round_up(count, kTileColumns<E>);
         k = head_of<T>(args.k, batch, kv_head);
         v = head_of<T>(args.v, batch, kv_head);
         first = first_key;
         const T *k_rows = k + first * args.k.row, *v_rows = v + first * args.v.row;
-        A *kt = arena.take(padded * args.dim), *vt = arena.take(padded * args.value_dim);
-        pack_keys<A, T>(k_rows, count, args.dim, args.k.row, kt);
-        pack_keys<A, T>(v_rows, count, args.value_dim, args.v.row, vt);
+        E *kt = reinterpret_cast<E *>(arena.take(padded * steps_of<E>(args.dim)));
+        E *vt = reinterpret_cast<E *>(arena.take(padded * steps_of<E>(args.value_dim)));
+        pack_keys<E, T>(k_rows, count, args.dim, args.k.row, kt);
+        pack_keys<E, T>(v_rows, count, args.value_dim, args.v.row, vt);
         keys_transposed = kt;
         values_transposed = vt;
         A *finite_flags = arena.take(ceil_div(count, kBackwardKeys));
@@ -68,7 +72,7 @@ template <class A, class T> struct KeySide {
             finite_flags[j / kBackwardKeys] = good ? A(1) : A(0);
         }
         flags = finite_flags;
-        rows = as_panels<A, T>(k_rows, count, args.dim, args.k.row, arena.next);
+        rows = as_panels<E, T>(k_rows, count, args.dim, args.k.row, reinterpret_cast<E *>(arena.next));
     }
     // Of the block that begins with key0.
     bool finite(int64_t key0) const { return flags[(key0 - first) / kBackwardKeys] != 0; }
@@ -114,25 +118,26 @@ template <class A> static double sink_gradient(double sink, const A *lse, const 
     return sum;
 }
 
-// The queries [first, first + count) of one head; first is a multiple of kBlockQueries. With relative positions q is
+// The queries [first, first + count) of one head; first is a multiple of kQueries. With relative positions q is
 // q + u, and q + v in strips stands beside it.
-template <class A, class T> struct QuerySide {
+template <class E, class T> struct QuerySide {
+    typedef Acc<E> A;
     const T *q, *dout; // of query 0
     int64_t first;
-    const A *q_strips, *dout_strips, *relative_strips, *flags;
-    Panels<A> queries, douts;
+    const E *q_strips, *dout_strips;
+    const A *relative_strips, *flags;
+    Panels<E> queries, douts;
     A *delta, *shift; // dout . out - dlse, and the log-sum-exp in the units of the scores; of query `first`
     Scoring<A, T> scoring;
     const RelativeSide<A, T> *relative;
 
-    static bool copies_queries(const AttentionArgs &args) { return args.relative.r || !lies_in_panels<A, T>(args.dim); }
+    static bool copies_queries(const AttentionArgs &args) { return args.relative.r || !lies_in_panels<E, T>(args.dim); }
     static int64_t size(const AttentionArgs &args, int64_t count) {
-        const int64_t strips = part<A>(strips_size<A>(count, args.dim));
-        return strips + part<A>(strips_size<A>(count, args.value_dim)) + 2 * part<A>(count) +
-               flags_size<A>(count, kBlockQueries) +
-               part<A>(copies_queries(args) ? panels_size<A>(count, args.dim) : 0) +
-               part<A>(lies_in_panels<A, T>(args.value_dim) ? 0 : panels_size<A>(count, args.value_dim)) +
-               (args.relative.r ? strips + part<A>(kBlockQueries * args.dim) : 0);
+        const int64_t strips = part<A>(strips_size<E>(count, args.dim));
+        return strips + part<A>(strips_size<E>(count, args.value_dim)) + 2 * part<A>(count) +
+               flags_size<A>(count, kQueries<E>) + part<A>(copies_queries(args) ? panels_size<E>(count, args.dim) : 0) +
+               part<A>(lies_in_panels<E, T>(args.value_dim) ? 0 : panels_size<E>(count, args.value_dim)) +
+               (args.relative.r ? strips + part<A>(kQueries<E> * args.dim) : 0);
     }
     void pack(const AttentionArgs &args, const RelativeSide<A, T> &of_relative, int64_t batch, int64_t head,
               int64_t first_query, int64_t count, Arena<A> arena) {
@@ -142,23 +147,30 @@ template <class A, class T> struct QuerySide {
         relative = &of_relative;
         scoring = Scoring<A, T>::of(args, batch, head);
         scoring.narrow();
+        if (kPairs<E>)
+            scoring.leave_queries();
         const T *q_rows = q + first * args.q.row, *dout_rows = dout + first * args.dout.row;
-        A *qs = arena.take(strips_size<A>(count, args.dim)), *ds = arena.take(strips_size<A>(count, args.value_dim));
-        pack_strips<A, T>(dout_rows, count, args.value_dim, args.dout.row, A(1), ds);
+        E *qs = reinterpret_cast<E *>(arena.take(strips_size<E>(count, args.dim)));
+        E *ds = reinterpret_cast<E *>(arena.take(strips_size<E>(count, args.value_dim)));
+        pack_strips<E, T>(dout_rows, count, args.value_dim, args.dout.row, A(1), ds);
         q_strips = qs;
         dout_strips = ds;
         A *deltas = arena.take(count), *shifts = arena.take(count);
-        A *finite_flags = arena.take(ceil_div(count, kBlockQueries));
-        A *copy = arena.take(copies_queries(args) ? panels_size<A>(count, args.dim) : 0);
-        if (args.relative.r) {
-            A *rs = arena.take(strips_size<A>(count, args.dim));
-            pack_relative_queries(args, q_rows, count, qs, rs, copy, arena.take(kBlockQueries * args.dim));
-            relative_strips = rs;
-        } else {
-            pack_strips<A, T>(q_rows, count, args.dim, args.q.row, scoring.factor(), qs);
-            queries = as_panels<A, T>(q_rows, count, args.dim, args.q.row, copy);
+        A *finite_flags = arena.take(ceil_div(count, kQueries<E>));
+        E *copy = reinterpret_cast<E *>(arena.take(copies_queries(args) ? panels_size<E>(count, args.dim) : 0));
+        bool packed = false;
+        if constexpr (!kPairs<E>)
+            if (args.relative.r) {
+                A *rs = arena.take(strips_size<A>(count, args.dim));
+                pack_relative_queries(args, q_rows, count, qs, rs, copy, arena.take(kBlockQueries * args.dim));
+                relative_strips = rs;
+                packed = true;
+            }
+        if (!packed) {
+            pack_strips<E, T>(q_rows, count, args.dim, args.q.row, scoring.factor(), qs);
+            queries = as_panels<E, T>(q_rows, count, args.dim, args.q.row, copy);
         }
-        douts = as_panels<A, T>(dout_rows, count, args.value_dim, args.dout.row, arena.next);
+        douts = as_panels<E, T>(dout_rows, count, args.value_dim, args.dout.row, reinterpret_cast<E *>(arena.next));
         delta = deltas;
         shift = shifts;
         flags = finite_flags;
@@ -168,8 +180,8 @@ template <class A, class T> struct QuerySide {
         const A *lse = static_cast<const A *>(args.lse) + lse_row;
         const A *dlse = args.dlse ? static_cast<const A *>(args.dlse) + lse_row : nullptr;
         const double unit = scoring.plain ? kLog2e : 1;
-        for (int64_t i0 = 0; i0 < count; i0 += kBlockQueries) {
-            const int64_t end = smaller(count, i0 + kBlockQueries);
+        for (int64_t i0 = 0; i0 < count; i0 += kQueries<E>) {
+            const int64_t end = smaller(count, i0 + kQueries<E>);
             A not_finite = 0;
             for (int64_t i = i0; i < end; ++i) {
                 Vec<A> sum = {};
@@ -184,7 +196,7 @@ template <class A, class T> struct QuerySide {
             const bool good = not_finite == 0 && relative->finite &&
                               all_finite<A>(q_rows + i0 * args.q.row, end - i0, args.dim, args.q.row) &&
                               all_finite<A>(dout_rows + i0 * args.dout.row, end - i0, args.value_dim, args.dout.row);
-            finite_flags[i0 / kBlockQueries] = good ? A(1) : A(0);
+            finite_flags[i0 / kQueries<E>] = good ? A(1) : A(0);
         }
         if (args.dsinks) {
             double &sum = args.dsinks[batch * args.heads + head];
@@ -192,7 +204,7 @@ template <class A, class T> struct QuerySide {
         }
     }
     // Of the block that begins with query0.
-    bool finite(int64_t query0) const { return flags[(query0 - first) / kBlockQueries] != 0; }
+    bool finite(int64_t query0) const { return flags[(query0 - first) / kQueries<E>] != 0; }
 
   private:
     // q + u in strips and in panels (`copy`), q + v in strips, block by block through `rows`.
@@ -215,11 +227,12 @@ template <class A, class T> struct QuerySide {
 };
 
 // All heads of a call packed at once, and its blocks as tasks: whichever thread is free takes the next.
-template <class A, class T> struct PackedHeads {
+template <class E, class T> struct PackedHeads {
+    typedef Acc<E> A;
     Sequences all;
     int64_t kv_heads, heads;
-    Scratch<KeySide<A, T>> keys;
-    Scratch<QuerySide<A, T>> queries;
+    Scratch<KeySide<E, T>> keys;
+    Scratch<QuerySide<E, T>> queries;
     Scratch<RelativeSide<A, T>> relatives;     // of the heads of a sample, for all samples
     Scratch<int64_t> key_memory, query_memory; // where each part begins
     int64_t relative_memory;
@@ -256,10 +269,10 @@ template <class A, class T> struct PackedHeads {
         });
         return true;
     }
-    const KeySide<A, T> &keys_of(const KvHead &of) const {
+    const KeySide<E, T> &keys_of(const KvHead &of) const {
         return keys.data[of.args->first_kv_head + of.batch * of.args->kv_heads + of.head];
     }
-    const QuerySide<A, T> &queries_of(const AttentionArgs &args, int64_t batch, int64_t head) const {
+    const QuerySide<E, T> &queries_of(const AttentionArgs &args, int64_t batch, int64_t head) const {
         return queries.data[args.first_head + batch * args.heads + head];
     }
 
@@ -278,12 +291,12 @@ template <class A, class T> struct PackedHeads {
     template <class F> void for_each_query_block(F f) const {
         int64_t most = 0;
         for (int64_t s = 0; s < all.count; ++s)
-            most = larger(most, ceil_div(all.data[s].queries, kBlockQueries));
+            most = larger(most, ceil_div(all.data[s].queries, kQueries<E>));
         parallel_tasks(kv_heads * most, [&](int64_t task) {
             const KvHead of = find_kv_head(all, task % kv_heads);
-            if (task / kv_heads * kBlockQueries < of.args->queries)
+            if (task / kv_heads * kQueries<E> < of.args->queries)
                 for (int64_t head = of.head * of.group; head < (of.head + 1) * of.group; ++head)
-                    f(of, head, task / kv_heads * kBlockQueries);
+                    f(of, head, task / kv_heads * kQueries<E>);
         });
     }
 
@@ -297,23 +310,26 @@ template <class A, class T> struct PackedHeads {
         for (int64_t kv = 0; kv < kv_heads; ++kv) {
             key_memory.data[kv] = size;
             const AttentionArgs &args = *find_kv_head(all, kv).args;
-            size += KeySide<A, T>::size(args, args.keys);
+            size += KeySide<E, T>::size(args, args.keys);
         }
         for (int64_t s = 0, head = 0; s < all.count; ++s)
             for (int64_t i = 0; i < all.data[s].batches * all.data[s].heads; ++i) {
                 query_memory.data[head++] = size;
-                size += QuerySide<A, T>::size(all.data[s], all.data[s].queries);
+                size += QuerySide<E, T>::size(all.data[s], all.data[s].queries);
             }
         relative_memory = size;
         return size + relative_heads() * RelativeSide<A, T>::size(all.data[0]);
     }
 };
 
-// Scores of one query become P, dP becomes dS, times scale. Plain scores.
-template <class A> NF_INLINE void differentiate_row(int64_t width, A shift, A delta, A scale, A *scores, A *gradient) {
+// Scores of one query become P, dP becomes dS, times scale. Plain scores, which times `unit` are in units of log 2;
+// kInLog2: it is 1.
+template <class A, bool kInLog2>
+NF_INLINE void differentiate_row(int64_t width, A unit, A shift, A delta, A scale, A *scores, A *gradient) {
     const Vec<A> shifts = broadcast(shift), mean = broadcast(delta);
     for (int64_t j = 0; j < width; j += kLanes<A>) {
-        const Vec<A> p = exp2_nonpositive<A>(load(scores + j) - shifts);
+        const Vec<A> score = load(scores + j);
+        const Vec<A> p = exp2_nonpositive<A>(kInLog2 ? score - shifts : fma(score, broadcast(unit), -shifts));
         store(scores + j, p);
         store(gradient + j, p * (load(gradient + j) - mean) * scale);
     }
@@ -349,20 +365,22 @@ static void differentiate_changed_row(const Scoring<A, T> &scoring, int64_t quer
 
 // P and dS of the strip of queries [query, query + rows) and the keys [key0, key0 + width), written in whole vectors.
 // `through_cap`: see above; dS is multiplied by `scale`. `band`: kBandSize, for relative positions.
-template <class A, class T>
-NF_INLINE void differentiate_strip(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
-                                   int64_t query, int64_t rows, int64_t key0, int64_t width, bool through_cap, A scale,
-                                   A *scores, A *gradient, A *band) {
-    constexpr int64_t NR = kTileColumns<A>;
+template <class E, class T>
+NF_INLINE void differentiate_strip(const AttentionArgs &args, const KeySide<E, T> &keys, const QuerySide<E, T> &queries,
+                                   int64_t query, int64_t rows, int64_t key0, int64_t width, bool through_cap,
+                                   Acc<E> scale, Acc<E> *scores, Acc<E> *gradient, Acc<E> *band) {
+    typedef Acc<E> A;
+    constexpr int64_t NR = kTileColumns<E>;
     const Scoring<A, T> &scoring = queries.scoring;
     const int64_t full_width = round_up(width, kLanes<A>), strip = query - queries.first, panel = key0 - keys.first;
+    const int64_t steps = steps_of<E>(args.dim), value_steps = steps_of<E>(args.value_dim);
+    const E *q = queries.q_strips + strip / kStripRows<E> * strip_size<E>(args.dim);
+    const E *dout = queries.dout_strips + strip / kStripRows<E> * strip_size<E>(args.value_dim);
     for (int64_t j = 0; j < width; j += NR) {
-        tile_for<A, InPanels>(rows, width - j)(args.dim, queries.q_strips + strip * args.dim,
-                                               keys.keys_transposed + (panel + j) * args.dim, NR, scores + j,
+        tile_for<E, Strip<E>>(rows, width - j)(steps, q, keys.keys_transposed + (panel + j) * steps, NR, scores + j,
                                                kGradientStride, Store::write);
-        tile_for<A, InPanels>(rows, width - j)(args.value_dim, queries.dout_strips + strip * args.value_dim,
-                                               keys.values_transposed + (panel + j) * args.value_dim, NR, gradient + j,
-                                               kGradientStride, Store::write);
+        tile_for<E, Strip<E>>(rows, width - j)(value_steps, dout, keys.values_transposed + (panel + j) * value_steps,
+                                               NR, gradient + j, kGradientStride, Store::write);
     }
     if (args.relative.r)
         add_relative(args, queries.relative_strips + strip * args.dim, queries.relative->transposed, query, rows, key0,
@@ -377,7 +395,7 @@ NF_INLINE void differentiate_strip(const AttentionArgs &args, const KeySide<A, T
         } else if (scoring.plain) {
             if (!kept)
                 mask_scores(scoring, query + i, key0, width, full_width, row);
-            differentiate_row<A>(full_width, shift, delta, scale, row, row_gradient);
+            differentiate_row<A, !kPairs<E>>(full_width, scoring.unit(), shift, delta, scale, row, row_gradient);
         } else {
             differentiate_changed_row(scoring, query + i, key0, width, through_cap, shift, delta, scale, row,
                                       row_gradient);
@@ -390,10 +408,12 @@ NF_INLINE void differentiate_strip(const AttentionArgs &args, const KeySide<A, T
 template <class A> struct PairGradient {
     A p, ds;
 };
-template <class A, class T>
-static bool differentiate_pair(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
-                               int64_t i, int64_t j, bool through_cap, A scale, PairGradient<A> &result) {
-    const Scoring<A, T> &scoring = queries.scoring;
+template <class E, class T>
+static bool differentiate_pair(const AttentionArgs &args, const KeySide<E, T> &keys, const QuerySide<E, T> &queries,
+                               int64_t i, int64_t j, bool through_cap, Acc<E> scale, PairGradient<Acc<E>> &result) {
+    typedef Acc<E> A;
+    Scoring<A, T> scoring = queries.scoring;
+    scoring.scaled = true; // here
     const A shift = queries.shift[i - queries.first], delta = queries.delta[i - queries.first];
     if (shift == kMinusInfinity<A> || !may_attend(scoring, i, j))
         return false;

@@ -162,9 +162,9 @@ template <class A, class T> static void decode_chunk(const KvHead &of, int64_t c
         if (scoring.plain) {
             if (width != full_width || !all_kept(scoring, query, 1, range.first, width))
                 mask_scores(scoring, query, range.first, width, full_width, row);
-            softmax_row<A, false>(row, full_width, maximum, sum);
+            softmax_row<A, true>(row, full_width, A(1), maximum, sum, row);
         } else {
-            softmax_changed(scoring, query, range.first, width, row, maximum, sum);
+            softmax_changed(scoring, query, range.first, width, row, maximum, sum, row);
         }
         partials[r * size + o_size] = maximum;
         partials[r * size + o_size + 1] = sum;

@@ -2,7 +2,8 @@
 // probabilities after it: dropout. Forward and backward call the same functions on the same rows.
 //
 // Plain scores (masks only) are in units of log 2, a factor that lies in Q already, so that exp is 2^x. The others are
-// in natural units: a bias may be as large as the largest float, and must not overflow.
+// in natural units: a bias may be as large as the largest float, and must not overflow. Products of pairs of bfloat16
+// take Q as it is: then plain scores are in units of 1 / scale, and the others are scaled before anything else.
 #pragma once
 #include "kernels/attention.hpp"
 #include "kernels/random.hpp"
@@ -12,7 +13,7 @@ namespace nf::NUMFORMER_LEVEL {
 // For one head. Pointers are null where there is nothing.
 template <class A, class T> struct Scoring {
     const AttentionArgs *args;
-    bool plain;
+    bool plain, scaled; // scaled: the factor lies in Q
     const uint8_t *mask;
     KeyRange seen; // what the mask leaves, if it is the same for all queries
     const void *bias;
@@ -27,6 +28,7 @@ template <class A, class T> struct Scoring {
         Scoring s;
         s.args = &args;
         s.plain = args.plain;
+        s.scaled = true;
         s.mask = args.mask.data
                      ? static_cast<const uint8_t *>(args.mask.data) + args.mask.batch[batch] + head * args.mask.head
                      : nullptr;
@@ -63,9 +65,16 @@ template <class A, class T> struct Scoring {
             mask = nullptr;
     }
 
-    // What q.k is multiplied by, and what turns a difference of scores into an exponent of 2.
+    // For q as it is. The order of plain scores in units of 1 / scale must be that of the scores.
+    void leave_queries() {
+        scaled = false;
+        plain = plain && args->scale > 0;
+    }
+
+    // What q is multiplied by; what turns a difference of scores into an exponent of 2, and a score into a natural one.
     A factor() const { return A(plain ? args->scale * kLog2e : args->scale); }
-    A unit() const { return A(plain ? 1 : kLog2e); }
+    A unit() const { return A(!plain ? kLog2e : scaled ? 1 : args->scale * kLog2e); }
+    double natural() const { return !plain ? 1 : scaled ? kLn2 : args->scale; }
 
     bool any_global(int64_t begin, int64_t end) const { return global_count[end] > global_count[begin]; }
 };
@@ -207,6 +216,9 @@ template <class A, class T> NF_INLINE bool may_attend(const Scoring<A, T> &s, in
 template <class A, class T>
 static void change_scores(const Scoring<A, T> &s, int64_t query, int64_t key0, int64_t width, A *scores, A *cap_slope) {
     const AttentionArgs &args = *s.args;
+    if (!s.scaled)
+        for (int64_t j = 0; j < width; j += kLanes<A>)
+            store(scores + j, load(scores + j) * A(args.scale));
     if (args.softcap != 0) {
         const A cap = A(args.softcap), inverse = A(1 / args.softcap);
         for (int64_t j = 0; j < width; j += kLanes<A>) {

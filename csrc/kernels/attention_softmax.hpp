@@ -10,11 +10,17 @@ namespace nf::NUMFORMER_LEVEL {
 constexpr int kBlockKeys = 512;
 constexpr int kRowStride = kBlockKeys + 16; // rows 2 KiB apart would share cache sets
 
+NF_INLINE void store_probabilities(float *to, Vec<float> p) { store(to, p); }
+NF_INLINE void store_probabilities(double *to, Vec<double> p) { store(to, p); }
+#if defined(__AVX512BF16__)
+NF_INLINE void store_probabilities(bf16 *to, Vec<float> p) { store_flushed(to, p); }
+#endif
+
 // Scores of a row become probabilities (relative to the running maximum). Returns the factor for what was
-// summed before. Scores are in units of log 2, or natural.
-template <class A, bool kNatural> NF_INLINE A softmax_row(A *scores, int64_t width, A &maximum, A &sum) {
+// summed before. Differences of scores times `unit` are exponents of 2; kInLog2: it is 1.
+template <class A, bool kInLog2, class P>
+NF_INLINE A softmax_row(const A *scores, int64_t width, A unit, A &maximum, A &sum, P *probabilities) {
     constexpr int W = kLanes<A>;
-    constexpr A unit = A(kNatural ? kLog2e : 1);
     Vec<A> highest = broadcast(maximum);
     for (int64_t j = 0; j < width; j += W)
         highest = max(load(scores + j), highest); // a NaN does not become the maximum, it reaches the sum below
@@ -24,9 +30,9 @@ template <class A, bool kNatural> NF_INLINE A softmax_row(A *scores, int64_t wid
     const Vec<A> shifts = broadcast(shift);
     for (int64_t j = 0; j < width; j += W) {
         const Vec<A> exponent = load(scores + j) - shifts;
-        const Vec<A> p = exp2_nonpositive<A>(kNatural ? exponent * unit : exponent);
+        const Vec<A> p = exp2_nonpositive<A>(kInLog2 ? exponent : exponent * unit);
         total += p;
-        store(scores + j, p);
+        store_probabilities(probabilities + j, p);
     }
     // Before the first score nothing was summed that would have to be scaled.
     const bool unchanged = maximum == next || maximum == kMinusInfinity<A>;
@@ -37,19 +43,19 @@ template <class A, bool kNatural> NF_INLINE A softmax_row(A *scores, int64_t wid
 }
 
 // The same for scores that are not plain, all that happens to them included.
-template <class A, class T>
+template <class A, class T, class P>
 static A softmax_changed(const Scoring<A, T> &scoring, int64_t query, int64_t key0, int64_t width, A *row, A &maximum,
-                         A &sum) {
+                         A &sum, P *probabilities) {
     const int64_t full_width = round_up(width, kLanes<A>);
     change_scores<A, T>(scoring, query, key0, width, row, nullptr);
     mask_scores(scoring, query, key0, width, full_width, row);
-    const A factor = softmax_row<A, true>(row, full_width, maximum, sum);
-    if (scoring.args->dropout.limit) {
-        alignas(kVectorBytes) A keep[kBlockKeys];
-        dropout_factors<A, T, kBlockKeys>(scoring, query, key0, width, keep);
-        for (int64_t j = 0; j < full_width; j += kLanes<A>)
-            store(row + j, load(row + j) * load(keep + j));
-    }
+    if (!scoring.args->dropout.limit)
+        return softmax_row<A, false>(row, full_width, A(kLog2e), maximum, sum, probabilities);
+    const A factor = softmax_row<A, false>(row, full_width, A(kLog2e), maximum, sum, row);
+    alignas(kVectorBytes) A keep[kBlockKeys];
+    dropout_factors<A, T, kBlockKeys>(scoring, query, key0, width, keep);
+    for (int64_t j = 0; j < full_width; j += kLanes<A>)
+        store_probabilities(probabilities + j, load(row + j) * load(keep + j));
     return factor;
 }
 
@@ -73,7 +79,7 @@ NF_INLINE void finish_row(const Scoring<A, T> &scoring, const A *o, A maximum, A
     for_each_vector<A>(scoring.args->value_dim,
                        [&](int64_t d, int n) { store_some(out + d, load_some(o + d, n) * inverse, n); });
     const double log_sum = ::log2(double(sum)) * kLn2;
-    *lse = sum == 0 ? kMinusInfinity<A> : A(maximum * (scoring.plain ? kLn2 : 1.0) + log_sum);
+    *lse = sum == 0 ? kMinusInfinity<A> : A(maximum * scoring.natural() + log_sum);
 }
 
 } // namespace nf::NUMFORMER_LEVEL

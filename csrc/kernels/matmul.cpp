@@ -131,16 +131,7 @@ void pack_a(const MatmulArgs &args, const T *a, int64_t i, int64_t rows, int64_t
         else
             return pack_rows_in_panel<E, T>(depth, rows, a, args.a_row, args.a_col, Acc<E>(1), packed);
     }
-    constexpr int kRegister = kLanes<E> * kElements<E>;
-    for (int64_t r = 0; r < rows; ++r) {
-        const T *from = a + r * args.a_row;
-        E *to = packed + r * kRowStride;
-        int64_t k = 0;
-        for (; k + kRegister <= depth; k += kRegister, to += kLanes<E>)
-            store(to, load_along<E>(from + k, kRegister));
-        if (k < depth)
-            store(to, load_along<E>(from + k, int(depth - k)));
-    }
+    pack_rows<E, T, kRowStride>(depth, rows, a, args.a_row, packed);
 }
 
 // Rows of A packed at once, and columns of B, where a part of the output has so many: equal blocks.

@@ -23,10 +23,10 @@ void fill_table(Kernels &table) {
 #define NF_TEXT(x) NF_TEXT_OF(x)
     table.level = NF_TEXT(NUMFORMER_LEVEL);
     fill_matmul(table);
-    fill_ceiling(table);
-#if !defined(__AMX_BF16__) // which lays hands on nothing but products of bfloat16
     fill_attention(table);
     fill_attention_backward(table);
+    fill_ceiling(table);
+#if !defined(__AMX_BF16__) // which lays hands on nothing but products of bfloat16
     fill_attention_bias(table);
     fill_attention_relative(table);
     fill_softmax(table);

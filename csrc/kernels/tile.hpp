@@ -331,6 +331,20 @@ static void pack_rows_in_panel(int64_t depth, int64_t rows, const T *a, int64_t 
     }
 }
 
+// Rows of A as rows (InRows<ROW_STRIDE>), zero behind the depth up to a whole register.
+template <class E, class T, int ROW_STRIDE>
+static void pack_rows(int64_t depth, int64_t rows, const T *a, int64_t row, E *packed) {
+    constexpr int kRegister = kLanes<E> * kElements<E>;
+    for (int64_t r = 0; r < rows; ++r) {
+        const T *from = a + r * row;
+        E *to = packed + r * ROW_STRIDE;
+        int64_t k = 0;
+        for (; k + kRegister <= depth; k += kRegister, to += kLanes<E>)
+            store(to, load_along<E>(from + k, kRegister));
+        if (k < depth)
+            store(to, load_along<E>(from + k, int(depth - k)));
+    }
+}
 // Rows of A from its transpose, as rows (InRows<ROW_STRIDE>): packed[i * ROW_STRIDE + step] = the elements k of the
 // step of a[i + k * col], zero behind the depth up to a whole register.
 template <class E, class T, int ROW_STRIDE>

@@ -421,6 +421,18 @@ NF_INLINE Vec<float> broadcast(bf16_pair x) {
 NF_INLINE Vec<float> load(const bf16_pair *p) { return load(reinterpret_cast<const float *>(p)); }
 NF_INLINE void store(bf16_pair *p, Vec<float> v) { store(reinterpret_cast<float *>(p), v); }
 
+// To bfloat16 in one instruction, which takes subnormal numbers for 0, as vdpbf16ps does.
+NF_INLINE void store_flushed(bf16 *p, Vec<float> v) {
+    *reinterpret_cast<LooseHalfVec *>(p) = (HalfVec)_mm512_cvtneps_pbh((__m512)v);
+}
+
+// Pairs of the elements of two registers, rounded like that.
+NF_INLINE Vec<float> to_pairs(Vec<float> first, Vec<float> second) {
+    const BitsVec low = __builtin_convertvector((HalfVec)_mm512_cvtneps_pbh((__m512)first), BitsVec),
+                  high = __builtin_convertvector((HalfVec)_mm512_cvtneps_pbh((__m512)second), BitsVec);
+    return (Vec<float>)(low | high << 16);
+}
+
 // n <= 2 * lanes elements from p on as pairs, zeros behind them.
 NF_INLINE Vec<float> load_pairs(const bf16 *p, int n) {
     if (n == 2 * kLanes<float>)
