@@ -17,11 +17,15 @@ SUBJECTS = (
     "profiler",
     "models",
     "mixed_precision",
+    "mpi",
 )
 # Which file measures the training step of a model.
 MODELS = {"gpt": "training_step", "transformer": "transformer_step"}
 # Which of them know mixed precision.
 TYPED = ("training_step", "training_memory")
+# Which of them can do a part and keep what was measured of the others.
+PARTED = ("models", "training_step")
+PARTS_HELP = "of models: some of its parts; of training_step: beginnings of cases; added to what the file has"
 DTYPE_HELP = "of training_step of a gpt and of training_memory, against autocast in the same dtype"
 
 
@@ -38,7 +42,7 @@ def main() -> int:
     parser.add_argument("subjects", nargs="+", choices=SUBJECTS)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--model", choices=MODELS, default="gpt", help="of training_step")
-    parser.add_argument("--parts", nargs="+", help="of models: some of its parts, added to what models.json has")
+    parser.add_argument("--parts", nargs="+", help=PARTS_HELP)
     parser.add_argument("--rounds", type=int, default=3, help="of models: samples of each side")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help=DTYPE_HELP)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
@@ -48,8 +52,10 @@ def main() -> int:
         if options.dtype != "float32" and name not in TYPED:
             parser.error(f"{name} has no --dtype {options.dtype}")
         more: dict[str, Any] = {"dtype": options.dtype} if name in TYPED else {}
+        if name in PARTED:
+            more["parts"] = options.parts
         if name == "models":
-            more |= {"parts": options.parts, "rounds": options.rounds}
+            more["rounds"] = options.rounds
         path = importlib.import_module(f"benchmarks.{name}").run(options.threads, options.out, **more)
         print(f"written: {path}")
     return 0

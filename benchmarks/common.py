@@ -108,7 +108,7 @@ def print_header(subject: str, peers: list[str]) -> None:
     )
     print(
         f"{'case':34}{'thr':>4}{'ms':>10}{'GFLOP/s':>9}{'share':>7}"
-        + "".join(f"{'x ' + peer:>10}" for peer in peers)
+        + "".join(f"{'x ' + peer:>12}" for peer in peers)
         + f"{'best':>7}{'aim':>6}"
     )
 
@@ -117,7 +117,7 @@ def print_result(result: Result, peers: list[str]) -> None:
     """One line: time, rate, share of the ceiling, how many times faster than each peer, and whether the aim is met."""
     ours = result.seconds["numformer"]
     columns = "".join(
-        f"{result.seconds[peer] / ours:10.2f}" if peer in result.seconds else f"{'-':>10}" for peer in peers
+        f"{result.seconds[peer] / ours:12.2f}" if peer in result.seconds else f"{'-':>12}" for peer in peers
     )
     verdict = "met" if result.met else "below"
     print(

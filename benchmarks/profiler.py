@@ -11,8 +11,11 @@ from typing import Any
 import numformer as nf
 import numpy as np
 import torch
+from numformer.data import Windows
 from numformer.models import GPT, GPTConfig
 from numformer.optim import AdamW, decay_groups
+from numformer.profiling.summary import layers
+from numformer.train import Trainer
 
 from benchmarks import common
 from benchmarks.torch_gpt import TorchGPT
@@ -133,6 +136,32 @@ def _compare(config: GPTConfig, batch: int) -> tuple[dict[str, float], dict[str,
     return seconds, extra
 
 
+def _gaps(config: GPTConfig, batch: int, steps: int = 12) -> dict[str, Any]:
+    """Share of a run's time in which no kernel works, of the whole and by the layer that the gaps are in.
+
+    A run of the trainer with everything that a step has: data drawn, the log, clipping, updates. Its model has made a
+    few steps before, so that memory is in the pool.
+    """
+    model = GPT(config, rng=0)
+    optimizer = AdamW(decay_groups(model.parameters(), 0.1), lr=1e-3, clip_norm=1.0)
+    data = Windows(np.random.default_rng(0).integers(0, config.vocab_size, 100_000), config.context)
+
+    def train(count: int) -> None:
+        Trainer(model, optimizer, data, batch_size=batch, steps=count, log_every=1, seed=0, progress=False).run()
+
+    train(3)
+    with nf.profile() as p:
+        train(steps)
+    wall = p.recording.accounted()["wall"]
+    found = layers(p.recording, None)
+    most = sorted(found, key=lambda line: -line.gaps)[:5]
+    return {
+        "gaps": sum(line.gaps for line in found) / wall,
+        "gap_seconds_a_step": sum(line.gaps for line in found) / steps,
+        "most": {line.name or "(outside)": line.gaps / wall for line in most},
+    }
+
+
 def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
     """Print and write the figures."""
     common.set_threads(max(threads))
@@ -151,6 +180,12 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
             f"  torch: a step {seconds['torch'] * 1e3:.2f} ms, profiled {extra['torch_overhead']:+.2%}; "
             f"{extra['torch_events_a_step']:.0f} events, trace {extra['torch_trace_bytes_a_step'] / 1024:.0f} KiB; "
             f"FLOPs {extra['torch_flops_by_analytic']:.4f} of the model's"
+        )
+        extra["run"] = _gaps(case.config, case.batch)
+        most = ", ".join(f"{layer} {share:.2%}" for layer, share in extra["run"]["most"].items())
+        print(
+            f"  a run of the trainer: no kernel works in {extra['run']['gaps']:.2%} of the time, "
+            f"{extra['run']['gap_seconds_a_step'] * 1e3:.2f} ms a step; most of it in {most}"
         )
         flops = step_flops(case.config, case.batch)
         results.append(

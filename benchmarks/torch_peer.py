@@ -50,7 +50,8 @@ class Peer(nn.Module):
 class TorchStep:
     """A training step of any model with a loss: gradient, clipping, AdamW with weight decay on matrices only.
 
-    With a dtype as `autocast` products are in that dtype, as PyTorch's recipe of mixed precision says.
+    With a dtype as `autocast` products are in that dtype, as PyTorch's recipe of mixed precision says. With `compiled`
+    loss and gradient are compiled by `torch.compile` at the first call, for the number of threads that is set then.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class TorchStep:
         weight_decay: float = 0.1,
         clip_norm: float | None = 1.0,
         autocast: torch.dtype | None = None,
+        compiled: bool = False,
     ) -> None:
         self.model = model
+        self.loss = torch.compile(model.loss, dynamic=False) if compiled else model.loss
         self.autocast = autocast
         self.clip_norm = clip_norm
         parameters = list(model.parameters())
@@ -78,14 +81,19 @@ class TorchStep:
         if lr is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            loss = self.model.loss(*batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self.gradient(*batch)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         return float(loss.detach())
+
+    def gradient(self, *batch: Tensor) -> Tensor:
+        """Return the loss, having put its gradient into the parameters in place of what they had."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            loss = self.loss(*batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
 
 
 def tensors_of(batch: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:

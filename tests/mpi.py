@@ -123,6 +123,7 @@ def work(folder: Path, options: dict[str, Any]) -> None:
         nan=options.get("nan", "stop"),
         progress=True,
         shard_optimizer=options.get("shard", False),
+        dtype=options.get("dtype"),
     )
     rank = trainer.ranks.rank
     if trouble := options.get("trouble"):

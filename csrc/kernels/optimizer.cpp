@@ -62,6 +62,9 @@ NF_INLINE void store_copy(const Copy &copy, int64_t i, Vec<float> value, int n) 
 }
 NF_INLINE void store_copy(const Copy &, int64_t, Vec<double>, int) {} // float64 has none
 
+// The gradient and what pulls a value to 0. Without decay a value that is infinite has no part in it (0 inf is NaN).
+template <class T> NF_INLINE Vec<T> decayed(Vec<T> g, Vec<T> w, T decay) { return decay == 0 ? g : g + w * decay; }
+
 template <class T> bool sgd_update(const UpdateArgs &args) {
     const T lr = T(args.c[0]), momentum = T(args.c[1]), decay = T(args.c[2]), scale = T(args.grad_scale);
     each_chunk(args.arrays, args.sizes, [&](int64_t, int64_t array, int64_t begin, int64_t end) {
@@ -71,7 +74,7 @@ template <class T> bool sgd_update(const UpdateArgs &args) {
         const Copy copy = copy_of(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
-            Vec<T> step = load_some(grad + i, n) * scale + w * decay;
+            Vec<T> step = decayed<T>(load_some(grad + i, n) * scale, w, decay);
             if (moment) {
                 const Vec<T> u = load_some(moment + i, n) * momentum + step;
                 store_some(moment + i, u, n);
@@ -96,7 +99,7 @@ template <class T> bool adam_update(const UpdateArgs &args) {
         const Copy copy = copy_of(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
-            const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
+            const Vec<T> g = decayed<T>(load_some(grad + i, n) * scale, w, decay);
             const Vec<T> m = load_some(first + i, n) * b1 + g * rest1;
             const Vec<T> v = load_some(second + i, n) * b2 + g * g * rest2;
             store_some(first + i, m, n);
@@ -118,7 +121,7 @@ template <class T> bool adagrad_update(const UpdateArgs &args) {
         const Copy copy = copy_of(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
-            const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
+            const Vec<T> g = decayed<T>(load_some(grad + i, n) * scale, w, decay);
             const Vec<T> s = load_some(sum + i, n) + g * g;
             store_some(sum + i, s, n);
             const Vec<T> now = w - g * lr / (sqrt(s) + eps);
@@ -140,7 +143,7 @@ template <class T> bool rmsprop_update(const UpdateArgs &args) {
         const Copy copy = copy_of(args, array, begin);
         for_each_vector<T>(end - begin, [&](int64_t i, int n) {
             const Vec<T> w = load_some(value + i, n);
-            const Vec<T> g = load_some(grad + i, n) * scale + w * decay;
+            const Vec<T> g = decayed<T>(load_some(grad + i, n) * scale, w, decay);
             Vec<T> s = load_some(square + i, n) * alpha + g * g * rest;
             store_some(square + i, s, n);
             if (mean) {

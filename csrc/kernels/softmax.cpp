@@ -71,7 +71,8 @@ template <class A, class Row, class Columns> void along_axis(const SoftmaxArgs &
         args.outer * strips, row_grain(args.count * kLanes<A>, kHeavyGrain), [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
                 const int64_t first = i % strips * kLanes<A>;
-                columns(i / strips * args.count * args.inner + first, int(smaller(kLanes<A>, args.inner - first)));
+                const int64_t lanes = larger(1, smaller(kLanes<A>, args.inner - first)); // 1: GCC fears negative ones
+                columns(i / strips * args.count * args.inner + first, int(lanes));
             }
         });
 }

@@ -20,7 +20,7 @@ LISTED = """
     for line in fuzz.listed(figures, most=20):
         print(line)
     fuzz.plain(2, 0, figures)
-    assert figures.inputs > 400 and figures.errors > 200
+    assert figures.inputs > 200 and figures.errors > 100
 """
 
 

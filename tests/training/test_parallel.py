@@ -111,6 +111,22 @@ def test_two_runs_have_the_same_bits_and_each_rank_a_part_of_the_state(tmp_path:
     assert sum(held) == whole and max(held) < 0.52 * whole
 
 
+def test_bfloat16_with_a_sharded_optimizer(tmp_path: Path, seed: int):
+    """Matrices that are rounded once a step are those that all ranks gathered, not the piece that this rank updated."""
+    options = {"seed": seed, "batch": 7, "micro": 2, "dtype": "bfloat16"}
+    kinds = {"whole": {}, "sharded": {"shard": True}, "float32": {"dtype": None}}
+    runs = mpi.train(2, {tmp_path / name: options | kind for name, kind in kinds.items()})
+    (whole, other), (sharded, second), (exact, _) = runs
+    equal(whole, other)
+    equal(sharded, second)
+    close(sharded, whole)
+    ((alone,),) = mpi.train(1, {tmp_path / "alone": options})
+    close(sharded, alone)
+    assert all(value.dtype == np.float32 for value in sharded.values()), "the weights themselves are not rounded"
+    apart = [max(np.abs(run[name] - whole[name]).max() for name in whole) for run in (exact, sharded)]
+    assert apart[0] > 10 * apart[1], "it was computed in bfloat16"
+
+
 def test_a_run_goes_on_with_other_ranks(tmp_path: Path, seed: int):
     """2 ranks, then 4, then 1, each with what the ones before it left."""
     folder, options = tmp_path / "parts", {"seed": seed}

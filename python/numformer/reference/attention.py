@@ -40,7 +40,8 @@ def attention(
     Query i stands on the diagonal key d(i) = i + M - N (``causal="top_left"``: d(i) = i) and sees key j if all hold:
     j <= d(i), if `causal`; -left <= j - d(i) <= right, if `window`; mask[..., i, j], if `mask` is given; bias[..., i,
     j] is not -inf, if `bias` is given. A query that sees nothing gives zeros and lse -inf. What it does not see it does
-    not read: a NaN there reaches nothing.
+    not read: a NaN there reaches nothing. A score that is -inf has probability 0, wherever it comes from, and a query
+    all of whose scores are gives zeros as well.
 
     Global tokens see all and are seen by all, whatever the window; without `global_rows` they see nothing.
 
@@ -66,7 +67,7 @@ def attention(
     sees = _sees(q64, k64, causal, window, mask, bias, global_tokens, global_rows)
     relative = None if rel is None else Relative(rel, q64, k64, causal, window, global_tokens)
     s, _ = _scores(q64, k64, sees, scale, bias, softcap, alibi_slopes, causal, relative)
-    lse = _log_sum_exp(s, sees, sinks)
+    lse = _log_sum_exp(s, sinks)
     p = _probabilities(s, lse, sees) * _kept(s.shape, dropout, seed)
     o = deliver(_product(p, v64, sees), out)
     return (o, lse) if return_lse else o
@@ -116,6 +117,7 @@ def attention_backward(
     do, q64, o64, lse64 = f64(dout), f64(q), f64(out), f64(lse)
     k64, v64 = _heads(f64(k), q64), _heads(f64(v), q64)
     sees = _sees(q64, k64, causal, window, mask, bias, global_tokens, global_rows)
+    sees = sees & ~np.isneginf(lse64)[..., None]  # what is infinitely far is not seen
     seen = sees.swapaxes(-1, -2)
     scale = _scale(scale, q64)
     relative = None if rel is None else Relative(rel, q64, k64, causal, window, global_tokens)
@@ -293,13 +295,12 @@ def _scores(
         return np.where(sees, s, -np.inf), cap_slope
 
 
-def _log_sum_exp(s: F64, sees: Array, sinks: Array | None = None) -> F64:
+def _log_sum_exp(s: F64, sinks: Array | None = None) -> F64:
     top = np.max(s, axis=-1, initial=-np.inf)
-    any_seen = sees.any(axis=-1)
     if sinks is not None:
         sink = np.broadcast_to(_by_head(sinks, np.empty(s.shape)), top.shape)
-        top, any_seen = np.maximum(top, sink), any_seen | ~np.isneginf(sink)
-    top = np.where(any_seen, top, 0.0)
+        top = np.maximum(top, sink)
+    top = np.where(np.isneginf(top), 0.0, top)  # nothing seen, or only what is infinitely far
     with np.errstate(divide="ignore", invalid="ignore"):
         total = np.exp(s - top[..., None]).sum(axis=-1)
         if sinks is not None:
@@ -334,7 +335,7 @@ def _unbroadcast(x: F64, shape: tuple[int, ...]) -> F64:
 
 def _probabilities(s: F64, lse: F64, sees: Array) -> F64:
     with np.errstate(invalid="ignore"):  # -inf - -inf, where nothing is seen
-        return np.where(sees, np.exp(s - lse[..., None]), 0.0)
+        return np.where(sees & ~np.isneginf(lse)[..., None], np.exp(s - lse[..., None]), 0.0)
 
 
 def _product(weights: F64, x: F64, sees: Array) -> F64:

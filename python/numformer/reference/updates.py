@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from numformer.reference._arrays import Array, f64
+from numformer.reference._arrays import F64, Array, f64
 
 
 def sgd_update(
@@ -33,7 +33,7 @@ def sgd_update(
     """
     for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
         w = f64(value)
-        step = grad_scale * f64(grad) + weight_decay * w
+        step = _decayed(grad_scale * f64(grad), weight_decay, w)
         if momenta is not None:
             u = momentum * f64(momenta[i]) + step
             momenta[i][...] = u
@@ -68,7 +68,7 @@ def adam_update(
     """
     for value, grad, m_i, v_i in zip(values, grads, m, v, strict=True):
         w = f64(value)
-        g = grad_scale * f64(grad) + weight_decay * w
+        g = _decayed(grad_scale * f64(grad), weight_decay, w)
         m64 = beta1 * f64(m_i) + (1.0 - beta1) * g
         v64 = beta2 * f64(v_i) + (1.0 - beta2) * g * g
         m_i[...], v_i[...] = m64, v64
@@ -134,7 +134,7 @@ def adagrad_update(
     """
     for value, grad, s in zip(values, grads, sums, strict=True):
         w = f64(value)
-        g = grad_scale * f64(grad) + weight_decay * w
+        g = _decayed(grad_scale * f64(grad), weight_decay, w)
         total = f64(s) + g * g
         s[...] = total
         value[...] = w - lr * g / (np.sqrt(total) + eps)
@@ -169,7 +169,7 @@ def rmsprop_update(
     """
     for i, (value, grad, square) in enumerate(zip(values, grads, squares, strict=True)):
         w = f64(value)
-        g = grad_scale * f64(grad) + weight_decay * w
+        g = _decayed(grad_scale * f64(grad), weight_decay, w)
         spread = alpha * f64(square) + (1.0 - alpha) * g * g
         square[...] = spread
         if means is not None:
@@ -187,6 +187,11 @@ def rmsprop_update(
 def global_norm(arrays: Iterable[Array]) -> float:
     """The Euclidean norm of all elements of all arrays, as one vector."""
     return math.sqrt(sum(float(np.square(f64(a)).sum()) for a in arrays))
+
+
+def _decayed(g: F64, weight_decay: float, w: F64) -> F64:
+    """The gradient and the decay; without one a value that is infinite has no part in it (0 * inf is NaN)."""
+    return g + weight_decay * w if weight_decay else g
 
 
 def _store(values: Sequence[Array], copies: Sequence[Array | None] | None) -> None:

@@ -66,27 +66,35 @@ class _Transformer(BaseEstimator):  # type: ignore[misc]
         tags.non_deterministic = False
         return tags
 
-    def _validate(self, X: Any, y: Any = None, *, reset: bool) -> tuple[Any, Any]:
-        """Return X and y checked: texts as a list, or rows of numbers as float64."""
-        if not is_text(X):
-            if not reset and self._text:
-                raise ValueError(f"{type(self).__name__}: X must be texts, as those of fit, got {type(X).__name__}")
-            if y is None and not reset:
-                return validate_data(self, X, reset=False, dtype=np.float64), None
-            return validate_data(self, X, y, reset=reset, dtype=np.float64, y_numeric=self._numeric)
-        if not reset and not self._text:
-            raise ValueError(f"{type(self).__name__}: X must be rows of numbers, as those of fit, got texts")
-        texts = list(X)
-        for i, text in enumerate(texts):
+    _numeric = False
+
+    def _learn_from(self, X: Any, y: Any) -> tuple[Any, Array]:
+        """Return what `fit` was given, checked: texts as a list, or rows of numbers as float64, and a column."""
+        self._text = is_text(X)
+        if self._text:
+            X = self._texts(X)
+            check_consistent_length(X, y)
+        else:
+            X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=self._numeric)
+        return X, column_or_1d(y, warn=True)
+
+    def _asked(self, X: Any) -> Any:
+        """Return samples to answer for, checked: they are of the kind of those of `fit`."""
+        if is_text(X):
+            if not self._text:
+                raise ValueError(f"{type(self).__name__}: X must be rows of numbers, as those of fit, got texts")
+            return self._texts(X)
+        if self._text:
+            raise ValueError(f"{type(self).__name__}: X must be texts, as those of fit, got {type(X).__name__}")
+        return validate_data(self, X, reset=False, dtype=np.float64)
+
+    def _texts(self, X: Any) -> list[str]:
+        for i, text in enumerate(X):
             if not isinstance(text, str):
                 raise TypeError(
                     f"{type(self).__name__}: X must hold nothing but texts, got {type(text).__name__} at {i}"
                 )
-        if y is not None:
-            check_consistent_length(texts, y)
-        return texts, y
-
-    _numeric = False
+        return list(X)
 
     def _train(self, X: Any, targets: Array, outputs: int, *, classes: bool) -> None:
         """Make a network and train it."""
@@ -128,7 +136,7 @@ class _Transformer(BaseEstimator):  # type: ignore[misc]
     def _outputs(self, X: Any) -> Array:
         """Return what the network says of each sample, (samples, outputs), in float64."""
         check_is_fitted(self)
-        X, _ = self._validate(X, reset=False)
+        X = self._asked(X)
         packed = self.network_.tokens.sequences(self._scaled(X))
         answers = []
         for first in range(0, len(packed), 256):
@@ -198,9 +206,7 @@ class TransformerClassifier(ClassifierMixin, _Transformer):  # type: ignore[misc
         -------
         self
         """
-        self._text = is_text(X)
-        X, y = self._validate(X, y, reset=True)
-        y = column_or_1d(y, warn=True)
+        X, y = self._learn_from(X, y)
         check_classification_targets(y)
         self.classes_, targets = np.unique(y, return_inverse=True)
         self._train(X, targets, len(self.classes_), classes=True)
@@ -256,9 +262,8 @@ class TransformerRegressor(RegressorMixin, _Transformer):  # type: ignore[misc]
         -------
         self
         """
-        self._text = is_text(X)
-        X, y = self._validate(X, y, reset=True)
-        y = column_or_1d(y, warn=True).astype(np.float64)
+        X, y = self._learn_from(X, y)
+        y = y.astype(np.float64)
         if not np.isfinite(y).all():
             raise ValueError(f"{type(self).__name__}: y must be finite, got NaN or infinity")
         self._target_mean, self._target_scale = float(y.mean()), float(y.std()) or 1.0
