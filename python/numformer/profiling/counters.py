@@ -13,11 +13,17 @@ from pathlib import Path
 
 # Numbers of the system call, and of linux/perf_event.h.
 _SYSCALL = {"x86_64": 298, "aarch64": 241}
-_HARDWARE, _SOFTWARE, _CACHE = 0, 1, 3
+_HARDWARE, _SOFTWARE, _CACHE, _RAW = 0, 1, 3, 4
 _L1D, _LLC, _READ, _MISS = 0, 2, 0, 1
 _INHERIT, _EXCLUDE_KERNEL, _EXCLUDE_HYPERVISOR = 1 << 1, 1 << 5, 1 << 6
 _TIMES = 1 | 2  # read format: time enabled, time running
 _ATTRIBUTES = 128  # bytes that are given; the kernel takes shorter and longer ones
+
+# Linux has no general event of the second level of cache; these are the processors' own, event | mask << 8:
+# L2_RQSTS.MISS of Intel's cores since Skylake (https://perfmon-events.intel.com), misses of instructions and data in
+# L2_CACHE_REQ_STAT of AMD's Zen (Processor Programming Reference, PMCx064), and L2D_CACHE_REFILL of Arm's PMUv3.
+_SECOND_LEVEL = {"GenuineIntel": (6, 0x24 | 0x3F << 8), "AuthenticAMD": (0x17, 0x64 | 0x09 << 8)}  # from which family
+_SECOND_LEVEL_OF_ARM = 0x17
 
 EVENTS: dict[str, tuple[int, int]] = {
     "cycles": (_HARDWARE, 0),
@@ -27,6 +33,24 @@ EVENTS: dict[str, tuple[int, int]] = {
     "last_level_read_misses": (_CACHE, _LLC | _READ << 8 | _MISS << 16),
     "task_ns": (_SOFTWARE, 1),
 }
+SECOND_LEVEL = "second_level_misses"
+
+
+def second_level_event(machine: str, cpuinfo: str) -> tuple[int, int] | None:
+    """Return the event of `SECOND_LEVEL` for a processor, None for one of which none is known.
+
+    `machine` is what ``uname -m`` says, `cpuinfo` the text of /proc/cpuinfo.
+    """
+    if machine in ("aarch64", "arm64"):
+        return _RAW, _SECOND_LEVEL_OF_ARM
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    family, config = _SECOND_LEVEL.get(fields.get("vendor_id", ""), (0, 0))
+    if not config or not fields.get("cpu family", "").isdigit() or int(fields["cpu family"]) < family:
+        return None
+    return _RAW, config
 
 
 def _attributes(kind: int, config: int) -> bytes:
@@ -65,11 +89,15 @@ def _paranoid() -> str:
         return "not readable"
 
 
-def _virtual() -> bool:
+def _cpuinfo() -> str:
     try:
-        return " hypervisor" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
+        return ""
+
+
+def _virtual() -> bool:
+    return " hypervisor" in _cpuinfo()
 
 
 def why_not(error: OSError) -> str:
@@ -97,7 +125,8 @@ class Counters:
     Attributes
     ----------
     values : dict
-        What was counted in user space, by the names in `EVENTS`; scaled up where the processor had to take turns.
+        What was counted in user space, by the names in `EVENTS` and `SECOND_LEVEL`; scaled up where the processor had
+        to take turns.
     missing : dict
         A sentence for each event that could not be counted.
     """
@@ -111,7 +140,13 @@ class Counters:
     def start(self) -> None:
         """Open a counter for each event and each thread that runs now; threads that these start are counted too."""
         self.values, self.missing = {}, {}
-        for name, (kind, config) in EVENTS.items():
+        events = dict(EVENTS)
+        second = second_level_event(platform.machine(), _cpuinfo())
+        if second is None:
+            self.missing[SECOND_LEVEL] = "no such event of this processor is known here"
+        else:
+            events[SECOND_LEVEL] = second
+        for name, (kind, config) in events.items():
             files: list[int] = []
             try:
                 for thread in _threads():
