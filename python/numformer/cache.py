@@ -99,8 +99,21 @@ class KVCache:
         return keys[..., self._first : self._end, :], values[..., self._first : self._end, :]
 
     def select(self, rows: Array) -> None:
-        """Keep the sequences of these indices, in this order; one may come several times (the beams of a search)."""
+        """Keep the sequences of these indices, in this order; one may come several times (the beams of a search).
+
+        Raises
+        ------
+        ValueError
+            If `rows` is not a vector of whole numbers from 0 to the number of sequences less 1.
+        """
         if self._keys is not None and self._values is not None:
+            rows, count = np.asarray(rows), self._keys.shape[0]
+            if (
+                rows.ndim != 1
+                or rows.dtype.kind not in "iu"
+                or (rows.size and not 0 <= rows.min() <= rows.max() < count)
+            ):
+                raise ValueError(f"KVCache.select: rows must be a vector of indices below {count}, got {rows!r}")
             self._keys = self._selected(self._keys, rows)
             self._values = self._selected(self._values, rows)
 

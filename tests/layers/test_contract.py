@@ -218,6 +218,9 @@ def test_cache_selects_sequences() -> None:
     np.testing.assert_allclose(
         layer.infer(x[rows, 5:], cache=cache), layer.infer(x[rows])[:, 5:], rtol=1e-10, atol=1e-12
     )
+    for wrong in ([4], [-1, 0], [0.5], [True, False, True, True], [[0]]):
+        with pytest.raises(ValueError, match="rows must be a vector of indices below 4"):
+            cache.select(np.array(wrong))
 
 
 def test_sines() -> None:
