@@ -26,7 +26,7 @@ class CacheOfKeys(RuleBasedStateMachine):
     )
     def begin(self, capacity: int, window: int | None, dtype: Any, lead: tuple[int, ...]) -> None:
         self.cache, self.window, self.dtype = nf.KVCache(capacity, window=window), window, dtype
-        self.lead, self.next, self.held = lead, 0.0, 0
+        self.lead, self.next, self.held, self.begun = lead, 0.0, 0, False
         self.keys, self.values = (np.zeros((*lead, 0, size), dtype) for size in (3, 2))
 
     def _new(self, n: int, size: int) -> Any:
@@ -48,14 +48,14 @@ class CacheOfKeys(RuleBasedStateMachine):
             setattr(self, name, now)
             want = now[..., now.shape[-2] - kept - n :, :]
             assert got.dtype == self.dtype and got.shape == want.shape and (got == want).all(), name
-        self.held = kept + n
+        self.held, self.begun = kept + n, True
 
     @precondition(lambda self: self.lead)
     @rule(data=st.data())
     def select(self, data: Any) -> None:
         rows = data.draw(st.lists(st.integers(0, self.lead[0] - 1), min_size=1, max_size=4))
         self.cache.select(np.array(rows))
-        if self.cache.length:  # nothing is held before
+        if self.begun:  # there are no rows before, afterwards there are, of no positions too
             self.keys, self.values = self.keys[rows], self.values[rows]
             self.lead = (len(rows), *self.lead[1:])
 
