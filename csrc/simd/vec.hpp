@@ -436,7 +436,7 @@ NF_INLINE Vec<float> to_pairs(Vec<float> first, Vec<float> second) {
 // n <= 2 * lanes elements from p on as pairs, zeros behind them.
 NF_INLINE Vec<float> load_pairs(const bf16 *p, int n) {
     if (n == 2 * kLanes<float>)
-        return load(reinterpret_cast<const float *>(p));
+        return (Vec<float>)_mm512_loadu_si512(p); // a float's alignment is not an element's
     return (Vec<float>)_mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p);
 }
 #endif

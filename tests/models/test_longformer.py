@@ -253,3 +253,9 @@ def test_bad_calls() -> None:
         with pytest.raises(ValueError, match="causal must be False"):
             nn.SlidingAttention(8, 2, window=1, **options)
     assert dataclasses.replace(LongformerConfig(), window=[512] * 12).windows == LongformerConfig().windows
+
+
+def test_one_window_stands_for_any_number_of_layers():
+    """What a config.json claims costs no memory before the weights have been looked at."""
+    config = LongformerConfig(**(SMALL | {"layers": 2**60, "window": 4, "dilation": 2}))
+    assert config.layers == 2**60 and config.window == 4

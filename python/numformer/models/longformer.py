@@ -48,29 +48,25 @@ class LongformerConfig(RoBERTaConfig):
         super().__post_init__()
         if not isinstance(self.window, int):
             object.__setattr__(self, "window", tuple(self.window))
-        for one in self.windows:
+        # One number stands for all layers: a config.json may name more than there is memory for a tuple of them.
+        for one in (self.window,) if isinstance(self.window, int) else self.window:
             initial.size("LongformerConfig", window=one)
             if one % 2:
                 raise ValueError(f"LongformerConfig: window must be even, half of it on either side, got {one}")
-        if len(self.windows) != self.layers:
+        if isinstance(self.window, tuple) and len(self.window) != self.layers:
             raise ValueError(
                 f"LongformerConfig: window must be one number or {self.layers}, one for each layer, "
-                f"got {len(self.windows)}"
+                f"got {len(self.window)}"
             )
 
         if not isinstance(self.dilation, int):
             given = tuple(one if isinstance(one, int) else tuple(one) for one in self.dilation)
             object.__setattr__(self, "dilation", given)
-        if len(self.dilations) != self.layers:
+        if isinstance(self.dilation, tuple) and len(self.dilation) != self.layers:
             raise ValueError(
                 f"LongformerConfig: dilation must be one number or {self.layers} entries, one for each layer, "
-                f"got {len(self.dilations)}"
+                f"got {len(self.dilation)}"
             )
-
-    @property
-    def dilations(self) -> tuple[int | tuple[int, ...], ...]:
-        """The dilation of each layer."""
-        return self.dilation if isinstance(self.dilation, tuple) else (self.dilation,) * self.layers
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -214,10 +210,12 @@ class Longformer(RoBERTa):
         return self._answer(ids, self._inputs(ids, mask, types, global_tokens), hidden, dtype)
 
     def _encoder(self, rng: initial.Source) -> Encoder:
-        windows, dilations = self.config.windows, self.config.dilations
+        window, dilation = self.config.window, self.config.dilation
 
         def attention(block: int) -> Any:
-            return functools.partial(SlidingAttention, window=windows[block] // 2, dilation=dilations[block])
+            one = window if isinstance(window, int) else window[block]
+            apart = dilation if isinstance(dilation, int) else dilation[block]
+            return functools.partial(SlidingAttention, window=one // 2, dilation=apart)
 
         return Encoder(self.config, rng, attention)
 

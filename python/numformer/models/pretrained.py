@@ -17,6 +17,7 @@ from numformer.nn.context import compute_dtype
 Array = NDArray[Any]
 
 _SPARE = 2**14
+_MOST = 2**53  # of a number in config.json: whole ones beyond it are no floats, and index nothing
 WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
@@ -171,6 +172,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     fields = _json(path)
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: must hold an object, got {type(fields).__name__}")
+    for name, value in fields.items():
+        if isinstance(value, int) and abs(value) >= _MOST:
+            raise ValueError(f"{path}: {name} must be below {_MOST}, got {value}")
     return fields
 
 
