@@ -14,7 +14,7 @@ template <class T> bool dropout(const DropoutArgs &args) {
     const int64_t each = args.elements / args.samples;
     auto start = [&](int64_t sample) { return args.starts ? args.starts[sample] : sample * each; };
     parallel_ranges(args.elements, kHeavyGrain, [&](int64_t begin, int64_t end) {
-        alignas(kVectorBytes) uint32_t words[kWords];
+        alignas(kVectorBytes) uint32_t words[kWords + kLanes<A>]; // the last ones are loaded by a whole register
         int64_t sample = args.starts ? 0 : begin / each;
         for (int64_t at = begin; at < end; ++sample) {
             const int64_t origin = start(sample), stop = smaller(end, start(sample + 1));
