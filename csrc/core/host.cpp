@@ -114,6 +114,9 @@ int quota_v1(const std::string &folder) {
     return whole(values[0], values[1]);
 }
 
+// Of two quotas, of which 0 is none.
+int lesser(int a, int b) { return a == 0 ? b : b == 0 ? a : std::min(a, b); }
+
 // The least quota of a cgroup and all around it, up to the root of what is mounted. In a container the path may be that
 // of the machine, of which only the last folders, or none, are mounted: what is not there has no quota.
 int least_quota(const std::string &mount, std::string path, int (*quota_of)(const std::string &folder)) {
@@ -121,9 +124,7 @@ int least_quota(const std::string &mount, std::string path, int (*quota_of)(cons
     for (;;) {
         while (!path.empty() && path.back() == '/')
             path.pop_back();
-        const int quota = quota_of(mount + path);
-        if (quota > 0 && (least == 0 || quota < least))
-            least = quota;
+        least = lesser(least, quota_of(mount + path));
         if (path.empty())
             return least;
         path.resize(path.find_last_of('/') == std::string::npos ? 0 : path.find_last_of('/'));
@@ -137,10 +138,6 @@ int processor_quota([[maybe_unused]] const char *root) {
     int least = 0;
 #if defined(__linux__)
     const std::string base = root, mounts = base + "/sys/fs/cgroup";
-    auto take = [&](int quota) {
-        if (quota > 0 && (least == 0 || quota < least))
-            least = quota;
-    };
     // Of each line "number:controllers:path" the path; version 2 has no controllers.
     std::string unified, of_cpu;
     if (FILE *file = std::fopen((base + "/proc/self/cgroup").c_str(), "r")) {
@@ -160,9 +157,9 @@ int processor_quota([[maybe_unused]] const char *root) {
         }
         std::fclose(file);
     }
-    take(least_quota(mounts, unified, quota_v2));
+    least = least_quota(mounts, unified, quota_v2);
     for (const char *folder : {"/cpu", "/cpu,cpuacct"})
-        take(least_quota(mounts + folder, of_cpu, quota_v1));
+        least = lesser(least, least_quota(mounts + folder, of_cpu, quota_v1));
 #endif
     return least;
 }

@@ -160,7 +160,7 @@ void attend_block(const AttentionArgs &args, const Head<E, T> &head, int64_t bat
                   const Workspace<E> &work) {
     typedef Acc<E> A;
     constexpr int64_t NR = kTileColumns<E>;
-    [[maybe_unused]] const std::conditional_t<kByMatrices<E>, MatrixRegisters, bool> registers{};
+    [[maybe_unused]] const Registers<E> registers{};
     const int64_t queries = smaller(kQueries<E>, args.queries - query0);
     const int64_t o_row = round_up(args.value_dim, NR);
     Scoring<A, T> scoring = Scoring<A, T>::of(args, batch, head_index);
@@ -311,7 +311,7 @@ template <class E, class T> bool attention_of(const Sequences &all) {
 
 template <class T> bool attention(const AttentionArgs *sequences, int64_t count) {
     const Sequences all{sequences, count};
-    return takes_pairs<T>(all) ? attention_of<PairsOf<T>, T>(all) : attention_of<Acc<T>, T>(all);
+    return takes_pairs<T>(all) ? attention_of<typename OperandOf<T>::type, T>(all) : attention_of<Acc<T>, T>(all);
 }
 
 // ---- what a call is going to do, from the functions above that decide it
@@ -411,7 +411,8 @@ template <class E, class T> void plan_attention_of(const Sequences &all, Plan &p
 }
 template <class T> void plan_attention(const AttentionArgs *sequences, int64_t count, Plan &plan) {
     const Sequences all{sequences, count};
-    takes_pairs<T>(all) ? plan_attention_of<PairsOf<T>, T>(all, plan) : plan_attention_of<Acc<T>, T>(all, plan);
+    takes_pairs<T>(all) ? plan_attention_of<typename OperandOf<T>::type, T>(all, plan)
+                        : plan_attention_of<Acc<T>, T>(all, plan);
 }
 
 } // namespace

@@ -90,8 +90,9 @@ template <class A, class T> static bool all_finite(const T *x, int64_t rows, int
     return total == total;
 }
 
-// What a head's operands E are: elements of the type of the sums or, where kElements<E> is 2, pairs of bfloat16
-// elements. Sizes count operands, and both are as large as a sum.
+// Sizes of what a head is packed into count operands E: elements of the type of the sums, or pairs of bfloat16, which
+// are as large.
+template <class E> constexpr bool kPairs = kElements<E> == 2;
 
 // A matrix (rows x columns) as the right operand of tiles: panels of kTileColumns columns. It is read where it lies if
 // its type and width allow, else from a packed copy. Rows are the depth: of pairs, the first one must be even.
@@ -124,7 +125,7 @@ static Panels<E> as_panels(const T *x, int64_t rows, int64_t columns, int64_t ro
 // Rows [0, rows) of x as left operands, in strips of kStripRows rows: depth outermost and times `factor` or, for matrix
 // registers, as rows, which take no factor and are at most kMostPairs long.
 constexpr int64_t kMostPairs = 512, kPairsStride = kMostPairs + 16; // rows 2 KiB apart would share cache sets
-template <class E> using Strip = std::conditional_t<kByMatrices<E>, InRows<kPairsStride>, InPanels>;
+template <class E> using Strip = Packed<E, kPairsStride>;
 template <class E> NF_INLINE int64_t strip_size(int64_t depth) {
     return kByMatrices<E> ? kStripRows<E> * kPairsStride : kStripRows<E> * steps_of<E>(depth);
 }
@@ -147,23 +148,17 @@ template <class E, class T> static void pack_keys(const T *x, int64_t keys, int6
         pack_transposed<E, T>(depth, smaller(NR, keys - j), NR, x + j * row, row, panels + j * steps_of<E>(depth), NR);
 }
 
-#if defined(__AVX512BF16__)
-template <class T> using PairsOf = std::conditional_t<std::is_same<T, bf16>::value, bf16_pair, Acc<T>>;
-#else
-template <class T> using PairsOf = Acc<T>;
-#endif
-template <class E> constexpr bool kPairs = kElements<E> == 2;
-
 // Queries of a block, in whole strips: its Q, P and O stay in L2.
 template <class E> constexpr int64_t kQueries = kByMatrices<E> ? 4 * kStripRows<E> : kBlockQueries;
 
 // Whether the call's products are of pairs of bfloat16.
 template <class T> bool takes_pairs(const Sequences &all) {
-    bool fits = !std::is_same<PairsOf<T>, Acc<T>>::value;
+    bool fits = kPairs<typename OperandOf<T>::type>;
     for (int64_t s = 0; s < all.count; ++s)
         fits = fits && !all.data[s].relative.r && larger(all.data[s].dim, all.data[s].value_dim) <= 2 * kMostPairs;
     return fits;
 }
+
 // c (rows x columns, row stride c_row) += or = a @ b over `depth`, tile by tile along the columns.
 template <class E, class Layout>
 NF_INLINE void multiply_strip(int64_t depth, int64_t rows, int64_t columns, const E *a, const Panels<E> &b,

@@ -123,7 +123,7 @@ void differentiate_block(const AttentionArgs &args, const KeySide<E, T> &keys, c
                          int64_t key0, int64_t query0, const Blocks<E> &blocks, const Gradients<Acc<E>> &sums) {
     typedef Acc<E> A;
     constexpr int64_t NR = kTileColumns<E>, kRows = kStripRows<E>;
-    [[maybe_unused]] const std::conditional_t<kByMatrices<E>, MatrixRegisters, bool> registers{};
+    [[maybe_unused]] const Registers<E> registers{};
     A *p = blocks.p, *ds = blocks.ds;
     const int64_t key_count = smaller(kBackwardKeys, args.keys - key0);
     const int64_t query_count = smaller(kQueries<E>, args.queries - query0);
@@ -435,7 +435,8 @@ template <class E, class T> bool attention_backward_of(const Sequences &all) {
 
 template <class T> bool attention_backward(const AttentionArgs *sequences, int64_t count) {
     const Sequences all{sequences, count};
-    return takes_pairs<T>(all) ? attention_backward_of<PairsOf<T>, T>(all) : attention_backward_of<Acc<T>, T>(all);
+    return takes_pairs<T>(all) ? attention_backward_of<typename OperandOf<T>::type, T>(all)
+                               : attention_backward_of<Acc<T>, T>(all);
 }
 
 // ---- what a call is going to do, from the functions above that decide it
@@ -505,7 +506,7 @@ template <class E, class T> void plan_attention_backward_of(const Sequences &all
 }
 template <class T> void plan_attention_backward(const AttentionArgs *sequences, int64_t count, Plan &plan) {
     const Sequences all{sequences, count};
-    takes_pairs<T>(all) ? plan_attention_backward_of<PairsOf<T>, T>(all, plan)
+    takes_pairs<T>(all) ? plan_attention_backward_of<typename OperandOf<T>::type, T>(all, plan)
                         : plan_attention_backward_of<Acc<T>, T>(all, plan);
 }
 

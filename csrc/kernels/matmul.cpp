@@ -23,15 +23,6 @@
 namespace nf::NUMFORMER_LEVEL {
 namespace {
 
-template <class T> struct OperandOf {
-    typedef Acc<T> type;
-};
-#if defined(__AVX512BF16__)
-template <> struct OperandOf<bf16> {
-    typedef bf16_pair type;
-};
-#endif
-
 constexpr int kDepth = 512;             // steps: operands along the depth
 constexpr int kRowStride = kDepth + 16; // rows a multiple of 4 KiB apart would share cache sets
 // Rows of A that are packed at once: B's chunks are packed again for each block, 1/1344 of the multiply-adds; and
@@ -182,9 +173,6 @@ void put(const A *sums, int64_t sums_row, int64_t rows, int64_t columns, A *to, 
         });
 }
 
-// How rows of A are packed from its transpose.
-template <class E> using FromTransposed = std::conditional_t<kByMatrices<E>, InRows<kRowStride>, InPanels>;
-
 // What the tasks of one product share.
 template <class E, class T> struct Plan {
     const MatmulArgs &args;
@@ -291,7 +279,7 @@ bool multiply_part(const Plan<E, T> &plan, const B &b, int64_t i0, int64_t rows,
     if (!memory || !partial)
         return false;
     E *packed_a = memory.data, *packed_b = memory.data + a_size;
-    [[maybe_unused]] const std::conditional_t<kByMatrices<E>, MatrixRegisters, bool> registers{};
+    [[maybe_unused]] const Registers<E> registers{};
     for (int64_t block = i0; block < i0 + rows; block += block_size) {
         const int64_t block_rows = smaller(block_size, i0 + rows - block);
         for (int64_t k0 = 0; k0 < args.k; k0 += kBlockDepth) {
@@ -302,11 +290,11 @@ bool multiply_part(const Plan<E, T> &plan, const B &b, int64_t i0, int64_t rows,
             for (int64_t j = 0; j < columns; j += chunk) {
                 const int64_t width = smaller(chunk, columns - j);
                 const Chunk<E> of_b = b.chunk(k0, depth, j0 + j, width, packed_b);
-                (args.a_col == 1 ? multiply_block<E, T, InRows<kRowStride>>
-                                 : multiply_block<E, T, FromTransposed<E>>)(plan, packed_a, of_b.operands, of_b.panel,
-                                                                            needs_partial ? partial.data + j : nullptr,
-                                                                            columns, k0, depth, block, block_rows,
-                                                                            j0 + j, width);
+                (args.a_col == 1
+                     ? multiply_block<E, T, InRows<kRowStride>>
+                     : multiply_block<E, T, Packed<E, kRowStride>>)(plan, packed_a, of_b.operands, of_b.panel,
+                                                                    needs_partial ? partial.data + j : nullptr, columns,
+                                                                    k0, depth, block, block_rows, j0 + j, width);
             }
         }
     }

@@ -29,8 +29,22 @@ constexpr int kTileRows = 6;
 constexpr int kTileVectors = 2;
 template <class A> constexpr int kTileColumns = kTileVectors * kLanes<A>;
 
-// Whether operands E are multiplied by matrix registers, and rows of a strip of A that is multiplied at once.
+// What elements T are multiplied as: elements of the type of their sums or, with an instruction for them, pairs of
+// bfloat16.
+template <class T> struct OperandOf {
+    typedef Acc<T> type;
+};
+#if defined(__AVX512BF16__)
+template <> struct OperandOf<bf16> {
+    typedef bf16_pair type;
+};
+#endif
+
+// Whether operands E are multiplied by matrix registers; what a scope that does it holds; and rows of a strip of A that
+// is multiplied at once.
+template <class E> struct Registers {};
 #if defined(__AMX_BF16__)
+template <> struct Registers<bf16_pair> : MatrixRegisters {};
 template <class E> constexpr bool kByMatrices = kElements<E> == 2;
 #else
 template <class E> constexpr bool kByMatrices = false;
@@ -51,6 +65,9 @@ template <int S> struct InRows {
 template <int S> struct InColumns {
     static constexpr int64_t row = 1, step = S;
 };
+
+// How a strip is packed whose depth cannot be read where it lies: matrix registers are filled with rows.
+template <class E, int S> using Packed = std::conditional_t<kByMatrices<E>, InRows<S>, InPanels>;
 
 enum class Store { write, add };
 

@@ -90,8 +90,6 @@ static void multiply_matrices(int64_t depth, const bf16_pair *a, const bf16_pair
         _tile_stored(3, below + kSize, c_bytes);
     asm volatile("" ::: "memory");
 }
-#else
-struct MatrixRegisters {};
 #endif
 
 } // namespace nf::NUMFORMER_LEVEL
