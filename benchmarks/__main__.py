@@ -22,11 +22,11 @@ SUBJECTS = (
 # Which file measures the training step of a model.
 MODELS = {"gpt": "training_step", "transformer": "transformer_step"}
 # Which of them know mixed precision.
-TYPED = ("training_step", "training_memory")
+TYPED = ("attention", "training_step", "training_memory")
 # Which of them can do a part and keep what was measured of the others.
 PARTED = ("models", "training_step")
 PARTS_HELP = "of models: some of its parts; of training_step: beginnings of cases; added to what the file has"
-DTYPE_HELP = "of training_step of a gpt and of training_memory, against autocast in the same dtype"
+DTYPE_HELP = "of attention; of training_step of a gpt and of training_memory, against autocast in the same dtype"
 
 
 def main() -> int:

@@ -1,14 +1,16 @@
-"""Exact attention against torch.nn.functional.scaled_dot_product_attention, float32, forward and forward + backward.
+"""Exact attention against torch.nn.functional.scaled_dot_product_attention, forward and forward + backward.
 
 Causal counts half the work; forward + backward counts 3.5 times the forward (7 products against 2). Then what torch is
 weak at: an additive bias, windows, padding masks of short sequences, packed lengths, decoding; torch gets the mask, or
-the padding, that says the same, made outside the timing. Windows, padding and decoding count useful work only.
+the padding, that says the same, made outside the timing. Windows, padding and decoding count useful work only. In
+bfloat16 (``--dtype``) the shapes alone, with our float32 as one more contender.
 """
 
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numformer as nf
 import numpy as np
 import torch
@@ -16,53 +18,68 @@ from numformer import _core
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks import common
+from benchmarks.torch_peer import tensor
 
 SHAPES = [(1, 8, 512, 64), (4, 12, 1024, 64), (1, 8, 4096, 64), (1, 8, 2048, 128)]
 PEERS = ["torch"]
+FLOAT32 = "float32"  # ours, beside our bfloat16
 
 
-def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
+def run(threads: list[int], folder: pathlib.Path, dtype: str = "float32") -> pathlib.Path:
     """All shapes, causal and not, with each number of threads."""
     rng = np.random.default_rng()
     results = []
-    common.print_header("attention", PEERS)
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    subject = "attention" if dtype == "float32" else f"attention_{dtype}"
+    peers = PEERS if dtype == "float32" else [*PEERS, FLOAT32]
+    common.print_header(subject, peers)
     for count in threads:
         common.set_threads(count)
-        top = common.ceiling()
+        top = common.ceiling(dtype)
         for shape in SHAPES:
             for causal in (False, True):
-                arrays = [rng.standard_normal(shape, np.float32) for _ in range(4)]
+                arrays = [rng.standard_normal(shape, np.float32).astype(kind) for _ in range(4)]
                 for backward in (False, True):
                     results.append(_measure(shape, causal, backward, arrays, count, top))
-                    common.print_result(results[-1], PEERS)
+                    common.print_result(results[-1], peers)
+        if dtype != "float32":
+            continue
         for case in (_bias, _window, _short, _varlen, _decode):
             for result in case(rng, count, top):
                 results.append(result)
                 common.print_result(result, PEERS)
-    return common.write("attention", results, folder)
+    return common.write(subject, results, folder)
 
 
 def _measure(
     shape: tuple[int, ...], causal: bool, backward: bool, arrays: list[np.ndarray], count: int, top: float
 ) -> common.Result:
-    q, k, v, dout = arrays
-    tensors = [torch.from_numpy(x).requires_grad_(backward) for x in (q, k, v)]
-    tout = torch.from_numpy(dout)
+    *tensors, tout = (tensor(x) for x in arrays)
+    for x in tensors:
+        x.requires_grad_(backward)
 
-    def ours() -> list[np.ndarray]:
-        out, lse = nf.attention(q, k, v, causal=causal, return_lse=True)
-        return [out, *(nf.attention_backward(dout, q, k, v, out, lse, causal=causal) if backward else ())]
+    def ours(arrays: list[np.ndarray] = arrays) -> list[np.ndarray]:
+        *qkv, dout = arrays
+        out, lse = nf.attention(*qkv, causal=causal, return_lse=True)
+        return [out, *(nf.attention_backward(dout, *qkv, out, lse, causal=causal) if backward else ())]
 
     def torchs() -> list[torch.Tensor]:
         out = scaled_dot_product_attention(*tensors, is_causal=causal)
         return [out, *(torch.autograd.grad(out, tensors, tout) if backward else ())]
 
+    narrow = arrays[0].dtype != np.float32
+    contenders: dict[str, Callable[[], Any]] = {"numformer": ours, "torch": torchs}
+    wide = [x.astype(np.float32) for x in arrays]
+    if narrow:
+        contenders[FLOAT32] = lambda: ours(wide)
+    # Probabilities and their gradients are rounded to bfloat16, and so are results: 2^-8 each, of sums of many.
+    close = {"rtol": 3e-2, "atol": 3e-2} if narrow else {"rtol": 1e-3, "atol": 1e-4}
     for mine, other in zip(ours(), torchs(), strict=True):
-        np.testing.assert_allclose(mine, other.detach().numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(mine.astype(np.float32), other.detach().float().numpy(), **close)
     batch, heads, length, width = shape
     flops = 4.0 * batch * heads * length * length * width * (0.5 if causal else 1.0) * (3.5 if backward else 1.0)
     name = f"{batch}, {heads}, {length}, {width}{' causal' if causal else ''} {'fwd+bwd' if backward else 'fwd'}"
-    seconds = common.take_turns({"numformer": ours, "torch": torchs})
+    seconds = common.take_turns(contenders)
     return common.Result("attention", name, count, flops, seconds, top, 0.9 if backward else 1.0)
 
 

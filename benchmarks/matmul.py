@@ -14,6 +14,7 @@ import torch
 from numformer import _core
 
 from benchmarks import common
+from benchmarks.torch_peer import tensor
 
 PEERS = ["numpy", "torch"]
 
@@ -102,7 +103,7 @@ def _compare(rng: np.random.Generator, case: Case, count: int, top: float) -> co
         return x.swapaxes(-1, -2) if transposed else x
 
     a, b = operand(case.m, case.k, case.layout[0] == "T"), operand(case.k, case.n, case.layout[1] == "T")
-    ta, tb = _tensor(a), _tensor(b)
+    ta, tb = tensor(a), tensor(b)
     # The order of sums, in float32 or wider, is another one, and each result is rounded.
     rounding, sums = float(ml_dtypes.finfo(dtype).eps), 4 * float(np.finfo(np.float32).eps) * case.k
     np.testing.assert_allclose(
@@ -120,13 +121,6 @@ def _compare(rng: np.random.Generator, case: Case, count: int, top: float) -> co
     cap = None if case.cap is None else case.cap[0 if count == 1 else 1]
     name = case.name + (f": {extra['share of read']:.0%} of a read" if extra else "")
     return common.Result("matmul", name, count, case.flops, seconds, top, case.aim, extra, cap)
-
-
-def _tensor(x: np.ndarray) -> torch.Tensor:
-    """A view of the same memory, also of bfloat16, which neither library hands over."""
-    if x.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(x)
 
 
 def _prepacked(rng: np.random.Generator, count: int, top: float) -> Iterator[common.Result]:

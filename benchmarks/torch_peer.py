@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
+import ml_dtypes
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,13 @@ ACTIVATIONS = {
     "relu": F.relu,
     "silu": F.silu,
 }
+
+
+def tensor(x: np.ndarray[Any, Any]) -> Tensor:
+    """A view of the same memory, also of bfloat16, which neither library hands over."""
+    if x.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
 
 
 class Peer(nn.Module):
