@@ -133,8 +133,8 @@ template <class Kind> void let_go(PyObject *capsule) {
     PyErr_Restore(type, value, trace);
 }
 
-// Takes a capsule that nobody has taken, by its name, before anything in it is read: of several threads that hold it one
-// gets it, with the GIL and without. Unless it is kept, it is its maker's again.
+// Takes a capsule that nobody has taken, by its name, before anything in it is read: of several threads that hold it
+// one gets it, with the GIL and without. Unless it is kept, it is its maker's again.
 template <class Kind> class Claim {
   public:
     explicit Claim(py::handle capsule) : capsule_(capsule) {

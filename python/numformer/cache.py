@@ -16,7 +16,7 @@ class KVCache:
     """Keys and values of one attention layer, for generation token by token.
 
     Positions are appended in place. Room is made ahead and doubles when it is full, so that n tokens cost O(n) copying.
-    With a window, what lies further back is given up, and memory stays bounded. A cache belongs to one thread at a time.
+    With a window, what lies further back is given up, and memory stays bounded. A cache is for one thread at a time.
 
     Parameters
     ----------

@@ -103,7 +103,8 @@ def test_threads_that_fight_for_a_cache(window):
                     cache.append(x, x)
                     done[me] += 1
             except RuntimeError as error:
-                assert "another thread" in str(error)
+                if "another thread is changing it" not in str(error):
+                    raise
 
     at_once(work)
     assert cache.length == sum(done) > 0
@@ -122,7 +123,8 @@ def test_one_thread_gets_a_capsule(kind):
             try:
                 got.append(nf.from_dlpack(capsule))
             except ValueError as error:
-                assert "used already" in str(error)
+                if "used already" not in str(error):
+                    raise
 
         at_once(work, 4)
         assert len(got) == 1 and (got[0] == np.arange(6.0)).all()
@@ -141,7 +143,8 @@ def test_one_profile_at_a_time():
                 with nf.profile() as p, nf.profile.range(f"of {me}, {i}"):
                     nf.softmax(x)
             except RuntimeError as error:
-                assert "another profile is on" in str(error)
+                if "another profile is on" not in str(error):
+                    raise
                 continue
             labels = p.ranges()["layer"].tolist()
             assert any(label.endswith(f"of {me}, {i}") for label in labels), labels
