@@ -88,11 +88,13 @@ def test_batches_and_vectors(rng, dtype, shape_a, shape_b):
     bound = rounded(tolerance.matmul(a, b, dtype), want, dtype)
     check(got, want, bound, "product")
     dy = normal(rng, *want.shape, dtype=dtype)
-    grads = nf.matmul_backward(dy, a, b)
-    bounds = tolerance.matmul_backward(np.asarray(dy), a, b, dtype) if want.ndim > 1 and len(shape_b) > 1 else None
-    for which, (g, r) in enumerate(zip(grads[:2], reference.matmul_backward(dy, a, b)[:2], strict=True)):
+    grads = nf.matmul_backward(dy, a, b, scale=0.3)
+    wants = reference.matmul_backward(dy, a, b, scale=0.3)
+    matrices = want.ndim > 1 and len(shape_b) > 1
+    bounds = tolerance.matmul_backward(np.asarray(dy), a, b, dtype, scale=0.3) if matrices else None
+    for which, (g, r) in enumerate(zip(grads[:2], wants[:2], strict=True)):
         if bounds is None:  # of vectors: few products, of sizes that the matrix bound of the absolute values covers
-            size = reference.matmul_backward(np.abs(f64(dy)), np.abs(f64(a)), np.abs(f64(b)))[which]
+            size = reference.matmul_backward(np.abs(f64(dy)), np.abs(f64(a)), np.abs(f64(b)), scale=0.3)[which]
             limit = tolerance.gamma(max(dy.size, 1), dtype) * size
         else:
             limit = bounds[which]
@@ -184,3 +186,50 @@ def test_backward(rng, dtype, activation):
         bounds = tolerance.matmul_backward(dy, a, b, dtype, **options)
         for which, got, want, bound in zip(("da", "db", "dbias"), grads, wants, bounds, strict=True):
             check(got, want, rounded(bound, want, dtype), f"{which} of {shape_a} @ {shape_b}")
+
+
+X, W, DY = (np.zeros(shape, np.float32) for shape in ((4, 8), (8, 5), (4, 5)))
+NO_AXES = np.zeros((), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("dy", "a", "b", "options", "error", "words"),
+    [
+        ("x", X, W, {}, TypeError, "dy must be a numpy.ndarray (or have __dlpack__ or __array__), got str"),
+        (DY, "x", W, {}, TypeError, "a must be a numpy.ndarray (or have __dlpack__ or __array__), got str"),
+        (DY, X, None, {}, TypeError, "b must be a numpy.ndarray (or have __dlpack__ or __array__), got NoneType"),
+        (DY.astype(np.float64), X, W, {}, TypeError, "dy must have the dtype of a, float32, got float64"),
+        (DY, X, W.astype(np.float64), {}, TypeError, "b must have the dtype of a, float32, got float64"),
+        (DY, NO_AXES, W, {}, ValueError, "a must have 1 or more axes, got shape ()"),
+        (DY, X, NO_AXES, {}, ValueError, "b must have 1 or more axes, got shape ()"),
+        (
+            DY[0],
+            X,
+            W,
+            {},
+            ValueError,
+            "dy must have the shape of a @ b, got dy (5,) for a (4, 8) and b (8, 5)",
+        ),
+        (
+            DY,
+            X,
+            W,
+            {"activation": "relu"},
+            ValueError,
+            "preactivation is required with an activation, got None",
+        ),
+        (
+            DY,
+            X,
+            W,
+            {"activation": "tanh", "preactivation": DY},
+            ValueError,
+            "activation must be None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got 'tanh'",
+        ),
+    ],
+)
+def test_what_the_gradient_refuses(dy, a, b, options, error, words):
+    """To the letter: these checks are in Python, not in the table that all other operations share."""
+    with pytest.raises(error) as caught:
+        nf.matmul_backward(dy, a, b, **options)
+    assert str(caught.value) == f"matmul_backward: {words}"
