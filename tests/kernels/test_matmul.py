@@ -19,6 +19,8 @@ SHAPES = [
     *[(m, 37, n) for m, n in itertools.product((15, 16, 17), (31, 32, 33))],
     *[(m, k, 35) for m, k in itertools.product((5, 18), (511, 512, 513, 1025))],
     *[(m, 21, n) for m, n in itertools.product((4, 30), (383, 384, 385, 769))],
+    *[(m, 520, n) for m, n in itertools.product((17, 29, 43), (7, 16, 33, 65))],  # too deep to be read where it lies
+    *[(m, k, n) for m, k, n in itertools.product((17, 31, 65), (63, 64, 65, 129, 257), (32, 64, 127))],
     (2049, 5, 9),
 ]
 
@@ -53,6 +55,30 @@ def test_layouts(rng, dtype, m, k, n):
     judge(stretched, b, "zero stride between rows")
     judge(np.broadcast_to(normal(rng, m, 1, dtype=dtype), (m, k)), b, "zero stride along a row")
     judge(a[::-1], b[::-1], "reversed rows")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=name)
+def test_operands_read_where_they_lie_give_the_bits_of_packed_ones(rng, dtype):
+    for m, k, n in [(17, 64, 64), (64, 64, 64), (33, 128, 32), (45, 100, 150), (97, 30, 71), (65, 256, 96)]:
+        a, b = normal(rng, m, k, dtype=dtype), normal(rng, k, n, dtype=dtype)
+        want = nf.matmul(a, nf.PackedMatrix(b))
+        (plan,) = nf.explain(nf.matmul, a, b)
+        assert plan.path.startswith("short depth") or k > 128
+        for (how_a, a2), (how_b, b2) in itertools.product(layouts(a), layouts(b)):
+            assert same(nf.matmul(a2, b2), want), f"{m} x {k} x {n}, {how_a} @ {how_b}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_batches_of_small_matrices(rng, threads, dtype):
+    for batch, m, k, n in [(203, 5, 6, 7), (67, 16, 16, 16), (33, 32, 32, 32), (9, 64, 64, 64), (6, 70, 64, 130)]:
+        a, b = normal(rng, batch, m, k, dtype=dtype), normal(rng, batch, k, n, dtype=dtype)
+        got = nf.matmul(a, b)
+        for count in (1, 3):
+            threads(count)
+            assert same(nf.matmul(a, b), got), f"{batch} of {m} x {k} x {n} on {count} threads"
+        for index in range(0, batch, max(1, batch // 7)):
+            assert same(got[index], nf.matmul(a[index], b[index])), f"product {index} of {m} x {k} x {n}"
+            judge(a[index], b[index], f"product {index} of {m} x {k} x {n}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
