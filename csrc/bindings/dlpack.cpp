@@ -4,6 +4,8 @@
 
 #include "bindings/scalars.hpp"
 
+#include <pybind11/critical_section.h>
+
 #include <cstring>
 #include <vector>
 
@@ -131,18 +133,42 @@ template <class Kind> void let_go(PyObject *capsule) {
     PyErr_Restore(type, value, trace);
 }
 
-template <class Kind> py::array take(const Caller &caller, py::handle capsule, Kind *managed, bool read_only) {
+// Takes a capsule that nobody has taken, by its name, before anything in it is read: of several threads that hold it
+// one gets it, with the GIL and without. Unless it is kept, it is its maker's again.
+template <class Kind> class Claim {
+  public:
+    explicit Claim(py::handle capsule) : capsule_(capsule) {
+        py::scoped_critical_section one_thread(capsule); // no Python code runs in here, which could let another in
+        if (!PyCapsule_IsValid(capsule.ptr(), Names<Kind>::fresh))
+            return;
+        managed_ = static_cast<Kind *>(PyCapsule_GetPointer(capsule.ptr(), Names<Kind>::fresh));
+        if (PyCapsule_SetName(capsule.ptr(), Names<Kind>::used) != 0)
+            throw py::error_already_set();
+    }
+    ~Claim() {
+        if (managed_)
+            PyCapsule_SetName(capsule_.ptr(), Names<Kind>::fresh);
+    }
+    Claim(const Claim &) = delete;
+    Claim &operator=(const Claim &) = delete;
+    Kind *managed() const { return managed_; } // null where there was nothing to take
+    void keep() { managed_ = nullptr; }
+
+  private:
+    py::handle capsule_;
+    Kind *managed_ = nullptr;
+};
+
+template <class Kind> py::array take(const Caller &caller, Claim<Kind> &claim, bool read_only) {
+    Kind *managed = claim.managed();
     const Tensor &tensor = managed->tensor;
     require_processor(caller, tensor.device.type, tensor.device.id);
     const py::dtype dtype = element_type(caller, tensor.dtype);
     const Extent extent = extent_of(caller, tensor, dtype.itemsize());
     py::object owner = py::reinterpret_steal<py::object>(PyCapsule_New(managed, nullptr, &let_go<Kind>));
-    if (!owner) // the capsule is still its maker's
+    if (!owner)
         throw py::error_already_set();
-    if (PyCapsule_SetName(capsule.ptr(), Names<Kind>::used) != 0) {
-        PyCapsule_SetDestructor(owner.ptr(), nullptr);
-        throw py::error_already_set();
-    }
+    claim.keep();
     if (extent.empty)
         return py::array(dtype, extent.shape);
     py::array array(dtype, extent.shape, extent.strides, static_cast<char *>(tensor.data) + tensor.byte_offset, owner);
@@ -175,18 +201,15 @@ void check_device(const Caller &caller, py::handle object) {
 
 py::array read_capsule(const char *operation, const char *argument, py::handle capsule) {
     const Caller caller{operation, argument};
-    if (PyCapsule_IsValid(capsule.ptr(), Names<ManagedVersioned>::fresh)) {
-        auto *managed =
-            static_cast<ManagedVersioned *>(PyCapsule_GetPointer(capsule.ptr(), Names<ManagedVersioned>::fresh));
-        if (managed->version.major != 1) // what follows the version may look different
-            caller.value("comes from a capsule of DLPack " + std::to_string(managed->version.major) + "." +
-                         std::to_string(managed->version.minor) + ", and 1.x is understood");
-        return take(caller, capsule, managed, (managed->flags & kReadOnly) != 0);
+    if (Claim<ManagedVersioned> claim(capsule); claim.managed()) {
+        const ManagedVersioned &managed = *claim.managed();
+        if (managed.version.major != 1) // what follows the version may look different
+            caller.value("comes from a capsule of DLPack " + std::to_string(managed.version.major) + "." +
+                         std::to_string(managed.version.minor) + ", and 1.x is understood");
+        return take(caller, claim, (managed.flags & kReadOnly) != 0);
     }
-    if (PyCapsule_IsValid(capsule.ptr(), Names<Managed>::fresh)) {
-        auto *managed = static_cast<Managed *>(PyCapsule_GetPointer(capsule.ptr(), Names<Managed>::fresh));
-        return take(caller, capsule, managed, true); // it cannot say that it may be written
-    }
+    if (Claim<Managed> claim(capsule); claim.managed())
+        return take(caller, claim, true); // it cannot say that it may be written
     if (PyCapsule_IsValid(capsule.ptr(), Names<Managed>::used) ||
         PyCapsule_IsValid(capsule.ptr(), Names<ManagedVersioned>::used))
         caller.value("comes from a capsule that was used already");

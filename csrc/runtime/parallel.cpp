@@ -14,14 +14,12 @@
 namespace nf::runtime {
 namespace {
 
-int initial_threads() {
-    if (const char *text = std::getenv("OMP_NUM_THREADS")) {
-        const int n = std::atoi(text);
-        if (n > 0)
-            return n;
-    }
-    return available_processors();
-}
+// Read when the library is loaded, as OpenMP runtimes do: later another thread may be changing the environment, and
+// kernels ask without the interpreter's lock.
+const int from_environment = [] {
+    const char *text = std::getenv("OMP_NUM_THREADS");
+    return text ? std::atoi(text) : 0;
+}();
 
 std::atomic<int> requested_threads{0};
 std::atomic<bool> forked_child{false};
@@ -52,7 +50,7 @@ int num_threads() {
         return 1;
     int n = requested_threads.load(std::memory_order_relaxed);
     if (n == 0) {
-        n = initial_threads();
+        n = from_environment > 0 ? from_environment : available_processors();
         requested_threads.store(n);
     }
     return n;

@@ -16,7 +16,7 @@ class KVCache:
     """Keys and values of one attention layer, for generation token by token.
 
     Positions are appended in place. Room is made ahead and doubles when it is full, so that n tokens cost O(n) copying.
-    With a window, what lies further back is given up, and memory stays bounded.
+    With a window, what lies further back is given up, and memory stays bounded. A cache is for one thread at a time.
 
     Parameters
     ----------
@@ -34,6 +34,8 @@ class KVCache:
     ------
     TypeError, ValueError
         If `capacity` or `window` is not an integer, or is negative.
+    RuntimeError
+        From :meth:`append` and :meth:`select` while another thread is in one of them.
 
     Examples
     --------
@@ -58,6 +60,15 @@ class KVCache:
         self._keys: Array | None = None
         self._values: Array | None = None
         self._spare: Array | None = None
+        # Whoever changes the cache holds the one item: to pop it is atomic, with the GIL and without, and unlike a
+        # lock a list can be copied with the cache.
+        self._turn: list[None] = [None]
+
+    def _take_turn(self) -> None:
+        try:
+            self._turn.pop()
+        except IndexError:
+            raise RuntimeError("KVCache: another thread is changing it; use one cache for each thread") from None
 
     def append(self, k: Array, v: Array) -> tuple[Array, Array]:
         """Add positions and return views of all that are held, the new ones last.
@@ -76,7 +87,16 @@ class KVCache:
         ------
         ValueError
             If shapes or dtypes differ from what is held, or k and v are not as many.
+        RuntimeError
+            While another thread changes the cache.
         """
+        self._take_turn()
+        try:
+            return self._append(k, v)
+        finally:
+            self._turn.append(None)
+
+    def _append(self, k: Array, v: Array) -> tuple[Array, Array]:
         k, v = (_core.as_array("KVCache", name, x) for name, x in (("k", k), ("v", v)))
         if k.ndim < 2 or k.shape[:-1] != v.shape[:-1]:
             raise ValueError(
@@ -105,7 +125,16 @@ class KVCache:
         ------
         ValueError
             If `rows` is not a vector of whole numbers from 0 to the number of sequences less 1.
+        RuntimeError
+            While another thread changes the cache.
         """
+        self._take_turn()
+        try:
+            self._select(rows)
+        finally:
+            self._turn.append(None)
+
+    def _select(self, rows: Array) -> None:
         if self._keys is not None and self._values is not None:
             rows, count = np.asarray(rows), self._keys.shape[0]
             if (

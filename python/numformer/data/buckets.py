@@ -120,7 +120,8 @@ class Pairs:
     def _epoch(self, count: int, seed: int, epoch: int) -> list[Array]:
         """Return the batches of an epoch, as indices; the last plan is kept."""
         key = count, seed, epoch
-        if self._plan is None or self._plan[0] != key:
+        plan = self._plan  # read once: another thread may draw another epoch
+        if plan is None or plan[0] != key:
             rng = np.random.Generator(np.random.Philox(key=(seed % 2**64) | (epoch << 64)))
             shuffled = rng.permutation(len(self))
             batches: list[Array] = []
@@ -128,8 +129,8 @@ class Pairs:
                 some = shuffled[first : first + self.pool * count]
                 some = some[_by_length(self.lengths[some], count)]  # pairs of equal lengths stay shuffled
                 batches += [some[i : i + count] for i in range(0, len(some), count)]
-            self._plan = key, [batches[i] for i in rng.permutation(len(batches))]
-        return self._plan[1]
+            self._plan = plan = key, [batches[i] for i in rng.permutation(len(batches))]
+        return plan[1]
 
     def _batch(self, indices: Array) -> Batch:
         source, target, targets = (part.take(indices) for part in self._packed)

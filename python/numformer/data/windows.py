@@ -147,13 +147,14 @@ class Windows:
     def _block(self, seed: int, epoch: int, number: int) -> Array:
         """Return where some windows of an epoch begin, one after the other in its order; the last ones are kept."""
         key = seed, epoch, number
-        if self._kept is None or self._kept[0] != key:
+        kept = self._kept  # read once: another thread may draw other windows
+        if kept is None or kept[0] != key:
             rng = np.random.Generator(np.random.Philox(key=(seed % 2**64) | (epoch << 64), counter=2**64))
             shift = int(rng.integers(self._shifts()))
             total = self.windows_an_epoch()
             places = np.arange(number * _BLOCK, min(total, (number + 1) * _BLOCK))
-            self._kept = key, shift + self.context * Permutation(total, seed=seed, epoch=epoch)(places)
-        return self._kept[1]
+            self._kept = kept = key, shift + self.context * Permutation(total, seed=seed, epoch=epoch)(places)
+        return kept[1]
 
     def prepare(self, count: int, *, seed: int, step: int) -> None:
         """Say that this batch will be drawn soon, so that the system reads its part of a file meanwhile."""

@@ -75,13 +75,14 @@ class Parameter:
     @property
     def value(self) -> NDArray[Any]:
         """What is trained; after :meth:`release` it is made again here."""
-        if self._value is None:
+        value = self._value  # read once: another thread may release it
+        if value is None:
             transposed, packed = next(iter(self._packed.items()))
             matrix = packed.unpack()
             matrix = np.ascontiguousarray(matrix.T if transposed else matrix)
             kind = np.dtype(packed.stored)
-            self._value = matrix if matrix.dtype == kind else ops.cast(matrix, kind)
-        return self._value
+            self._value = value = matrix if matrix.dtype == kind else ops.cast(matrix, kind)
+        return value
 
     @value.setter
     def value(self, value: NDArray[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from numformer.profiling.ceilings import Ceilings
     from numformer.profiling.counters import Counters
     from numformer.profiling.recording import Recording
+
+
+# Recorder and ranges begin and end together: between the two no other thread may begin or end a profile.
+_switch = threading.Lock()
 
 
 def _count(name: str, value: object, least: int) -> int:
@@ -96,21 +101,23 @@ class profile:
         self._stop()
 
     def _start(self) -> None:
-        if not _core.profile_start(self._capacity):
-            self._entered = False
-            raise RuntimeError("profile: another profile is on; end it first, one can be on at a time")
-        self._on = True
-        ranges.begin()
+        with _switch:
+            if not _core.profile_start(self._capacity):
+                self._entered = False
+                raise RuntimeError("profile: another profile is on; end it first, one can be on at a time")
+            self._on = True
+            ranges.begin()
         self._count_from_now()
 
     def _stop(self) -> None:
-        if self._on:
-            self._on = False
-            _core.profile_stop()
-            ranges.end()
-            if self.counters is not None:
-                self.counters.stop()
-            self._recording = self._take()
+        with _switch:
+            if self._on:
+                self._on = False
+                _core.profile_stop()
+                ranges.end()
+                if self.counters is not None:
+                    self.counters.stop()
+                self._recording = self._take()
 
     def _count_from_now(self) -> None:
         if self._wants_counters:
