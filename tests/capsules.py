@@ -10,8 +10,11 @@ _api.PyCapsule_New.restype = ctypes.py_object
 _api.PyCapsule_New.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 _api.PyCapsule_GetName.restype = ctypes.c_char_p
 _api.PyCapsule_GetName.argtypes = [ctypes.py_object]
+_api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+_api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 CODES = {"i": 0, "u": 1, "f": 2, "V": 4, "c": 5, "b": 6}
+IS_COPIED = 2  # bit 0 is that of memory that may only be read
 
 
 class DLTensor(ctypes.Structure):
@@ -103,6 +106,11 @@ class Producer:
 
 def name_of(capsule: Any) -> bytes:
     return _api.PyCapsule_GetName(capsule)
+
+
+def flags_of(capsule: Any) -> int:
+    """Those of a capsule of version 1."""
+    return int(ManagedVersioned.from_address(_api.PyCapsule_GetPointer(capsule, b"dltensor_versioned")).flags)
 
 
 class Old(Producer):

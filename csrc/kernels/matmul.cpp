@@ -16,7 +16,8 @@
 //
 // Types: T is that of a and b, E that of the operands they are packed into (tile.hpp), A = Acc<E> that of sums.
 // bfloat16 is packed as pairs where the level has vdpbf16ps, else it is widened to float, as float16 is everywhere.
-#include "kernels/activation.hpp"
+#include "kernels/matmul_output.hpp"
+#include "kernels/matmul_short.hpp"
 #include "kernels/panels.hpp"
 #include "runtime/caches.hpp"
 
@@ -43,70 +44,6 @@ template <class E> constexpr int64_t panel_stride(int64_t steps) { return steps 
 template <class E> int64_t chunk_columns() {
     const int64_t panel = panel_stride<E>(kDepth) * int64_t(sizeof(E));
     return larger(1, runtime::second_level_cache() * 3 / 4 / panel) * kTileColumns<E>;
-}
-
-// One matrix product of the batch.
-template <class T> struct Product {
-    const T *a, *b;
-    char *out, *preactivation;
-    const char *residual;
-};
-
-// ---- epilogue: the only place that knows bias, activation, residual, preactivation and the type of the output
-// ----------
-
-template <class A, class O>
-void finish_rows(const MatmulArgs &args, const A *column_scale, const A *bias, const A *sums, int64_t sums_row,
-                 int64_t rows, int64_t columns, O *out, const O *residual, O *preactivation) {
-    const Vec<A> scale = broadcast(A(args.scale));
-    for (int64_t i = 0; i < rows; ++i) {
-        O *to = out + i * args.out_row;
-        for_each_vector<A>(columns, [&](int64_t j, int n) {
-            Vec<A> y = load_some(sums + i * sums_row + j, n) * scale;
-            if (column_scale)
-                y *= load_some(column_scale + j, n);
-            if (bias)
-                y += load_some(bias + j, n);
-            if (preactivation)
-                store_some(preactivation + i * args.preactivation_row + j, y, n);
-            y = activate<A>(args.activation, y);
-            if (residual)
-                y += load_some(residual + i * args.residual_row + j, n);
-            if (args.accumulate)
-                y += load_some(to + j, n);
-            store_some(to + j, y, n);
-        });
-    }
-}
-
-// Sums of rows [i0, i0 + rows) x columns [j0, j0 + columns) are complete: write the output.
-template <class A, class T>
-void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, const A *sums, int64_t sums_row,
-            int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
-    auto write = [&](auto type) {
-        typedef decltype(type) O;
-        O *out = reinterpret_cast<O *>(product.out) + i0 * args.out_row + j0;
-        const O *residual = reinterpret_cast<const O *>(product.residual);
-        O *preactivation = reinterpret_cast<O *>(product.preactivation);
-        const A *column_scale = nullptr;
-        if constexpr (sizeof(A) == 4)
-            column_scale = args.column_scale ? args.column_scale + j0 : nullptr;
-        finish_rows<A, O>(args, column_scale, bias ? bias + j0 : nullptr, sums, sums_row, rows, columns, out,
-                          residual ? residual + i0 * args.residual_row + j0 : nullptr,
-                          preactivation ? preactivation + i0 * args.preactivation_row + j0 : nullptr);
-    };
-    if constexpr (sizeof(A) == 8) { // float64 in, float64 out
-        write(double{});
-    } else {
-        switch (args.out_type) {
-        case DType::f16:
-            return write(f16{});
-        case DType::bf16:
-            return write(bf16{});
-        default:
-            return write(float{});
-        }
-    }
 }
 
 // ---- many rows
@@ -161,25 +98,6 @@ void pack_b(const MatmulArgs &args, const T *b, int64_t k0, int64_t depth, int64
         pack_panel<E, T>(depth, smaller(NR, columns - p * NR), b + p * NR * args.b_col, args.b_row, args.b_col,
                          packed + p * panel);
 }
-
-// to (rows x columns) = or += sums.
-template <class A>
-void put(const A *sums, int64_t sums_row, int64_t rows, int64_t columns, A *to, int64_t to_row, bool add) {
-    for (int64_t r = 0; r < rows; ++r)
-        for_each_vector<A>(columns, [&](int64_t c, int n) {
-            const Vec<A> sum = load_some(sums + r * sums_row + c, n);
-            A *p = to + r * to_row + c;
-            store_some(p, add ? load_some(p, n) + sum : sum, n);
-        });
-}
-
-// What the tasks of one product share.
-template <class E, class T> struct Plan {
-    const MatmulArgs &args;
-    const Product<T> &product;
-    const Acc<E> *bias;
-    bool direct; // nothing but sums is wanted, in their own type: tiles are written where they belong
-};
 
 // Rows [i0, i0 + rows) x columns [j0, j0 + columns) of the output, of which A and B were packed for depth [k0, k0 +
 // depth), B in panels that are `panel` operands apart. `partial` holds the sums of the blocks of depth before, or is
@@ -301,12 +219,6 @@ bool multiply_part(const Plan<E, T> &plan, const B &b, int64_t i0, int64_t rows,
     return true;
 }
 
-template <class A> NF_INLINE bool writes_directly(const MatmulArgs &args) {
-    const bool same_type = args.out_type == (sizeof(A) == 8 ? DType::f64 : DType::f32);
-    return same_type && args.scale == 1 && !args.column_scale && !args.bias && !args.residual && !args.preactivation &&
-           args.activation == Activation::none;
-}
-
 // How a product is divided among at most `threads`: equal parts of columns; a narrow product divides its rows instead.
 struct Parts {
     int64_t threads, columns, column_parts, row_parts; // columns of a part
@@ -331,15 +243,15 @@ template <class E> Parts parts_of(const MatmulArgs &args, int64_t threads) {
     return parts;
 }
 
-template <class E, class T, class B>
-bool multiply_many(const MatmulArgs &args, const Product<T> &product, const B &b, const Acc<E> *bias) {
-    const Plan<E, T> plan{args, product, bias, writes_directly<Acc<E>>(args)};
+// f(i0, rows, j0, columns) for each part of the output, by as many threads as that pays for. f returns false where
+// memory ran out.
+template <class E, class F> bool for_each_part(const MatmulArgs &args, F f) {
     const Parts parts = parts_of<E>(args, runtime::threads_here());
     Failure failure;
     auto compute = [&](int64_t task) {
         const int64_t part = task / parts.column_parts, j0 = task % parts.column_parts * parts.columns;
         const int64_t first = parts.first_row(args, part), last = parts.first_row(args, part + 1);
-        if (first < last && !multiply_part<E, T>(plan, b, first, last - first, j0, smaller(parts.columns, args.n - j0)))
+        if (first < last && !f(first, last - first, j0, smaller(parts.columns, args.n - j0)))
             failure.set();
     };
     if (parts.threads > 1)
@@ -348,6 +260,14 @@ bool multiply_many(const MatmulArgs &args, const Product<T> &product, const B &b
         for (int64_t task = 0; task < parts.column_parts; ++task)
             compute(task);
     return !failure.happened;
+}
+
+template <class E, class T, class B>
+bool multiply_many(const MatmulArgs &args, const Product<T> &product, const B &b, const Acc<E> *bias) {
+    const Plan<E, T> plan{args, product, bias, writes_directly<Acc<E>>(args)};
+    return for_each_part<E>(args, [&](int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+        return multiply_part<E, T>(plan, b, i0, rows, j0, columns);
+    });
 }
 
 // ---- few rows
@@ -594,10 +514,12 @@ bool few_rows_stored(const MatmulArgs &args, const Product<T> &product, const S 
 // ---- one product, the batch
 // ---------------------------------------------------------------------------------------------
 
-enum class Way { no_terms, many_rows, few_rows_straight, few_rows_transposed, few_rows_stored };
-NF_INLINE Way way_of(const MatmulArgs &args) {
+enum class Way { no_terms, short_depth, many_rows, few_rows_straight, few_rows_transposed, few_rows_stored };
+template <class T> NF_INLINE Way way_of(const MatmulArgs &args) {
     if (args.k == 0)
         return Way::no_terms;
+    if (has_short_depth<T>(args, kFewRows))
+        return Way::short_depth;
     if (args.m > kFewRows)
         return Way::many_rows;
     if (args.stored != Stored::none)
@@ -609,6 +531,11 @@ NF_INLINE Way way_of(const MatmulArgs &args) {
 NF_INLINE bool divides_batch(const MatmulArgs &args, int64_t batch, int64_t threads) {
     return batch > 1 && threads > 1 && args.m * args.n * larger(1, args.k) * batch >= kParallelWork &&
            (batch % threads == 0 || batch >= 4 * threads);
+}
+// Small ones are taken several at a time, as long as each thread still finds some.
+NF_INLINE int64_t products_of_task(const MatmulArgs &args, int64_t batch, int64_t threads) {
+    const int64_t work = larger(1, args.m * args.n * args.k);
+    return larger(1, smaller(kParallelWork / 4 / work, batch / (8 * threads)));
 }
 NF_INLINE int64_t batch_of(const MatmulArgs &args) {
     int64_t batch = 1;
@@ -642,7 +569,16 @@ template <> struct OperandWith<bf16, StoredPair> : OperandOf<bf16> {};
 
 template <class A, class T> bool multiply_one(const MatmulArgs &args, const Product<T> &product, const A *bias) {
     typedef typename OperandOf<T>::type E;
-    const Way way = way_of(args);
+    const Way way = way_of<T>(args);
+    if constexpr (std::is_same_v<T, A>)
+        if (way == Way::short_depth) {
+            const Plan<A, A> plan{args, product, bias, writes_directly<A>(args)};
+            if (args.m * args.n * args.k < kParallelWork) // the smallest do without the divisions of parts_of
+                return multiply_short<A>(plan, 0, args.m, 0, args.n);
+            return for_each_part<A>(args, [&](int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+                return multiply_short<A>(plan, i0, rows, j0, columns);
+            });
+        }
     if (way == Way::no_terms) {
         for (int64_t i = 0; i < args.m; ++i)
             for (int64_t j = 0; j < args.n; ++j) {
@@ -723,9 +659,11 @@ template <class T> bool matmul(const MatmulArgs &args) {
 
     Failure failure;
     if (divides_batch(args, batch, runtime::threads_here())) {
-        parallel_tasks(batch, [&](int64_t index) {
-            if (!one(index))
-                failure.set();
+        const int64_t of_task = products_of_task(args, batch, runtime::threads_here());
+        parallel_tasks(ceil_div(batch, of_task), [&](int64_t task) {
+            for (int64_t index = task * of_task; index < smaller(batch, (task + 1) * of_task); ++index)
+                if (!one(index))
+                    failure.set();
         });
     } else {
         for (int64_t index = 0; index < batch; ++index)
@@ -785,10 +723,24 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
     const int64_t threads = divided ? 1 : runtime::threads_here(); // within one product
     int64_t threads_used = 1, size = 0;                            // size: bytes a product
     tell(plan, "products", batch);
-    switch (way_of(args)) {
+    switch (way_of<T>(args)) {
     case Way::no_terms:
         plan.path = "a sum of no terms: bias, activation and residual only";
         break;
+    case Way::short_depth: {
+        plan.path = reads_b_in_place<T>(args) ? "short depth: both operands where they lie"
+                                              : "short depth: A where it lies, B in panels";
+        const Parts parts = parts_of<E>(args, threads);
+        threads_used = parts.threads > 1 ? runtime::threads_for(parts.column_parts * parts.row_parts, 1) : 1;
+        if (!reads_b_in_place<T>(args))
+            size = threads_used * far_bytes<T>(args, smaller(parts.columns, args.n));
+        tell(plan, "tile_rows", kTileRows);
+        tell(plan, "tile_columns", NR);
+        tell(plan, "parts_of_rows", parts.row_parts);
+        tell(plan, "parts_of_columns", parts.column_parts);
+        tell_whether(plan, "tiles_are_written_to_the_output", writes_directly<A>(args));
+        break;
+    }
     case Way::many_rows: {
         if (args.stored != Stored::none)
             plan.path = args.a_col == 1 ? "blocks: A packed in rows, B in the panels that it was stored in"

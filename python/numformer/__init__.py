@@ -1,7 +1,6 @@
 """Transformers on NumPy arrays, on native C++ kernels, with no framework underneath."""
 
 import importlib
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from numformer import _core, ops
@@ -9,7 +8,6 @@ from numformer._core import __version__
 from numformer.cache import KVCache
 from numformer.ops import *  # noqa: F403 - the functions that ops lists in __all__
 from numformer.ops.packed_matrix import PackedMatrix
-from numformer.profiling import explain, profile
 
 if TYPE_CHECKING:
     from numformer import data as data
@@ -18,8 +16,11 @@ if TYPE_CHECKING:
     from numformer import optim as optim
     from numformer import reference as reference
     from numformer import train as train
+    from numformer.profiling.explain import explain as explain
+    from numformer.profiling.session import profile as profile
 
 _LAZY = ("data", "models", "nn", "optim", "reference", "train")
+_PROFILING = ("explain", "profile")  # of numformer.profiling, whose import takes as long as all the rest
 
 __all__ = [
     *ops.__all__,
@@ -98,7 +99,9 @@ def info() -> dict[str, Any]:
     }
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _LAZY:
+def __getattr__(name: str) -> Any:
+    if name in _LAZY or name == "profiling":
         return importlib.import_module(f"numformer.{name}")
+    if name in _PROFILING:
+        return getattr(importlib.import_module("numformer.profiling"), name)
     raise AttributeError(f"module 'numformer' has no attribute {name!r}")

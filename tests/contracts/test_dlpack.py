@@ -9,7 +9,7 @@ import numformer as nf
 import numpy as np
 import pytest
 from arrays import DTYPES, layouts, name, normal, same
-from capsules import Old, Producer, address, name_of
+from capsules import IS_COPIED, Old, Producer, address, flags_of, name_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -111,13 +111,19 @@ def test_giving(rng):
         nf.from_dlpack(capsule)
     b[0, 0] = 7
     assert a[0, 0] == 7
+    for copy in (True, False, None):  # which the flags say: whoever gets a copy may keep it
+        capsule = exchange.__dlpack__(max_version=(1, 0), copy=copy)
+        assert flags_of(capsule) == (IS_COPIED if copy else 0)
     copied = nf.from_dlpack(exchange.__dlpack__(max_version=(1, 0), copy=True))
     copied[0, 0] = 8
     assert a[0, 0] == 7
     a.flags.writeable = False
     assert not nf.from_dlpack(exchange).flags.writeable
-    with pytest.raises(BufferError, match="read-only"):
+    read_only = "to_dlpack: a is read-only, which DLPack before version 1 cannot say; give a copy of it"
+    with pytest.raises(BufferError, match=f"^{read_only}$"):
         exchange.__dlpack__()
+    assert name_of(exchange.__dlpack__(copy=True)) == b"dltensor"
+    assert name_of(exchange.__dlpack__(max_version=(1, 0), dl_device=(1, 0))) == b"dltensor_versioned"
     with pytest.raises(BufferError, match="dl_device"):
         exchange.__dlpack__(dl_device=(2, 0))
     with pytest.raises(BufferError, match="stream"):
@@ -125,6 +131,8 @@ def test_giving(rng):
     for wrong, kind in (([1.0], TypeError), (np.array(["a"]), TypeError), (np.array([None]), TypeError)):
         with pytest.raises(kind, match="to_dlpack: a must"):
             nf.to_dlpack(wrong)
+    with pytest.raises(TypeError, match=r"^to_dlpack: a must be a numpy\.ndarray, got list$"):
+        nf.to_dlpack([1.0])
     with pytest.raises(TypeError, match="to_dlpack: a must have a dtype"):
         nf.to_dlpack(np.zeros(3, ">f4"))
     records = np.zeros(3, [("x", "f4"), ("y", "i1")])

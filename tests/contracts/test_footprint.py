@@ -5,6 +5,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -60,11 +61,38 @@ def test_import_is_fast():
     assert min(import_seconds(7, "process_time")) <= 0.06
 
 
+def whole_seconds(code: str) -> float:
+    """From the start of a process to its end."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - start
+
+
+def import_table() -> tuple[float, list[tuple[float, str]]]:
+    """By -X importtime, in milliseconds: what importing numformer takes after NumPy, and each of its modules alone."""
+    command = [sys.executable, "-X", "importtime", "-c", "import numpy\nimport numformer"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stderr.splitlines()
+    rows = [re.fullmatch(r"import time: +(\d+) \| +(\d+) \| ( *)(\S+)", line) for line in lines]
+    found = [(int(row[1]) / 1e3, int(row[2]) / 1e3, row[4]) for row in rows if row]
+    names = [name for *_, name in found]
+    after = found[names.index("numpy") + 1 : names.index("numformer") + 1]
+    return after[-1][1], sorted(((alone, name) for alone, _, name in after), reverse=True)
+
+
 if __name__ == "__main__":
     print(f"package: {installed_size() / MB:.1f} MB")
     sizes = dependencies()
-    print(f"dependencies beyond NumPy: {sum(sizes.values()) / MB:.1f} MB ({', '.join(sorted(sizes))})")
+    each = ", ".join(f"{name} {size / MB:.1f}" for name, size in sorted(sizes.items(), key=lambda x: -x[1]))
+    print(f"dependencies beyond NumPy: {sum(sizes.values()) / MB:.1f} MB ({each})")
     import_seconds(2, "perf_counter")  # files come into the system's cache
-    seconds = import_seconds(20, "perf_counter")
-    print(f"import beyond NumPy's: {1000 * statistics.median(seconds):.1f} ms, the median of {len(seconds)}")
+    for clock, words in (("perf_counter", "time"), ("process_time", "time of the processor")):
+        seconds = import_seconds(20, clock)
+        print(f"import beyond NumPy's: {1e3 * statistics.median(seconds):.1f} ms of {words}, the median of 20")
+    turns = [[whole_seconds(f"import {name}") for name in ("numpy", "numformer")] for _ in range(20)]
+    wholes = [1e3 * statistics.median(column) for column in zip(*turns, strict=True)]
+    print("a process that imports NumPy: {:.1f} ms, numformer: {:.1f} ms, medians of 20 in turns".format(*wholes))
+    tables = [import_table() for _ in range(20)]
+    middle = sorted(tables)[10]
+    print(f"-X importtime: {middle[0]:.1f} ms beyond NumPy's, the median of 20; of it:")
+    print("\n".join(f"{alone:8.1f}  {name}" for alone, name in middle[1][:10]))
     print(f"processors: {os.cpu_count()}")

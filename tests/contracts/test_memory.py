@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from arrays import DTYPES, name
 from numformer import _core
+from numformer.ops.memory import empty
 
 
 @pytest.fixture
@@ -29,6 +30,16 @@ def test_large_results_belong_to_the_pool(dtype):
         assert large.ctypes.data % 64 == 0
         for result in (large, small):
             assert result.flags.writeable and result.flags.c_contiguous and type(result) is np.ndarray
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_empty(dtype, pool):
+    before = pool()["bytes_in_use"]
+    small, large = empty((2, 3), dtype), empty((300, 0x200), dtype)
+    assert (small.shape, large.shape) == ((2, 3), (300, 0x200))
+    for array in (small, large):
+        assert array.dtype == dtype and array.flags.c_contiguous and array.flags.writeable
+    assert pool()["bytes_in_use"] >= before + large.nbytes
 
 
 def test_pool_keeps_and_gives_back(pool):

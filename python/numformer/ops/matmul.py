@@ -141,7 +141,7 @@ def matmul_backward(
         dz = dz[..., np.newaxis]
     if a.ndim == 1:
         dz = dz[..., np.newaxis, :]
-    if dz.ndim < 2 or dz.shape[-2:] != (a2.shape[-2], b2.shape[-1]):
+    if dz.shape[-2:] != (a2.shape[-2], b2.shape[-1]):
         raise ValueError(
             f"matmul_backward: dy must have the shape of a @ b, got dy {dy.shape} for a {a.shape} and b {b.shape}"
         )
@@ -177,5 +177,5 @@ def _product_summed_to(a: Array, b: Array, scale: float, shape: tuple[int, ...])
     if not axes:
         return np.asarray(matmul(a, b, scale=scale))
     wide = np.float64 if a.dtype == np.float64 else np.float32  # 16-bit products are summed before they are rounded
-    total = np.asarray(matmul(a, b, scale=scale, dtype=wide)).sum(axis=axes, keepdims=True)
+    total = np.asarray(matmul(a, b, scale=scale, dtype=wide)).sum(axis=axes)
     return np.asarray(total.reshape(shape).astype(a.dtype))

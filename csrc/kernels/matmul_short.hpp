@@ -1,0 +1,145 @@
+// Matrix products of a short depth: batches of small matrices, or the heads of attention, where packing would cost a
+// good part of the product.
+//
+// A is read where it lies, whatever its strides, for its elements are broadcast one by one: a strip of its rows with
+// the whole depth stays in the first-level cache while it meets all of B. So does a small B whose rows are contiguous,
+// which is read where it lies too. Any other B is packed into panels, for columns of it would push each other out.
+//
+// Sums are the same chains as everywhere else in matmul, so the bits are the same.
+#pragma once
+#include "kernels/matmul_output.hpp"
+#include "runtime/caches.hpp"
+
+namespace nf::NUMFORMER_LEVEL {
+namespace {
+
+// A strip of A has at most this, and B where it is not packed: halves of a first-level cache of 32 KiB.
+constexpr int64_t kShortBytes = 16 << 10;
+template <class A> constexpr int64_t kShortDepth = kShortBytes / int64_t(kTileColumns<A> * sizeof(A));
+
+template <class T> NF_INLINE bool reads_b_in_place(const MatmulArgs &args) {
+    return args.b_col == 1 && args.k * args.n * int64_t(sizeof(T)) <= kShortBytes;
+}
+
+// Narrow types are widened as they are packed. Few rows make no use of a packed B.
+template <class T> NF_INLINE bool has_short_depth(const MatmulArgs &args, int64_t few_rows) {
+    if constexpr (!std::is_same_v<T, Acc<T>>)
+        return false;
+    else if (args.stored != Stored::none || args.k > kShortDepth<T>)
+        return false;
+    else
+        return reads_b_in_place<T>(args) ||
+               (args.m > few_rows && args.k * args.n * int64_t(sizeof(T)) <= runtime::second_level_cache() / 2);
+}
+
+// multiply_tile (tile.hpp) of an A with strides that are not known before. Three rows share a register for their
+// address: 14 of them, or their strides, would leave none for anything else.
+template <class A, int ROWS, int VECTORS>
+static void multiply_tile_in_place(int64_t depth, const A *a, int64_t a_row, int64_t a_col, const A *b, int64_t b_row,
+                                   A *c, int64_t c_row, Store mode) {
+    constexpr int kGroups = (ROWS + 2) / 3;
+    Vec<A> sum[ROWS][VECTORS];
+    const A *group[kGroups];
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j)
+            sum[i][j] = Vec<A>{};
+#pragma GCC unroll 8
+    for (int g = 0; g < kGroups; ++g)
+        group[g] = a + 3 * g * a_row;
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i)
+        __builtin_prefetch(c + i * c_row, 1);
+    for (int64_t k = 0; k < depth; ++k) {
+        Vec<A> column[VECTORS];
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j)
+            column[j] = load(b + j * kLanes<A>);
+#pragma GCC unroll 16
+        for (int i = 0; i < ROWS; ++i) {
+            const Vec<A> element = broadcast(group[i / 3][i % 3 * a_row]);
+#pragma GCC unroll 8
+            for (int j = 0; j < VECTORS; ++j)
+                sum[i][j] = fma(element, column[j], sum[i][j]);
+        }
+#pragma GCC unroll 8
+        for (int g = 0; g < kGroups; ++g)
+            group[g] += a_col;
+        b += b_row;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) {
+            A *p = c + i * c_row + j * kLanes<A>;
+            store(p, mode == Store::add ? load(p) + sum[i][j] : sum[i][j]);
+        }
+}
+
+template <class A>
+using TileInPlace = void (*)(int64_t depth, const A *a, int64_t a_row, int64_t a_col, const A *b, int64_t b_row, A *c,
+                             int64_t c_row, Store mode);
+template <class A, int VECTORS> NF_INLINE TileInPlace<A> tile_in_place_of_rows(int64_t rows) {
+#define NF_TILE(r) multiply_tile_in_place<A, (r <= kTileRows ? r : 1), VECTORS>
+    static constexpr TileInPlace<A> table[] = {
+        NF_TILE(1), NF_TILE(2), NF_TILE(3),  NF_TILE(4),  NF_TILE(5),  NF_TILE(6),  NF_TILE(7),
+        NF_TILE(8), NF_TILE(9), NF_TILE(10), NF_TILE(11), NF_TILE(12), NF_TILE(13), NF_TILE(14),
+    };
+#undef NF_TILE
+    return table[rows - 1];
+}
+
+// Bytes from the pool to pack so many columns of B. Few are packed into the stack, for a product of small matrices
+// takes no longer than a call of the pool.
+template <class A> NF_INLINE int64_t far_bytes(const MatmulArgs &args, int64_t columns) {
+    const int64_t bytes = args.k * round_up(columns, kTileColumns<A>) * int64_t(sizeof(A));
+    return bytes <= kShortBytes ? 0 : bytes;
+}
+
+// Rows [i0, i0 + rows) x columns [j0, j0 + columns) of the output. Returns false where memory ran out.
+template <class A> bool multiply_short(const Plan<A, A> &plan, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+    constexpr int64_t NR = kTileColumns<A>;
+    const MatmulArgs &args = plan.args;
+    const int64_t depth = args.k;
+    const A *a = plan.product.a + i0 * args.a_row, *b = plan.product.b + j0 * args.b_col;
+    // Panels [0, in_place) are read where they lie, those behind them are packed.
+    const int64_t panels = ceil_div(columns, NR), in_place = reads_b_in_place<A>(args) ? columns / NR : 0;
+    const int64_t panel = depth * NR;
+    alignas(kVectorBytes) A near[kShortBytes / sizeof(A)];
+    const Scratch<A> far(far_bytes<A>(args, columns - in_place * NR) / int64_t(sizeof(A)));
+    if (!far)
+        return false;
+    A *packed = far.data ? far.data : near;
+    for (int64_t p = in_place; p < panels; ++p)
+        pack_panel<A, A>(depth, smaller(NR, columns - p * NR), b + p * NR * args.b_col, args.b_row, args.b_col,
+                         packed + (p - in_place) * panel);
+    alignas(kVectorBytes) A tile[kTileRows * NR];
+    // Equal strips: a tile of a last few rows would wait for its own sums.
+    const int64_t strips = ceil_div(rows, kTileRows), least = rows / strips, longer = rows % strips;
+    for (int64_t strip = 0, i = 0, tile_rows; strip < strips; ++strip, i += tile_rows) {
+        tile_rows = least + (strip < longer);
+        for (int64_t p = 0; p < panels; ++p) {
+            const int64_t j = p * NR, width = smaller(NR, columns - j);
+            const bool there = p < in_place;
+            const A *of_b = there ? b + j : packed + (p - in_place) * panel;
+            const auto multiply = width <= kLanes<A> ? tile_in_place_of_rows<A, 1>(tile_rows)
+                                                     : tile_in_place_of_rows<A, kTileVectors>(tile_rows);
+            const bool direct = plan.direct && width == NR;
+            A *out = reinterpret_cast<A *>(plan.product.out) + (i0 + i) * args.out_row + j0 + j;
+            multiply(depth, a + i * args.a_row, args.a_row, args.a_col, of_b, there ? args.b_row : NR,
+                     direct ? out : tile, direct ? args.out_row : NR,
+                     direct && args.accumulate ? Store::add : Store::write);
+            if (direct)
+                continue;
+            if (plan.direct)
+                put(tile, NR, tile_rows, width, out, args.out_row, args.accumulate);
+            else
+                finish<A, A>(args, plan.product, plan.bias, tile, NR, i0 + i, tile_rows, j0 + j, width);
+        }
+    }
+    return true;
+}
+
+} // namespace
+} // namespace nf::NUMFORMER_LEVEL
