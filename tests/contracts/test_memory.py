@@ -87,7 +87,6 @@ def test_kept_memory_gives_way():
         import resource
         import numpy as np, numformer as nf
         from numformer import _core
-from processes import answer
         pool = lambda: nf.info()["pool"]
         first = _core.empty((40 << 20,), np.float32)
         del first
