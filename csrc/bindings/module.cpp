@@ -2,8 +2,10 @@
 #include "bindings/arrays.hpp"
 #include "bindings/dlpack.hpp"
 
-PYBIND11_MODULE(_core, m) {
-    namespace py = pybind11;
+namespace py = pybind11;
+
+// Needs no GIL: see "Threads" in docs/design.md for what that rests on.
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     using namespace nf::bindings;
     m.doc() = "numformer's native kernels; call them through numformer's functions.";
     py::options options;

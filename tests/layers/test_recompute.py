@@ -75,3 +75,52 @@ def test_memory_is_that_of_one_block() -> None:
 
     all_blocks, one_block = (peak(recompute) for recompute in (False, True))
     assert one_block < all_blocks / 2.5
+
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm", *ACTIVATIONS])
+def test_a_result_made_again_is_that_result(name: str, dtype: Any) -> None:
+    first: Any
+    if name in ACTIVATIONS:
+        first = nn.Linear(24, 24, activation=name, dtype=dtype, rng=np.random.default_rng(1))
+    else:
+        first = getattr(nn, name)(24, dtype=dtype)
+    x = RNG.standard_normal((7, 24)).astype(dtype)
+    y, backward = first(x)
+    assert backward.again is not None
+    np.testing.assert_array_equal(backward.again(), y)
+    second = nn.Linear(24, 5, dtype=dtype, rng=np.random.default_rng(2))
+    dy = RNG.standard_normal((7, 5)).astype(dtype)
+    found = []
+    for again in (None, backward.again):
+        second.zero_grad()
+        dx = second(y, again=again)[1](dy)
+        found.append((dx, {name: grad.copy() for name, grad in second.gradients().items()}))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    for parameter, gradient in found[0][1].items():
+        np.testing.assert_array_equal(gradient, found[1][1][parameter])
+    backward(np.zeros_like(y))
+    assert backward.again is None, "after its backward a layer holds nothing"
+
+
+def test_sums_of_16_bits_are_not_made_again_from_what_was_rounded() -> None:
+    x = RNG.standard_normal((7, 24)).astype(np.float16)
+    _, backward = nn.Linear(24, 24, activation="gelu", rng=np.random.default_rng(1))(x)
+    assert backward.again is None
+
+
+def test_a_block_keeps_no_norm_and_no_activation() -> None:
+    width, rows = 64, 8 * 128
+    block = nn.PreNormBlock(width, 4, causal=True, rng=np.random.default_rng(0))
+    x = RNG.standard_normal((8, 128, width), np.float32)
+    gc.collect()
+    before = nf.info()["pool"]["bytes_in_use"]
+    _, backward = block(x)
+    kept = (nf.info()["pool"]["bytes_in_use"] - before) / (4 * rows * width)
+    # Queries, keys and values, the heads' outputs, what is between the branches, four pre-activations: 9 times x, and
+    # the statistics of norms and softmax; the pool's blocks are up to an eighth larger.
+    assert kept <= 9 * 1.125 + 1, "times the size of x"
+    backward(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -120,10 +121,16 @@ class Scores(Linear):
     constant: Array | None = None
 
     def __call__(
-        self, x: Array, *, residual: Array | None = None, ctx: Context | None = None
+        self,
+        x: Array,
+        *,
+        residual: Array | None = None,
+        again: Callable[[], Array] | None = None,
+        ctx: Context | None = None,
     ) -> tuple[Array, Backward]:
         """Return y and its backward."""
-        y, backward = super().__call__(x, residual=residual, ctx=ctx)
+        y, backward = super().__call__(x, residual=residual, again=again, ctx=ctx)
+        backward.again = None  # it does not know the constant
         return self._moved(y), backward
 
     def infer(

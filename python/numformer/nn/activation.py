@@ -14,6 +14,16 @@ def _gelu_tanh_backward(dy: NDArray[Any], z: NDArray[Any]) -> NDArray[Any]:
     return ops.gelu_backward(dy, z, approximate="tanh")
 
 
+def _gelu_tanh(z: NDArray[Any]) -> NDArray[Any]:
+    return ops.gelu(z, approximate="tanh")
+
+
+FORWARD: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "relu": ops.relu,
+    "gelu": ops.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "silu": ops.silu,
+}
 BACKWARD: dict[str, Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]] = {
     "relu": ops.relu_backward,
     "gelu": ops.gelu_backward,

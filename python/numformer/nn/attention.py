@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,7 @@ class MultiHeadAttention(Module):
         *,
         mask: Array | None = None,
         residual: Array | None = None,
+        again: Callable[[], Array] | None = None,
         cu_seqlens: Array | None = None,
         ctx: Context | None = None,
     ) -> tuple[Array, Backward]:
@@ -111,6 +113,8 @@ class MultiHeadAttention(Module):
             rows, one after the other, hold the sequences, and a row is a sample of dropout.
         residual : array, optional
             Added to the output; its gradient is dy.
+        again : callable, optional
+            Makes x once more: the backward calls it instead of keeping x.
         ctx : Context, optional
             Seed and step of dropout.
 
@@ -122,7 +126,7 @@ class MultiHeadAttention(Module):
             ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given.
         """
         starts = self._check(x, cu_seqlens, mask=mask)
-        qkv, project = self.qkv(x)
+        qkv, project = self.qkv(x, again=again)
         merged, heads = self._merged(x, starts)
         seen: dict[str, Any] = {"causal": self.causal, "mask": mask, "starts": starts}
         _, lse = attend(*self._split(flat(qkv, starts)), heads, return_lse=True, **seen)

@@ -19,20 +19,24 @@ class Backward:
         that each lives no longer than the function needs it.
     saved : list
         What the forward pass kept.
+    again : callable, optional
+        Makes the layer's result once more, with the same bits, from what is in `saved` anyway and for much less than a
+        product costs. A layer that needs the result in its own backward can keep this instead; see :func:`value`.
     """
 
-    __slots__ = ("_function", "_saved")
+    __slots__ = ("_function", "_saved", "again")
 
-    def __init__(self, function: Callable[..., Any], saved: list[Any]) -> None:
+    def __init__(self, function: Callable[..., Any], saved: list[Any], again: Callable[[], Any] | None = None) -> None:
         self._function: Callable[..., Any] | None = function
         self._saved: list[Any] | None = saved
+        self.again = again
 
     def __call__(self, *gradients: Any, **options: Any) -> Any:
         """Return the gradients of the inputs; RuntimeError the second time."""
         function, saved = self._function, self._saved
         if function is None:
             raise RuntimeError("backward: it has run already; call the layer again for another one")
-        self._function = self._saved = None
+        self._function = self._saved = self.again = None
         return function(saved, *gradients, **options)
 
 
@@ -44,6 +48,11 @@ def take(saved: list[Any]) -> tuple[Any, ...]:
     items = tuple(saved)
     saved.clear()
     return items
+
+
+def value(kept: Any) -> Any:
+    """Return an array that was kept, or make it again where what makes it was kept instead."""
+    return kept() if callable(kept) else kept
 
 
 def chain(saved: list[Any], gradient: Any = 1.0) -> Any:

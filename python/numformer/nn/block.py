@@ -128,9 +128,9 @@ class PreNormBlock(Block):
     ) -> tuple[Array, Backward]:
         """Return y and its backward; ``backward(dy)`` gives dx. With `cu_seqlens`, x is packed, (total, width)."""
         n, norm1 = self.norm1(x)
-        h, attention = self.attention(n, mask=mask, residual=x, cu_seqlens=cu_seqlens, ctx=ctx)
+        h, attention = self.attention(n, mask=mask, residual=x, again=norm1.again, cu_seqlens=cu_seqlens, ctx=ctx)
         n, norm2 = self.norm2(h)
-        y, mlp = self.mlp(n, residual=h, cu_seqlens=cu_seqlens, ctx=ctx)
+        y, mlp = self.mlp(n, residual=h, again=norm2.again, cu_seqlens=cu_seqlens, ctx=ctx)
         return y, Backward(self._backward, [norm1, attention, norm2, mlp])
 
     def _backward(self, saved: list[Any], dy: Array) -> Array:
@@ -187,7 +187,7 @@ class PostNormBlock(PostNorm, Block):
         """Return y and its backward; ``backward(dy)`` gives dx. With `cu_seqlens`, x is packed, (total, width)."""
         s, attention = self.attention(x, mask=mask, residual=x, cu_seqlens=cu_seqlens, ctx=ctx)
         h, norm1 = self.norm1(s)
-        s, mlp = self.mlp(h, residual=h, cu_seqlens=cu_seqlens, ctx=ctx)
+        s, mlp = self.mlp(h, residual=h, again=norm1.again, cu_seqlens=cu_seqlens, ctx=ctx)
         y, norm2 = self.norm2(s)
         return y, Backward(self._backward, [norm1, attention, norm2, mlp])
 

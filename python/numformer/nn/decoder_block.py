@@ -109,13 +109,13 @@ class PreNormDecoderBlock(DecoderBlock):
         `cu_seqlens` and `memory_cu_seqlens`, x and memory are packed, (total, width) each.
         """
         n, norm1 = self.norm1(x)
-        g, attention = self.attention(n, residual=x, cu_seqlens=cu_seqlens, ctx=ctx)
+        g, attention = self.attention(n, residual=x, again=norm1.again, cu_seqlens=cu_seqlens, ctx=ctx)
         n, norm2 = self.norm2(g)
         h, cross_attention = self.cross_attention(
             n, memory, mask=mask, residual=g, cu_seqlens=cu_seqlens, memory_cu_seqlens=memory_cu_seqlens, ctx=ctx
         )
         n, norm3 = self.norm3(h)
-        y, mlp = self.mlp(n, residual=h, cu_seqlens=cu_seqlens, ctx=ctx)
+        y, mlp = self.mlp(n, residual=h, again=norm3.again, cu_seqlens=cu_seqlens, ctx=ctx)
         return y, Backward(self._backward, [norm1, attention, norm2, cross_attention, norm3, mlp])
 
     def _backward(self, saved: list[Any], dy: Array, *, dmemory: Array | None = None) -> tuple[Array, Array]:
@@ -183,7 +183,7 @@ class PostNormDecoderBlock(DecoderBlock):
             g, memory, mask=mask, residual=g, cu_seqlens=cu_seqlens, memory_cu_seqlens=memory_cu_seqlens, ctx=ctx
         )
         h, norm2 = self.norm2(s)
-        s, mlp = self.mlp(h, residual=h, cu_seqlens=cu_seqlens, ctx=ctx)
+        s, mlp = self.mlp(h, residual=h, again=norm2.again, cu_seqlens=cu_seqlens, ctx=ctx)
         y, norm3 = self.norm3(s)
         return y, Backward(self._backward, [norm1, attention, norm2, cross_attention, norm3, mlp])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from numpy.typing import NDArray
@@ -88,6 +89,7 @@ def map_and_drop(
     x: Array,
     *,
     residual: Array | None,
+    again: Callable[[], Array] | None = None,
     cu_seqlens: Array | None = None,
     ctx: Context | None,
 ) -> tuple[Array, list[Backward]]:
@@ -96,8 +98,8 @@ def map_and_drop(
     It is how attention and feed-forward end. Where nothing is dropped the product adds the residual.
     """
     if dropout.p == 0.0:
-        y, project = output(x, residual=residual)
+        y, project = output(x, residual=residual, again=again)
         return y, [project]
-    y, project = output(x)
+    y, project = output(x, again=again)
     y, drop = dropout(y, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
     return y, [project, drop]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -71,17 +72,21 @@ class FeedForward(Module):
         x: Array,
         *,
         residual: Array | None = None,
+        again: Callable[[], Array] | None = None,
         cu_seqlens: Array | None = None,
         ctx: Context | None = None,
     ) -> tuple[Array, Backward]:
         """Return y and its backward; ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given.
 
         `cu_seqlens`, of packed sequences, concerns dropout only, and only where x has two axes: each position is by
-        itself, and rows are samples.
+        itself, and rows are samples. With `again`, the backward makes x once more instead of keeping it. What is
+        between the two maps it makes from the pre-activation, which the gradient of the activation needs anyway.
         """
-        h, inner = self.inner(x)
+        h, inner = self.inner(x, again=again)
         cu_seqlens = samples(x, cu_seqlens)
-        y, ends = map_and_drop(self.outer, self.dropout, h, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
+        y, ends = map_and_drop(
+            self.outer, self.dropout, h, residual=residual, again=inner.again, cu_seqlens=cu_seqlens, ctx=ctx
+        )
         return y, Backward(self._backward, [inner, ends])
 
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,8 @@ class LayerNorm(Module):
         weight = self.weight.use(x.dtype)
         bias = None if self.bias is None else self.bias.use(x.dtype)
         y, mean, rstd = ops.layer_norm(x, weight, bias, eps=self.eps, return_stats=True)
-        return y, Backward(self._backward, [x, mean, rstd, weight])
+        again = partial(ops.layer_norm, x, weight, bias, eps=self.eps)
+        return y, Backward(self._backward, [x, mean, rstd, weight], again)
 
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Array:
         x, mean, rstd, weight = take(saved)

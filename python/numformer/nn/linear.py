@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from numformer import ops
 from numformer.nn import initial
-from numformer.nn.activation import backward_of, check
-from numformer.nn.backward import Backward, take
+from numformer.nn.activation import FORWARD, backward_of, check
+from numformer.nn.backward import Backward, take, value
 from numformer.nn.context import Context
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
@@ -68,25 +70,34 @@ class Linear(Module):
         self.bias = Parameter(np.zeros(outputs, weight.value.dtype)) if bias else None
 
     def __call__(
-        self, x: Array, *, residual: Array | None = None, ctx: Context | None = None
+        self,
+        x: Array,
+        *,
+        residual: Array | None = None,
+        again: Callable[[], Array] | None = None,
+        ctx: Context | None = None,
     ) -> tuple[Array, Backward]:
         """Return y and its backward.
 
         ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given. The gradient of the forward's
-        residual is dy itself.
+        residual is dy itself. With `again`, the backward makes x once more instead of keeping it.
         """
+        kept = again or x
         weight = self.weight.use(x.dtype)
         if self.transposed:
             weight = weight.T
         bias = None if self.bias is None else self.bias.use(x.dtype)
         if self.activation is None:
             y = ops.matmul(x, weight, bias=bias, residual=residual)
-            return y, Backward(self._backward, [x, weight, None])
+            return y, Backward(self._backward, [kept, weight, None])
         y, z = ops.matmul(x, weight, bias=bias, activation=self.activation, residual=residual, save_preactivation=True)
-        return y, Backward(self._backward, [x, weight, z])
+        # A z of 16 bits was rounded, y was not made from it; nor is y without its residual.
+        exact = z.dtype.itemsize >= 4 and residual is None
+        return y, Backward(self._backward, [kept, weight, z], partial(FORWARD[self.activation], z) if exact else None)
 
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Array:
         x, weight, z = take(saved)
+        x = value(x)
         if z is not None:
             dy = backward_of(self.activation)(dy, z)
             del z

@@ -77,7 +77,7 @@ class RelativeBlock(PostNorm):
         """Return y and its backward; ``backward(dy)`` gives dx. No gradient goes to `memory`."""
         s, attention = self.attention(x, memory=memory, residual=x, ctx=ctx)
         h, norm1 = self.norm1(s)
-        s, mlp = self.mlp(h, residual=h, ctx=ctx)
+        s, mlp = self.mlp(h, residual=h, again=norm1.again, ctx=ctx)
         y, norm2 = self.norm2(s)
         return y, Backward(self._backward, [norm1, attention, norm2, mlp])
 

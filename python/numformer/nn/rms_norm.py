@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ class RMSNorm(Module):
         """Return y and its backward; ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given."""
         weight = self.weight.use(x.dtype)
         y, rstd = ops.rms_norm(x, weight, eps=self.eps, return_stats=True)
-        return y, Backward(self._backward, [x, rstd, weight])
+        again = partial(ops.rms_norm, x, weight, eps=self.eps)
+        return y, Backward(self._backward, [x, rstd, weight], again)
 
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Array:
         x, rstd, weight = take(saved)

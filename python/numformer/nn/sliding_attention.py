@@ -95,6 +95,7 @@ class SlidingAttention(MultiHeadAttention):
         *,
         mask: Array | None = None,
         residual: Array | None = None,
+        again: Callable[[], Array] | None = None,
         cu_seqlens: Array | None = None,
         ctx: Context | None = None,
     ) -> tuple[Array, Backward]:
@@ -109,6 +110,8 @@ class SlidingAttention(MultiHeadAttention):
             are 1.
         residual : array, optional
             Added to the output; its gradient is dy.
+        again : callable, optional
+            Makes x once more: the backward calls it instead of keeping x, where there are no global tokens.
         cu_seqlens : None
             Sequences cannot be packed here.
         ctx : Context, optional
@@ -122,7 +125,7 @@ class SlidingAttention(MultiHeadAttention):
             ``backward(dy, residual=None)`` gives dx, plus `residual` where one is given.
         """
         options, rows = self._seen(x, mask, cu_seqlens=cu_seqlens)
-        qkv, project = self.qkv(x)
+        qkv, project = self.qkv(x, again=again)
         merged, heads = self._merged(x)
         lse = self._near(*self._split(qkv), heads, options)
         far = []
