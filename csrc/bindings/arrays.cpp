@@ -185,12 +185,12 @@ DType dtype_from(const char *operation, const char *argument, py::handle dtype) 
     DType found;
     std::string given = py::cast<std::string>(py::str(dtype));
     try {
-        const py::dtype descriptor = py::dtype::from_args(py::reinterpret_borrow<py::object>(dtype));
-        given = py::cast<std::string>(py::str(descriptor));
-        // NumPy takes None for float64.
-        if (!dtype.is_none() && find_dtype(descriptor, found) &&
-            static_cast<int>(found) <= static_cast<int>(DType::bf16))
-            return found;
+        if (!dtype.is_none()) { // which NumPy takes for float64
+            const py::dtype descriptor = py::dtype::from_args(py::reinterpret_borrow<py::object>(dtype));
+            given = py::cast<std::string>(py::str(descriptor));
+            if (find_dtype(descriptor, found) && static_cast<int>(found) <= static_cast<int>(DType::bf16))
+                return found;
+        }
     } catch (const py::error_already_set &) { // what NumPy does not know
     }
     fail_type(operation, std::string(argument) + " must be float32, float64, float16 or bfloat16, got " + given);

@@ -167,10 +167,12 @@ struct Call {
             const py::tuple pair = py::reinterpret_borrow<py::tuple>(window);
             for (int side = 0; side < 2; ++side)
                 if (!pair[side].is_none()) {
-                    if (!PyIndex_Check(py::object(pair[side]).ptr()))
+                    sides[side] = PyNumber_AsSsize_t(py::object(pair[side]).ptr(), nullptr); // what is larger: the most
+                    if (PyErr_Occurred()) {
+                        PyErr_Clear();
                         fail_type(operation,
                                   "window must hold integers or None, got " + py::cast<std::string>(py::repr(window)));
-                    sides[side] = PyNumber_AsSsize_t(py::object(pair[side]).ptr(), nullptr);
+                    }
                     given[side] = &sides[side];
                 }
         }
@@ -192,11 +194,12 @@ Input result(const char *operation, const char *argument, py::handle given, cons
     return array;
 }
 
-void refuse_overlap(const char *operation, const char *argument, const Input &written,
-                    std::initializer_list<const Input *> inputs) {
-    for (const Input *read : inputs)
-        if (may_overlap(written.view, read->view))
-            fail_value(operation, std::string(argument) + " must not overlap an input");
+// Of what is read by address: null for what was not given. Other options were copied.
+void refuse_overlap(const char *operation, const std::string &argument, const Input &written,
+                    std::initializer_list<const View *> inputs) {
+    for (const View *read : inputs)
+        if (read && may_overlap(written.view, *read))
+            fail_value(operation, argument + " must not overlap an input");
 }
 
 py::object attention(py::handle q, py::handle k, py::handle v, const py::tuple &options, bool return_lse,
@@ -207,7 +210,9 @@ py::object attention(py::handle q, py::handle k, py::handle v, const py::tuple &
     const Input out =
         call.inside(result(kName, "out", out_object, call.outside(call.attention.out_shape()), call.q.view.dtype));
     if (!out_object.is_none())
-        refuse_overlap(kName, "out", out, {&call.q, &call.k, &call.v});
+        refuse_overlap(kName, "out", out,
+                       {&call.q.view, &call.k.view, &call.v.view, pointer_to(call.mask), pointer_to(call.bias),
+                        pointer_to(call.relative)});
     const Input lse = allocate(call.attention.lse_shape(), call.attention.lse_dtype());
     {
         py::gil_scoped_release release;
@@ -274,13 +279,18 @@ py::object attention_backward(py::handle dout_object, py::handle q, py::handle k
     const Input dq = call.inside(result(kName, "into[0]", given[0], call.outside(call.q.view.shape), dtype));
     const Input dk = call.inside(result(kName, "into[1]", given[1], call.outside(call.k.view.shape), dtype));
     const Input dv = call.inside(result(kName, "into[2]", given[2], call.outside(call.v.view.shape), dtype));
+    const Input *written[3] = {&dq, &dk, &dv};
     for (int i = 0; i < 3; ++i)
-        if (!given[i].is_none())
-            refuse_overlap(kName, "into",
-                           i == 0   ? dq
-                           : i == 1 ? dk
-                                    : dv,
-                           {&call.q, &call.k, &call.v, &dout, &out, &lse});
+        if (!given[i].is_none()) {
+            refuse_overlap(kName, "into[" + std::to_string(i) + "]", *written[i],
+                           {&call.q.view, &call.k.view, &call.v.view, &dout.view, &out.view, &lse.view,
+                            pointer_to(dlse), pointer_to(call.mask), pointer_to(call.bias), pointer_to(call.relative)});
+            for (int other = 0; other < i; ++other)
+                // Only the same place is refused: the columns of one array that a layer gives may lie in each other.
+                if (written[i]->view.data == written[other]->view.data &&
+                    may_overlap(written[i]->view, written[other]->view))
+                    fail_value(kName, "into must hold three different arrays");
+        }
     ops::AttentionGradients more;
     std::optional<Input> dbias, dsinks;
     if (wanted.bias) {

@@ -13,6 +13,11 @@ constexpr const char *kNameStored[] = {"", "float32", "float64", "float16", "bfl
 // contiguous there.
 bool is_usable(const View &view) { return view.is_contiguous() || view.ndim() == 2; }
 
+// Element for element in the same place: each is read before it is written. The residual is contiguous.
+bool is_the_same(const Input &residual, const Input &out) {
+    return residual.view.data == out.view.data && out.view.is_contiguous();
+}
+
 void require_out_shape(const char *argument, const View &view, const Shape &expected) {
     if (view.shape != expected)
         fail_value(kName, std::string(argument) + " must have shape " + to_string(expected) + ", got " +
@@ -89,7 +94,7 @@ py::object matmul(py::handle a_object, py::handle b_object, py::handle bias_obje
         (given->view.ndim() == 0 || given->view.strides.back() == 1 || given->view.shape.back() <= 1) &&
         !may_overlap(given->view, a.view) && !(b && may_overlap(given->view, b->view)) &&
         !(bias && may_overlap(given->view, bias->view)) &&
-        !(residual && residual->view.data != given->view.data && may_overlap(given->view, residual->view));
+        !(residual && !is_the_same(*residual, *given) && may_overlap(given->view, residual->view));
     Input result = in_place ? *given : allocate(product.out_shape(), out_type);
     if (given && !in_place && accumulate)
         result.array[py::ellipsis()] = given->array;

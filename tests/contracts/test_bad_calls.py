@@ -6,6 +6,7 @@ import numformer as nf
 import numpy as np
 import pytest
 from arrays import DTYPES
+from numformer import _core
 
 BF16 = DTYPES[3]
 
@@ -70,6 +71,16 @@ def linear(x=X, weight=f(6, 8), targets=IDS, **options):  # noqa: B008
 
 def drop(x=X, p=0.5, **options):
     return lambda: nf.dropout(x, p, **{"seed": 1, **options})
+
+
+class Unwilling:
+    """A number and a truth that raise when they are asked."""
+
+    def __index__(self):
+        raise OverflowError("no number")
+
+    def __bool__(self):
+        raise OverflowError("neither")
 
 
 # call, exception, words of the message
@@ -274,7 +285,7 @@ BAD = [
     (lambda: nf.cast([1.0], BF16), TypeError, "cast x ndarray list"),
     (lambda: nf.cast(X, np.int32), TypeError, "cast dtype int32"),
     (lambda: nf.cast(X, "half a float"), TypeError, "cast dtype half a float"),
-    (lambda: nf.cast(X, None), TypeError, "cast dtype float32 bfloat16"),
+    (lambda: nf.cast(X, None), TypeError, "cast dtype float32 bfloat16 None"),
     (lambda: nf.cast(X, BF16, out=X), TypeError, "cast out bfloat16 float32"),
     (lambda: nf.cast(X, BF16, out=f(4, 7, dtype=BF16)), ValueError, "cast out (4, 8) (4, 7)"),
     (lambda: nf.cast(X, BF16, scale=NAN), ValueError, "cast scale nan"),
@@ -328,6 +339,18 @@ BAD = [
     (rmsprop(momenta=[f(3, dtype=np.float64)]), TypeError, "rmsprop_update momenta float64"),
     (lambda: nf.global_norm(X), TypeError, "global_norm arrays"),
     (lambda: nf.global_norm([ids(1)]), TypeError, "global_norm arrays int64"),
+    (lambda: nf.softmax(X, axis=Unwilling()), TypeError, "softmax axis integer Unwilling"),
+    (lambda: nf.softmax(X, axis=2**64), ValueError, "softmax axis 64 bits 18446744073709551616"),
+    (lambda: nf.layer_norm(X, return_stats=Unwilling()), TypeError, "layer_norm return_stats True False Unwilling"),
+    (lambda: nf.gelu(X, approximate=1), TypeError, "gelu approximate string int"),
+    (attend_back(grads=(1,)), TypeError, "attention_backward grads string int"),
+    (attend(window=(Unwilling(), 0)), TypeError, "attention window integers None Unwilling"),
+    (lambda: _core.empty([3], np.float32), TypeError, "empty shape tuple list"),
+    (lambda: _core.empty((3, -1), np.float32), ValueError, "empty shape negative -1"),
+    (lambda: _core.empty((3,), None), TypeError, "empty dtype None"),
+    (lambda: _core.ceiling_gflops("int8", 1), ValueError, "ceiling_gflops dtype int8"),
+    (lambda: nf.to_dlpack(np.zeros(3, np.longdouble)), TypeError, "to_dlpack a dtype DLPack float"),
+    (lambda: nf.to_dlpack(np.zeros(3, "M8[s]")), TypeError, "to_dlpack a dtype DLPack datetime64"),
     (lambda: nf.set_num_threads(0), ValueError, "set_num_threads n 0"),
     (lambda: nf.set_num_threads(1.5), TypeError, "set_num_threads n float"),
     (lambda: nf.set_pool_limit(-1), ValueError, "set_pool_limit bytes -1"),
@@ -345,6 +368,37 @@ def test_bad_call(number):
     missing = [w for w in wanted if w not in message]
     assert not missing, f"{message!r} does not say {missing}"
     assert type(caught.value) is kind, f"{type(caught.value).__name__} {message!r}, expected {kind.__name__}"
+
+
+def test_attention_writes_over_nothing_that_it_reads(rng):
+    """An `out` or `into` over an input: an error, and the input is as it was."""
+    shape = (2, 12, 12)
+    q, k, v, dout, out, bias = (rng.standard_normal(shape).astype(np.float32) for _ in range(6))
+    lse, dlse = (rng.standard_normal((2, 12)).astype(np.float32) for _ in range(2))
+    mask = rng.random((2, 12, 48)) < 0.5
+    r, u = rng.standard_normal((2, 23, 12)).astype(np.float32), np.zeros((2, 12), np.float32)
+    options = {"bias": bias, "mask": mask[..., ::4], "rel": (r, u, u, 11)}
+    read = {"q": q, "k": k, "v": v, "bias": bias, "rel": r[:, :12], "mask": mask.view(np.float32)}
+    before = {name: array.copy() for name, array in read.items()}
+    for name, array in read.items():
+        with pytest.raises(ValueError, match="attention: out must not overlap an input"):
+            nf.attention(q, k, v, out=array, **options)
+        assert array.tobytes() == before[name].tobytes()
+    memory = np.zeros((2, *shape), np.float32)
+    memory[0].reshape(-1)[:24], memory[1].reshape(-1)[:24] = lse.reshape(-1), dlse.reshape(-1)
+    given = [memory[i].reshape(-1)[:24].reshape(2, 12) for i in range(2)]
+    read |= {"dout": dout, "out": out, "lse": memory[0], "dlse": memory[1]}
+    before = {name: array.copy() for name, array in read.items()}
+    for name, array in read.items():
+        for i in range(3):
+            into = [None, None, None]
+            into[i] = array
+            with pytest.raises(ValueError, match=rf"attention_backward: into\[{i}\] must not overlap an input"):
+                nf.attention_backward(dout, q, k, v, out, given[0], dlse=given[1], into=tuple(into), **options)
+            assert array.tobytes() == before[name].tobytes(), name
+    twice = np.zeros(shape, np.float32)
+    with pytest.raises(ValueError, match="attention_backward: into must hold three different arrays"):
+        nf.attention_backward(dout, q, k, v, out, lse, into=(twice, None, twice))
 
 
 def test_there_are_enough():

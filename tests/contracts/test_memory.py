@@ -1,6 +1,7 @@
 """Who owns a result, and what the pool keeps."""
 
 import gc
+import sys
 
 import numformer as nf
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from arrays import DTYPES, name
 from numformer import _core
 from numformer.ops.memory import empty
+from processes import answer
 
 
 @pytest.fixture
@@ -76,6 +78,48 @@ def test_pool_limit(pool):
     assert 0 < pool()["bytes_cached"] <= 2 * x.nbytes
     nf.set_pool_limit(x.nbytes // 2)
     assert pool()["bytes_cached"] <= x.nbytes // 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_kept_memory_gives_way():
+    """Where a block has no room beside what the pool keeps, that is given back first; then it is an error."""
+    code = """
+        import resource
+        import numpy as np, numformer as nf
+        from numformer import _core
+        pool = lambda: nf.info()["pool"]
+        first = _core.empty((40 << 20,), np.float32)
+        del first
+        assert pool()["bytes_cached"] >= 160 << 20
+        pages = int(open("/proc/self/statm").read().split()[0])
+        room = pages * resource.getpagesize() + (110 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (room, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        second = _core.empty((60 << 20,), np.float32)
+        second[::1024] = 1
+        assert pool()["bytes_cached"] == 0
+        held = pool()["bytes_in_use"]
+        assert held >= second.nbytes
+        try:
+            _core.empty((200 << 20,), np.float32)
+        except MemoryError:
+            assert pool()["bytes_in_use"] == held and nf.relu(second[:1024])[0] == 1
+            print("MemoryError")
+    """
+    assert answer(code, OMP_NUM_THREADS="1") == "MemoryError"
+
+
+def test_a_measurement_without_memory(pool, threads):
+    """Of the blocks that each thread reads the second is not to be had: the first is given back."""
+    threads(2)
+    before = pool()["bytes_in_use"]
+    _core.pool_fail_after(1)
+    try:
+        with pytest.raises(MemoryError):
+            _core.ceiling_bandwidth(1 << 20, 1)
+    finally:
+        _core.pool_fail_after(-1)
+    assert pool()["bytes_in_use"] == before
+    assert _core.ceiling_bandwidth(1 << 20, 1) > 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

@@ -99,6 +99,13 @@ def test_affinity():
         assert subprocess.check_output(command, env=environment, text=True).strip() == "1"
 
 
+def test_the_environment_says_how_many():
+    assert answer(THREADS, OMP_NUM_THREADS="3") == ("3" if _core.has_threads() else "1")
+    allowed = answer(THREADS, OMP_NUM_THREADS="")
+    for nonsense in ("0", "-2", "many"):
+        assert answer(THREADS, OMP_NUM_THREADS=nonsense) == allowed, nonsense
+
+
 NESTED = r"""
 #include <omp.h>
 extern "C" int run(int (*call)()) {

@@ -124,6 +124,7 @@ def test_batches_and_vectors(rng, dtype, shape_a, shape_b):
             limit = tolerance.gamma(max(dy.size, 1), dtype) * size
         else:
             limit = bounds[which]
+        assert g.dtype == dtype
         check(g, r, rounded(limit, r, dtype), f"gradient {which}")
     assert grads[2] is None
 
@@ -164,6 +165,15 @@ def test_out(rng, dtype):
     square = normal(rng, 40, 40, dtype=dtype)
     want = nf.matmul(square, square)
     assert same(nf.matmul(square, square, out=square), want), "out is an operand"
+    # out begins where the residual does, but its rows lie further apart: none may be written before it is read.
+    memory = normal(rng, 40, 80, dtype=dtype)
+    out, residual = memory[:, :40], memory.reshape(-1)[:1600].reshape(40, 40)
+    a, b = normal(rng, 40, 20, dtype=dtype), normal(rng, 20, 40, dtype=dtype)
+    want = nf.matmul(a, b, residual=residual)
+    assert same(nf.matmul(a, b, residual=residual, out=out), want), "out's rows lie over other rows of the residual"
+    residual = memory[:20].reshape(40, 40).copy()
+    want = nf.matmul(a, b, residual=residual)
+    assert same(nf.matmul(a, b, residual=residual, out=residual), want), "out is the residual"
 
 
 def test_output_dtype(rng):
