@@ -81,4 +81,4 @@ html_theme_options = {
     "pygments_light_style": "tango",
     "pygments_dark_style": "github-dark",
 }
-html_sidebars = {"index": [], "changelog": [], "quickstart": []}
+html_sidebars = {page: [] for page in ("index", "changelog", "quickstart", "reliability", "security")}

@@ -124,6 +124,7 @@ def test_batches_and_vectors(rng, dtype, shape_a, shape_b):
             limit = tolerance.gamma(max(dy.size, 1), dtype) * size
         else:
             limit = bounds[which]
+        assert g.dtype == dtype
         check(g, r, rounded(limit, r, dtype), f"gradient {which}")
     assert grads[2] is None
 

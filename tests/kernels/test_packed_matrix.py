@@ -9,6 +9,7 @@ import pytest
 import tolerance
 from arrays import DTYPES, name, normal, same
 from numformer import reference
+from processes import answer
 from tolerance import check, rounded
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -146,3 +147,10 @@ def test_bad_calls(rng):
         nf.matmul(np.ones((2, 3), np.float32), packed)
     with pytest.raises(TypeError, match=r"matmul_backward: b must be a .*, got PackedMatrix"):
         nf.matmul_backward(normal(rng, 2, 5), normal(rng, 2, 4), packed)
+
+
+def test_bfloat16_by_name_in_a_process_that_has_not_used_it():
+    """NumPy learns the name from ml_dtypes, which importing numformer does not import."""
+    code = "import sys, numpy as np, numformer as nf; before = 'ml_dtypes' in sys.modules; "
+    code += "print(before, nf.PackedMatrix(np.ones((2, 3), np.float32), 'bfloat16').stored)"
+    assert answer(code) == "False bfloat16"
