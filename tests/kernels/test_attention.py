@@ -314,8 +314,10 @@ def test_nan_reaches_exactly_what_sees_it(rng, dtype, which, n):
     compare(*of_lse, bounds[1], "lse")
     got = nf.attention_backward(dout, q, bad_k, bad_v, out, lse, **options)
     spoiled = reference.attention_backward(dout, q, bad_k, bad_v, out, lse, **options)
+    # From the same out and lse, where these are finite: a 16-bit out rounded to the other side moves a gradient.
     clean = nf.attention(q, k, v, return_lse=True, **options)
-    bounds = tolerance.attention_backward(dout, q, k, v, *clean, dtype, **options)
-    clean = reference.attention_backward(dout, q, k, v, *clean, **options)
+    start = [np.where(np.isfinite(x.astype(np.float64)), x, c) for x, c in zip((out, lse), clean, strict=True)]
+    bounds = tolerance.attention_backward(dout, q, k, v, *start, dtype, **options)
+    clean = reference.attention_backward(dout, q, k, v, *start, **options)
     for what, g, s, c, bound in zip(("dq", "dk", "dv"), got, spoiled, clean, bounds, strict=True):
-        compare(g, s, c, 2 * bound, what)  # either starts from its own out and lse
+        compare(g, s, c, bound, what)
