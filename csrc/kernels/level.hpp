@@ -11,15 +11,12 @@ namespace nf::NUMFORMER_LEVEL {
 
 // Memory from the pool for the time of a scope; null when there is none left.
 template <class T> struct Scratch {
-    T *data; // null where it holds nothing
-    bool there;
-    explicit Scratch(int64_t count)
-        : data(count > 0 ? static_cast<T *>(pool::allocate(size_t(count) * sizeof(T))) : nullptr),
-          there(data || count <= 0) {}
+    T *data;
+    explicit Scratch(int64_t count) : data(static_cast<T *>(pool::allocate(size_t(count) * sizeof(T)))) {}
     ~Scratch() { pool::release(data); }
     Scratch(const Scratch &) = delete;
     Scratch &operator=(const Scratch &) = delete;
-    explicit operator bool() const { return there; }
+    explicit operator bool() const { return data != nullptr; }
 };
 
 // Set from any thread when memory ran out; read after the loop.

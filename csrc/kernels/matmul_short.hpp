@@ -97,8 +97,9 @@ template <class A> NF_INLINE int64_t far_bytes(const MatmulArgs &args, int64_t c
     return bytes <= kShortBytes ? 0 : bytes;
 }
 
-// Rows [i0, i0 + rows) x columns [j0, j0 + columns) of the output. Returns false where memory ran out.
-template <class A> bool multiply_short(const Plan<A, A> &plan, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+// Rows [i0, i0 + rows) x columns [j0, j0 + columns) of the output; panels of B are packed to `packed`.
+template <class A>
+void multiply_short(const Plan<A, A> &plan, int64_t i0, int64_t rows, int64_t j0, int64_t columns, A *packed) {
     constexpr int64_t NR = kTileColumns<A>;
     const MatmulArgs &args = plan.args;
     const int64_t depth = args.k;
@@ -106,11 +107,6 @@ template <class A> bool multiply_short(const Plan<A, A> &plan, int64_t i0, int64
     // Panels [0, in_place) are read where they lie, those behind them are packed.
     const int64_t panels = ceil_div(columns, NR), in_place = reads_b_in_place<A>(args) ? columns / NR : 0;
     const int64_t panel = depth * NR;
-    alignas(kVectorBytes) A near[kShortBytes / sizeof(A)];
-    const Scratch<A> far(far_bytes<A>(args, columns - in_place * NR) / int64_t(sizeof(A)));
-    if (!far)
-        return false;
-    A *packed = far.data ? far.data : near;
     for (int64_t p = in_place; p < panels; ++p)
         pack_panel<A, A>(depth, smaller(NR, columns - p * NR), b + p * NR * args.b_col, args.b_row, args.b_col,
                          packed + (p - in_place) * panel);
@@ -138,6 +134,21 @@ template <class A> bool multiply_short(const Plan<A, A> &plan, int64_t i0, int64
                 finish<A, A>(args, plan.product, plan.bias, tile, NR, i0 + i, tile_rows, j0 + j, width);
         }
     }
+}
+
+// The same with memory for the panels. Returns false where there is none.
+template <class A> bool multiply_short(const Plan<A, A> &plan, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+    const int64_t in_place = reads_b_in_place<A>(plan.args) ? columns / kTileColumns<A> * kTileColumns<A> : 0;
+    const int64_t bytes = far_bytes<A>(plan.args, columns - in_place);
+    if (bytes == 0) {
+        alignas(kVectorBytes) A near[kShortBytes / sizeof(A)];
+        multiply_short<A>(plan, i0, rows, j0, columns, near);
+        return true;
+    }
+    const Scratch<A> far(bytes / int64_t(sizeof(A)));
+    if (!far)
+        return false;
+    multiply_short<A>(plan, i0, rows, j0, columns, far.data);
     return true;
 }
 
