@@ -32,49 +32,11 @@ template <class T> NF_INLINE bool has_short_depth(const MatmulArgs &args, int64_
                (args.m > few_rows && args.k * args.n * int64_t(sizeof(T)) <= runtime::second_level_cache() / 2);
 }
 
-// multiply_tile (tile.hpp) of an A with strides that are not known before. Three rows share a register for their
-// address: 14 of them, or their strides, would leave none for anything else.
+// multiply_tile (tile.hpp) of an A with strides that are not known before.
 template <class A, int ROWS, int VECTORS>
 static void multiply_tile_in_place(int64_t depth, const A *a, int64_t a_row, int64_t a_col, const A *b, int64_t b_row,
                                    A *c, int64_t c_row, Store mode) {
-    constexpr int kGroups = (ROWS + 2) / 3;
-    Vec<A> sum[ROWS][VECTORS];
-    const A *group[kGroups];
-#pragma GCC unroll 16
-    for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 8
-        for (int j = 0; j < VECTORS; ++j)
-            sum[i][j] = Vec<A>{};
-#pragma GCC unroll 8
-    for (int g = 0; g < kGroups; ++g)
-        group[g] = a + 3 * g * a_row;
-#pragma GCC unroll 16
-    for (int i = 0; i < ROWS; ++i)
-        __builtin_prefetch(c + i * c_row, 1);
-    for (int64_t k = 0; k < depth; ++k) {
-        Vec<A> column[VECTORS];
-#pragma GCC unroll 8
-        for (int j = 0; j < VECTORS; ++j)
-            column[j] = load(b + j * kLanes<A>);
-#pragma GCC unroll 16
-        for (int i = 0; i < ROWS; ++i) {
-            const Vec<A> element = broadcast(group[i / 3][i % 3 * a_row]);
-#pragma GCC unroll 8
-            for (int j = 0; j < VECTORS; ++j)
-                sum[i][j] = fma(element, column[j], sum[i][j]);
-        }
-#pragma GCC unroll 8
-        for (int g = 0; g < kGroups; ++g)
-            group[g] += a_col;
-        b += b_row;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 8
-        for (int j = 0; j < VECTORS; ++j) {
-            A *p = c + i * c_row + j * kLanes<A>;
-            store(p, mode == Store::add ? load(p) + sum[i][j] : sum[i][j]);
-        }
+    multiply_rows<A, ROWS, VECTORS>(depth, RowsWithStrides<A, ROWS>(a, a_row, a_col), b, b_row, c, c_row, mode);
 }
 
 template <class A>
@@ -97,16 +59,16 @@ template <class A> NF_INLINE int64_t far_bytes(const MatmulArgs &args, int64_t c
     return bytes <= kShortBytes ? 0 : bytes;
 }
 
-// Rows [i0, i0 + rows) x columns [j0, j0 + columns) of the output; panels of B are packed to `packed`.
+// Rows [i0, i0 + rows) x columns [j0, j0 + columns) of the output. Panels [0, in_place) of B are read where they lie,
+// those behind them are packed to `packed`.
 template <class A>
-void multiply_short(const Plan<A, A> &plan, int64_t i0, int64_t rows, int64_t j0, int64_t columns, A *packed) {
+void multiply_strips(const Plan<A, A> &plan, int64_t i0, int64_t rows, int64_t j0, int64_t columns, int64_t in_place,
+                     A *packed) {
     constexpr int64_t NR = kTileColumns<A>;
     const MatmulArgs &args = plan.args;
     const int64_t depth = args.k;
     const A *a = plan.product.a + i0 * args.a_row, *b = plan.product.b + j0 * args.b_col;
-    // Panels [0, in_place) are read where they lie, those behind them are packed.
-    const int64_t panels = ceil_div(columns, NR), in_place = reads_b_in_place<A>(args) ? columns / NR : 0;
-    const int64_t panel = depth * NR;
+    const int64_t panels = ceil_div(columns, NR), panel = depth * NR;
     for (int64_t p = in_place; p < panels; ++p)
         pack_panel<A, A>(depth, smaller(NR, columns - p * NR), b + p * NR * args.b_col, args.b_row, args.b_col,
                          packed + (p - in_place) * panel);
@@ -136,19 +98,19 @@ void multiply_short(const Plan<A, A> &plan, int64_t i0, int64_t rows, int64_t j0
     }
 }
 
-// The same with memory for the panels. Returns false where there is none.
+// The same with memory for what is packed. Returns false where there is none.
 template <class A> bool multiply_short(const Plan<A, A> &plan, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
-    const int64_t in_place = reads_b_in_place<A>(plan.args) ? columns / kTileColumns<A> * kTileColumns<A> : 0;
-    const int64_t bytes = far_bytes<A>(plan.args, columns - in_place);
+    const int64_t in_place = reads_b_in_place<A>(plan.args) ? columns / kTileColumns<A> : 0;
+    const int64_t bytes = far_bytes<A>(plan.args, columns - in_place * kTileColumns<A>);
     if (bytes == 0) {
         alignas(kVectorBytes) A near[kShortBytes / sizeof(A)];
-        multiply_short<A>(plan, i0, rows, j0, columns, near);
+        multiply_strips<A>(plan, i0, rows, j0, columns, in_place, near);
         return true;
     }
     const Scratch<A> far(bytes / int64_t(sizeof(A)));
     if (!far)
         return false;
-    multiply_short<A>(plan, i0, rows, j0, columns, far.data);
+    multiply_strips<A>(plan, i0, rows, j0, columns, in_place, far.data);
     return true;
 }
 

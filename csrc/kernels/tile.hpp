@@ -71,10 +71,35 @@ template <class E, int S> using Packed = std::conditional_t<kByMatrices<E>, InRo
 
 enum class Store { write, add };
 
+// What a tile reads of A, step after step of the depth: rows of a layout, and rows with strides that are not known
+// before. Of these three share a register for their address: 14 of them, or their strides, would leave none for
+// anything else.
+template <class E, class Layout> struct RowsOfLayout {
+    const E *a;
+    inline E operator[](int i) const { return a[i * Layout::row]; }
+    inline void next() { a += Layout::step; }
+};
+template <class E, int ROWS> struct RowsWithStrides {
+    static constexpr int kGroups = (ROWS + 2) / 3;
+    const E *group[kGroups];
+    int64_t row, step;
+    inline RowsWithStrides(const E *a, int64_t a_row, int64_t a_step) : row(a_row), step(a_step) {
+#pragma GCC unroll 8
+        for (int g = 0; g < kGroups; ++g)
+            group[g] = a + 3 * g * a_row;
+    }
+    inline E operator[](int i) const { return group[i / 3][i % 3 * row]; }
+    inline void next() {
+#pragma GCC unroll 8
+        for (int g = 0; g < kGroups; ++g)
+            group[g] += step;
+    }
+};
+
 // c (ROWS x VECTORS * lanes, row stride c_row) = or += a @ b, where row k of b begins at b + k * b_row. E is the type
 // of operands.
-template <class E, class Layout, int ROWS, int VECTORS>
-static void multiply_tile(int64_t depth, const E *a, const E *b, int64_t b_row, Acc<E> *c, int64_t c_row, Store mode) {
+template <class E, int ROWS, int VECTORS, class Rows>
+NF_INLINE void multiply_rows(int64_t depth, Rows a, const E *b, int64_t b_row, Acc<E> *c, int64_t c_row, Store mode) {
     typedef Acc<E> A;
     Vec<A> sum[ROWS][VECTORS];
 #pragma GCC unroll 16
@@ -92,12 +117,12 @@ static void multiply_tile(int64_t depth, const E *a, const E *b, int64_t b_row, 
             column[j] = load(b + j * kLanes<A>);
 #pragma GCC unroll 16
         for (int i = 0; i < ROWS; ++i) {
-            const Vec<E> element = broadcast(a[i * Layout::row]);
+            const Vec<E> element = broadcast(a[i]);
 #pragma GCC unroll 8
             for (int j = 0; j < VECTORS; ++j)
                 sum[i][j] = multiply_add<E>(element, column[j], sum[i][j]);
         }
-        a += Layout::step;
+        a.next();
         b += b_row;
     }
 #pragma GCC unroll 16
@@ -107,6 +132,11 @@ static void multiply_tile(int64_t depth, const E *a, const E *b, int64_t b_row, 
             A *p = c + i * c_row + j * kLanes<A>;
             store(p, mode == Store::add ? load(p) + sum[i][j] : sum[i][j]);
         }
+}
+
+template <class E, class Layout, int ROWS, int VECTORS>
+static void multiply_tile(int64_t depth, const E *a, const E *b, int64_t b_row, Acc<E> *c, int64_t c_row, Store mode) {
+    multiply_rows<E, ROWS, VECTORS>(depth, RowsOfLayout<E, Layout>{a}, b, b_row, c, c_row, mode);
 }
 
 #if defined(__AMX_BF16__)
