@@ -24,8 +24,8 @@ MODELS = {"gpt": "training_step", "transformer": "transformer_step"}
 # Which of them know mixed precision.
 TYPED = ("attention", "training_step", "training_memory")
 # Which of them can do a part and keep what was measured of the others.
-PARTED = ("models", "training_step")
-PARTS_HELP = "of models: some of its parts; of training_step: beginnings of cases; added to what the file has"
+PARTED = ("matmul", "models", "training_step")
+PARTS_HELP = "of models: some of its parts; of matmul, training_step: beginnings of cases; added to what the file has"
 DTYPE_HELP = "of attention; of training_step of a gpt and of training_memory, against autocast in the same dtype"
 
 

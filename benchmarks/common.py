@@ -6,6 +6,7 @@ import json
 import pathlib
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -126,6 +127,14 @@ def print_result(result: Result, peers: list[str]) -> None:
         f"{result.ratio:7.2f}{result.aim:6.2f} {verdict} ({result.decides})",
         flush=True,
     )
+
+
+def of_parts(subject: str, names: Sequence[str], parts: Sequence[str] | None) -> list[str]:
+    """Those of the names that begin with one of the parts; all where none is given."""
+    chosen = [name for name in names if not parts or name.startswith(tuple(parts))]
+    if not chosen:
+        raise SystemExit(f"{subject}: parts must begin the name of a case ({'; '.join(names)}), got {parts}")
+    return chosen
 
 
 def write(subject: str, results: list[Result], folder: pathlib.Path, *, keep: bool = False) -> pathlib.Path:

@@ -3,7 +3,7 @@ rows, batches, what follows a product, and what a small call costs.
 """
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,17 +72,20 @@ CASES = [
 ]
 
 
-def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
-    """All cases with each number of threads."""
+def run(threads: list[int], folder: pathlib.Path, parts: Sequence[str] | None = None) -> pathlib.Path:
+    """All cases with each number of threads; of `parts`, only those whose name begins with one of them."""
+    chosen = common.of_parts("matmul", [case.name for case in CASES], parts)
     rng = np.random.default_rng()
     results = []
     common.print_header("matmul", PEERS)
     for count in threads:
         common.set_threads(count)
         tops = {dtype: common.ceiling(dtype) for dtype in ("float32", "float64", "bfloat16")}
-        for case in CASES:
+        for case in (case for case in CASES if case.name in chosen):
             results.append(_compare(rng, case, count, tops[case.dtype]))
             common.print_result(results[-1], PEERS)
+        if parts:
+            continue
         for result in (
             *_prepacked(rng, count, tops["float32"]),
             *_fused(rng, count, tops["float32"]),
@@ -90,7 +93,7 @@ def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
         ):
             results.append(result)
             common.print_result(result, PEERS)
-    return common.write("matmul", results, folder)
+    return common.write("matmul", results, folder, keep=bool(parts))
 
 
 def _compare(rng: np.random.Generator, case: Case, count: int, top: float) -> common.Result:

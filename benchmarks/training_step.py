@@ -116,9 +116,7 @@ def run(
     narrow = None if dtype == "float32" else compute_dtype("training_step", dtype)
     ctx, autocast = nn.Context(dtype=narrow), None if narrow is None else getattr(torch, dtype)
     subject = "training_step" if narrow is None else f"training_step_{dtype}"
-    chosen = {name: case for name, case in CASES.items() if not parts or name.startswith(tuple(parts))}
-    if parts and not chosen:
-        raise ValueError(f"training_step: parts must begin the name of a case ({', '.join(CASES)}), got {parts}")
+    chosen = {name: CASES[name] for name in common.of_parts(subject, list(CASES), parts)}
     common.print_header(subject, PEERS)
     for count in threads:
         common.set_threads(count)

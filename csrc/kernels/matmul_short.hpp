@@ -1,5 +1,6 @@
 // Matrix products of a short depth: batches of small matrices, or the heads of attention, where packing would cost a
-// good part of the product.
+// good part of the product. Small products are multiplied where they lie, as libraries of them do (Heinecke, Henry,
+// Hutchinson, Pabst, "LIBXSMM: accelerating small matrix multiplications by runtime code generation", SC 2016).
 //
 // A is read where it lies, whatever its strides, for its elements are broadcast one by one: a strip of its rows with
 // the whole depth stays in the first-level cache while it meets all of B. So does a small B whose rows are contiguous,

@@ -91,19 +91,18 @@ class Linear(Module):
             y = ops.matmul(x, weight, bias=bias, residual=residual)
             return y, Backward(self._backward, [kept, weight, None])
         y, z = ops.matmul(x, weight, bias=bias, activation=self.activation, residual=residual, save_preactivation=True)
-        # A z of 16 bits was rounded, y was not made from it; nor is y without its residual.
+        # y is activation(z), unless z was rounded to 16 bits since, or a residual was added.
         exact = z.dtype.itemsize >= 4 and residual is None
         return y, Backward(self._backward, [kept, weight, z], partial(FORWARD[self.activation], z) if exact else None)
 
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Array:
-        x, weight, z = take(saved)
-        x = value(x)
+        kept, weight, z = take(saved)
         if z is not None:
             dy = backward_of(self.activation)(dy, z)
             del z
         # dW = x^T dy and db = sum of dy over the rows, straight into the gradients.
-        rows, drows = x.reshape(-1, self.inputs), dy.reshape(-1, self.outputs)
-        del x
+        rows, drows = value(kept).reshape(-1, self.inputs), dy.reshape(-1, self.outputs)
+        del kept
         grad, fresh = self.weight.buffer(), self.weight.fresh
         if self.transposed:
             ops.matmul(drows.T, rows, out=grad, accumulate=not fresh)
