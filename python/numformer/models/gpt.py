@@ -28,10 +28,14 @@ from numformer.nn import (
 from numformer.nn.backward import chain
 from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
+from numformer.ops.memory import beside, device_of, namespace, number, on_host
 
 Array = NDArray[Any]
 
 __all__ = ["GPT", "GPTConfig"]
+
+IGNORE = -100
+"""A target that does not count."""
 
 
 class GPT(pretrained.PretrainedModel):
@@ -134,6 +138,7 @@ class GPT(pretrained.PretrainedModel):
         """
         ids, mask, targets = self._batch(batch)
         numbers, mask, starts = _places(mask, ids.shape[1])
+        ids, numbers, mask, targets = self._beside(ids, numbers, mask, targets)
         x, tokens = self.tokens(ids, ctx=ctx)
         x, positions = self.positions(x, ids=numbers)
         x, dropout = self.dropout(x, ctx=ctx)
@@ -145,7 +150,7 @@ class GPT(pretrained.PretrainedModel):
         backwards.append(backward)
         loss, backward = self.cross_entropy(self.head, x, targets)
         backwards.append(backward)
-        return float(loss), Backward(self._backward, backwards)
+        return number(loss), Backward(self._backward, backwards)
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> None:
         chain(saved, dloss)
@@ -154,7 +159,8 @@ class GPT(pretrained.PretrainedModel):
         """Return the mean cross-entropy of a batch; without dropout, and nothing is kept."""
         ids, mask, targets = self._batch(batch)
         x = self._hidden(ids, mask, (ctx or DEFAULT).dtype)
-        return float(self.cross_entropy.infer(self.head, x, targets))
+        _, _, _, targets = self._beside(None, None, None, targets)
+        return number(self.cross_entropy.infer(self.head, x, targets))
 
     def infer(
         self,
@@ -224,6 +230,7 @@ class GPT(pretrained.PretrainedModel):
                 f"GPT: a sequence may have up to {self.config.context} positions, got one of {offset + ids.shape[1]}"
             )
         numbers, mask, starts = _places(mask, ids.shape[1])
+        ids, numbers, mask, _ = self._beside(ids, numbers, mask, None)
         x = self.positions.infer(self.tokens.infer(ids, dtype=dtype), offset=offset, ids=numbers)
         states = [] if hidden is None else hidden
         for index, block in enumerate(self.blocks):
@@ -231,11 +238,11 @@ class GPT(pretrained.PretrainedModel):
                 states.append(x)
             x = block.infer(x, mask=mask, cu_seqlens=starts, cache=cache[index] if cache else None)
         if last and hidden is None:
-            x = np.ascontiguousarray(x[:, -1:])
+            x = namespace(x).ascontiguousarray(x[:, -1:])
         x = self.norm.infer(x)
         if hidden is not None:
             states.append(x)
-        return np.ascontiguousarray(x[:, -1:]) if last else x
+        return namespace(x).ascontiguousarray(x[:, -1:]) if last else x
 
     def new_cache(self) -> list[KVCache]:
         """Return an empty cache of keys and values for :meth:`infer`."""
@@ -339,7 +346,8 @@ class GPT(pretrained.PretrainedModel):
         tokens, mask, _, single = read_prompts(ids, self._ids)
         targets = next_tokens(tokens, mask)
         logits = self._infer(tokens, mask, None)
-        rows = -np.asarray(ops.cross_entropy(logits, targets, reduction="none")).astype(np.float64).sum(axis=1)
+        losses = on_host(ops.cross_entropy(logits, beside(targets, logits), reduction="none"))
+        rows = -np.asarray(losses).astype(np.float64).sum(axis=1)
         return rows[0] if single else rows
 
     def adapt(self, state: dict[str, Array]) -> dict[str, Array]:
@@ -382,6 +390,21 @@ class GPT(pretrained.PretrainedModel):
                 f"GPT: ids must have shape (batch, positions) or (positions,), not empty, got {array.shape}"
             )
         return array
+
+    def _beside(self, ids: Any, numbers: Any, mask: Any, targets: Any) -> tuple[Any, Any, Any, Any]:
+        """Return what a batch has where the weights are: for a GPU, checked here and copied there.
+
+        A kernel on a GPU cannot raise, so the numbers of tokens are looked at before they leave.
+        """
+        table = self.tokens.weight.value
+        if device_of(table) == "cpu":
+            return ids, numbers, mask, targets
+        count = self.config.vocab_size
+        for name, tokens, ignored in (("ids", ids, None), ("targets", targets, IGNORE)):
+            wrong = None if tokens is None else tokens[((tokens < 0) | (tokens >= count)) & (tokens != ignored)]
+            if wrong is not None and wrong.size:
+                raise ValueError(f"GPT: {name} must be in [0, {count}), got {wrong[0]}")
+        return tuple(None if x is None else beside(x, table) for x in (ids, numbers, mask, targets))  # type: ignore[return-value]
 
     def _batch(self, batch: tuple[ArrayLike, ...]) -> tuple[Array, Array | None, Array]:
         """Check a batch; what is between ids and targets is a mask or positions."""

@@ -13,6 +13,7 @@ from numformer.nn.backward import Backward, take
 from numformer.nn.context import DEFAULT, Context
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
+from numformer.ops.memory import namespace
 
 Array = NDArray[Any]
 
@@ -80,6 +81,10 @@ class Embedding(Module):
 
 def without_padding(dy: Array, ids: Array, padding: int | None) -> Array:
     """Return dy with zeros in the rows where `ids` is that of padding."""
-    if padding is None or not (is_padding := ids == padding).any():
+    if padding is None:
         return dy
-    return np.where(is_padding[..., None], np.zeros((), dy.dtype), dy)
+    xp, is_padding = namespace(dy), ids == padding
+    if xp is np and not is_padding.any():  # to ask a GPU would be to wait for it
+        return dy
+    rows: Array = xp.where(is_padding[..., None], xp.zeros((), dy.dtype), dy)
+    return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class LinearCrossEntropy(Module):
         values = [p.use(x.dtype) for p in parameters]
         drafts = [p.draft() for p in parameters]
         # float16 has no room for the gradient of a mean over many rows before that is scaled.
-        dloss = float(max(np.size(targets), 1)) if x.dtype == np.float16 else 1.0
+        dloss = float(max(math.prod(x.shape[:-1]), 1)) if x.dtype == np.float16 else 1.0
         loss, dx, *_ = ops.linear_cross_entropy(
             x,
             values[0],

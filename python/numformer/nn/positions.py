@@ -14,6 +14,7 @@ from numformer.nn.context import Context
 from numformer.nn.embedding import without_padding
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
+from numformer.ops.memory import beside, device_of
 
 Array = NDArray[Any]
 
@@ -154,7 +155,8 @@ class SinusoidalPositions(Module):
         """Return x with its positions added."""
         kind = np.dtype(np.float32) if x.dtype.itemsize == 2 else x.dtype
         if ids is not None:
-            last = int(np.max(ids, initial=0))
-            return ops.add(x, ops.embedding(self._table(min(last + 1, self.length), kind), ids))
+            # What a GPU holds is not asked for its largest: that would be to wait for it.
+            last = int(np.max(ids, initial=0)) if device_of(ids) == "cpu" else self.length - 1
+            return ops.add(x, ops.embedding(beside(self._table(min(last + 1, self.length), kind), x), ids))
         end = _check("SinusoidalPositions", x, offset, self.length)
-        return ops.add(x, self._table(end, kind)[offset:end])
+        return ops.add(x, beside(self._table(end, kind)[offset:end], x))
