@@ -321,6 +321,7 @@ def train(
     _run(
         _train_gpt,
         model=model.value,
+        device=device.value,
         memory=memory,
         other=[name for name, value in other.items() if value is not None],
         files=files or [],

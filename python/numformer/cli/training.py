@@ -15,6 +15,7 @@ from numformer.data.vocabulary import FILE
 from numformer.models import GPT, GPTConfig, TransformerXL, TransformerXLConfig
 from numformer.nn import initial
 from numformer.nn.context import compute_dtype as known
+from numformer.ops import dispatch
 from numformer.optim import AdamW, cosine, decay_groups
 from numformer.train import Trainer
 from numformer.train.record import SAMPLES
@@ -59,6 +60,8 @@ def run(
     ranks = together.start(threads)
     if resume and out is None:
         raise ValueError("train: --resume needs --out, the folder of the run")
+    if device == "cuda" and not (status := dispatch.cuda_status())["usable"]:
+        raise ValueError(f"train: --device cuda cannot be used: {status['reason']}")
     corpus = language.corpus(files, context, packing)
     sizes: dict[str, Any] = {
         "vocab_size": corpus.vocab_size,
