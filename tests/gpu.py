@@ -146,8 +146,8 @@ class ndarray:
         GPU.wait("to_host")
         return bool(self.host)
 
-    for _name in ("__add__", "__sub__", "__mul__", "__truediv__", "__eq__", "__ne__", "__lt__", "__ge__", "__neg__"):
-        locals()[_name] = _operator(_name)
+    for _name in ("add", "sub", "rsub", "mul", "truediv", "eq", "ne", "lt", "ge", "neg"):
+        locals()[f"__{_name}__"] = _operator(f"__{_name}__")
     __hash__ = None
 
 
@@ -221,6 +221,8 @@ def cupy():
         moveaxis=lambda x, source, target: ndarray(np.moveaxis(_host(x), source, target)),
         split=lambda x, parts: [ndarray(part) for part in np.split(_host(x), parts)],
         take=lambda x, rows, axis: ndarray(np.take(_host(x), _host(rows), axis=axis)),
+        tanh=lambda x: ndarray(np.asarray(np.tanh(_host(x)))),
+        stack=lambda arrays, axis: ndarray(np.stack(list(map(_host, arrays)), axis=axis)),
         where=lambda condition, x, y: ndarray(np.where(*map(_host, (condition, x, y)))),
         cuda=SimpleNamespace(
             alloc=alloc,

@@ -43,10 +43,22 @@ def test_a_run_on_the_device_is_that_on_the_cpu(text, tmp_path):
         assert dry.exit_code == 0, dry.output
 
 
+def test_a_transformer(tmp_path):
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("".join(f"ein {word}\ta {word}\n" for word in ("Hund", "Mann", "Haus", "Baum") * 10))
+    tiny = ["--layers", "1", "--heads", "2", "--width", "16", "--batch", "8", "--vocab", "0", "--quiet"]
+    with gpu.standing_in(gpu_twin.core):
+        for device in ("cpu", "cuda"):
+            out = ["--out", str(tmp_path / device), "--device", device, "--steps", "11", "--pairs", str(pairs)]
+            result = RUN.invoke(app, ["train", "--model", "transformer", *out, *tiny])
+            assert result.exit_code == 0, result.output
+    np.testing.assert_allclose(losses(tmp_path / "cuda"), losses(tmp_path / "cpu"), rtol=1e-4)
+
+
 def test_what_cannot_be(text):
     other = RUN.invoke(app, ["train", str(text), "--model", "transformer-xl", "--device", "cuda"])
     assert other.exit_code != 0
-    assert "--device cuda is for --model gpt" in other.output
+    assert "--device cuda is for --model gpt and transformer" in other.output
     with gpu.standing_in(gpu_twin.core, version=11080):
         old = RUN.invoke(app, ["train", str(text), "--device", "cuda", "--dry-run", *TINY])
     assert old.exit_code != 0

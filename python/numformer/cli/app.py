@@ -196,7 +196,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, batches and dropout.")] = 0,
     dtype: Annotated[DType, typer.Option(help="To compute in; 16 bits: mixed precision.")] = DType.float32,
     device: Annotated[
-        Device, typer.Option(help='Where to compute; cuda is for a gpt and needs the extra "cuda" (experimental).')
+        Device, typer.Option(help='Where to compute; cuda needs the extra "cuda" (experimental).')
     ] = Device.cpu,
     threads: Threads = None,
     eval_every: Annotated[
@@ -255,6 +255,7 @@ def train(
         "minutes": minutes,
         "seed": seed,
         "dtype": dtype.value,
+        "device": device.value,
         "threads": threads,
         "watch": {
             "keep": keep,
@@ -270,8 +271,8 @@ def train(
         "resume": resume,
         "quiet": quiet,
     }
-    if device is Device.cuda and model is not ModelKind.gpt:
-        _run(_refuse, message="train: --device cuda is for --model gpt")
+    if device is Device.cuda and model is ModelKind.transformer_xl:
+        _run(_refuse, message="train: --device cuda is for --model gpt and transformer")
     if memory is not None and model is not ModelKind.transformer_xl:
         _run(_refuse, message="train: --memory is for --model transformer-xl")
     if model is ModelKind.transformer:
@@ -321,7 +322,6 @@ def train(
     _run(
         _train_gpt,
         model=model.value,
-        device=device.value,
         memory=memory,
         other=[name for name, value in other.items() if value is not None],
         files=files or [],

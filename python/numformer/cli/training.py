@@ -60,8 +60,7 @@ def run(
     ranks = together.start(threads)
     if resume and out is None:
         raise ValueError("train: --resume needs --out, the folder of the run")
-    if device == "cuda" and not (status := dispatch.cuda_status())["usable"]:
-        raise ValueError(f"train: --device cuda cannot be used: {status['reason']}")
+    check_device(device)
     corpus = language.corpus(files, context, packing)
     sizes: dict[str, Any] = {
         "vocab_size": corpus.vocab_size,
@@ -168,6 +167,12 @@ def _report(
     for name in names:
         if (folder / name).is_file():
             typer.echo(f"wrote {folder / name}")
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError where a device cannot be used, with the reason."""
+    if device == "cuda" and not (status := dispatch.cuda_status())["usable"]:
+        raise ValueError(f"train: --device cuda cannot be used: {status['reason']}")
 
 
 def compute_dtype(name: str) -> np.dtype[Any] | None:

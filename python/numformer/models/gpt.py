@@ -28,14 +28,11 @@ from numformer.nn import (
 from numformer.nn.backward import chain
 from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
-from numformer.ops.memory import beside, device_of, namespace, number, on_host
+from numformer.ops.memory import beside, namespace, number, on_host
 
 Array = NDArray[Any]
 
 __all__ = ["GPT", "GPTConfig"]
-
-IGNORE = -100
-"""A target that does not count."""
 
 
 class GPT(pretrained.PretrainedModel):
@@ -138,7 +135,7 @@ class GPT(pretrained.PretrainedModel):
         """
         ids, mask, targets = self._batch(batch)
         numbers, mask, starts = _places(mask, ids.shape[1])
-        ids, numbers, mask, targets = self._beside(ids, numbers, mask, targets)
+        mask = None if mask is None else beside(mask, self.tokens.weight.value)
         x, tokens = self.tokens(ids, ctx=ctx)
         x, positions = self.positions(x, ids=numbers)
         x, dropout = self.dropout(x, ctx=ctx)
@@ -159,7 +156,6 @@ class GPT(pretrained.PretrainedModel):
         """Return the mean cross-entropy of a batch; without dropout, and nothing is kept."""
         ids, mask, targets = self._batch(batch)
         x = self._hidden(ids, mask, (ctx or DEFAULT).dtype)
-        _, _, _, targets = self._beside(None, None, None, targets)
         return number(self.cross_entropy.infer(self.head, x, targets))
 
     def infer(
@@ -230,7 +226,7 @@ class GPT(pretrained.PretrainedModel):
                 f"GPT: a sequence may have up to {self.config.context} positions, got one of {offset + ids.shape[1]}"
             )
         numbers, mask, starts = _places(mask, ids.shape[1])
-        ids, numbers, mask, _ = self._beside(ids, numbers, mask, None)
+        mask = None if mask is None else beside(mask, self.tokens.weight.value)
         x = self.positions.infer(self.tokens.infer(ids, dtype=dtype), offset=offset, ids=numbers)
         states = [] if hidden is None else hidden
         for index, block in enumerate(self.blocks):
@@ -390,21 +386,6 @@ class GPT(pretrained.PretrainedModel):
                 f"GPT: ids must have shape (batch, positions) or (positions,), not empty, got {array.shape}"
             )
         return array
-
-    def _beside(self, ids: Any, numbers: Any, mask: Any, targets: Any) -> tuple[Any, Any, Any, Any]:
-        """Return what a batch has where the weights are: for a GPU, checked here and copied there.
-
-        A kernel on a GPU cannot raise, so the numbers of tokens are looked at before they leave.
-        """
-        table = self.tokens.weight.value
-        if device_of(table) == "cpu":
-            return ids, numbers, mask, targets
-        count = self.config.vocab_size
-        for name, tokens, ignored in (("ids", ids, None), ("targets", targets, IGNORE)):
-            wrong = None if tokens is None else tokens[((tokens < 0) | (tokens >= count)) & (tokens != ignored)]
-            if wrong is not None and wrong.size:
-                raise ValueError(f"GPT: {name} must be in [0, {count}), got {wrong[0]}")
-        return tuple(None if x is None else beside(x, table) for x in (ids, numbers, mask, targets))  # type: ignore[return-value]
 
     def _batch(self, batch: tuple[ArrayLike, ...]) -> tuple[Array, Array | None, Array]:
         """Check a batch; what is between ids and targets is a mask or positions."""

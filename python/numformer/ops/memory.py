@@ -65,6 +65,26 @@ def beside(x: Array, like: Array) -> Array:
     return moved(x, device_of(like))
 
 
+def indices(owner: str, name: str, ids: Array, count: int, like: Array, *, ignored: int | None = None) -> Array:
+    """Return integers in the memory of an array that they are used with.
+
+    Those of the host that go to a GPU are looked at first: its kernels cannot raise.
+
+    Raises
+    ------
+    ValueError
+        Where one of these is not in [0, count), and not `ignored`.
+    """
+    if type(like) is np.ndarray or device_of(like) == device_of(ids):
+        return ids
+    if device_of(ids) == "cpu":
+        wrong = ids[((ids < 0) | (ids >= count)) & (ids != ignored)]
+        if wrong.size:
+            also = "" if ignored is None else f" or {ignored}"
+            raise ValueError(f"{owner}: {name} must be in [0, {count}){also}, got {wrong.flat[0]}")
+    return beside(ids, like)
+
+
 def on_host(x: Array) -> Array:
     """Return the array in the processor's memory; to copy it from a GPU waits for what it is computed by."""
     backend = dispatch.backend_of(x)
