@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 from numformer.ops import dispatch
+from numformer.profiling import ranges
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "cuda"
@@ -34,6 +35,8 @@ class Gpu:
     def __init__(self):
         self.counts = Counter()
         self.limit = None  # bytes of the next array, beyond which there is no memory
+        self.marks = []  # ranges of NVTX
+        self.clock = 0.0  # milliseconds of events
         self.failed = False  # an error that the next synchronisation reports
 
     def wait(self, what):
@@ -151,6 +154,17 @@ class ndarray:
     __hash__ = None
 
 
+class Event:
+    """An event of CUDA: one second after the other."""
+
+    def record(self):
+        GPU.clock += 1000.0
+        self.time = GPU.clock
+
+    def synchronize(self):
+        GPU.wait("event")
+
+
 class Token:
     """What a capsule of DLPack stands for."""
 
@@ -228,6 +242,13 @@ def cupy():
             alloc=alloc,
             get_current_stream=lambda: stream,
             runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
+            Event=Event,
+            get_elapsed_time=lambda start, stop: stop.time - start.time,
+            nvtx=SimpleNamespace(
+                available=True,
+                RangePush=lambda label: GPU.marks.append(label),
+                RangePop=lambda: GPU.marks.append("/"),
+            ),
         ),
     )
     return module
@@ -290,6 +311,7 @@ def standing_in(core, **driver):
         sys.path[:] = path
         dispatch._loaded.clear()
         dispatch._loaded.update(loaded)
+        ranges._device = None
         importlib.invalidate_caches()
 
 

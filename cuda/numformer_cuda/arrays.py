@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from numformer_cuda import DeviceError
+from numformer_cuda.timing import timing
 
 namespace: Any = cupy
 _core: Any = import_module("numformer_cuda._core")  # which has no types
@@ -390,7 +391,11 @@ def launch(name: str, *arguments: Any) -> None:
         raise NotImplementedError(f"{name}: it is not implemented on a GPU yet")
     given = [describe(x) if isinstance(x, namespace.ndarray) else x for x in arguments]
     try:
-        kernel(*given, int(namespace.cuda.get_current_stream().ptr))
+        given.append(int(namespace.cuda.get_current_stream().ptr))
+        if timing.on:
+            timing.run(name, kernel, tuple(given))
+        else:
+            kernel(*given)
     except NotImplementedError:
         raise
     except RuntimeError as error:
