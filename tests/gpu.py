@@ -37,6 +37,7 @@ class Gpu:
         self.limit = None  # bytes of the next array, beyond which there is no memory
         self.marks = []  # ranges of NVTX
         self.clock = 0.0  # milliseconds of events
+        self.twin = True
         self.failed = False  # an error that the next synchronisation reports
 
     def wait(self, what):

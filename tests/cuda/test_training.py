@@ -93,6 +93,18 @@ def test_gradients_of_other_gpts(device, rng, options):
             np.testing.assert_allclose(gpu.got(found[name]), gradient, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_the_kernels_themselves_learn_the_same(rng):
+    """Those of the GPU, run on the host."""
+    core = pytest.importorskip("cuda_host").load()
+    data = tokens(rng)
+    with gpu.standing_in(core):
+        (_, expected), (_, found) = (
+            train(gpt(dropout=0.1, layers=1), data, device, steps=3) for device in ("cpu", "cuda")
+        )
+    for column in ("loss", "grad_norm"):
+        np.testing.assert_allclose(*[[row[column] for row in rows] for rows in (found, expected)], rtol=1e-4)
+
+
 def test_a_step_waits_for_its_loss_and_its_norm_only(device, rng):
     trainer, _ = train(gpt(), tokens(rng), "cuda", steps=1)
     device.counts.clear()
