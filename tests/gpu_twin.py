@@ -237,7 +237,7 @@ def matmul(out, a, b, bias, activation, residual, preactivation, scale, accumula
 
 def _options(options):
     """Those of the twin, and whether sequences are packed."""
-    arrays = ("mask", "bias", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_k")
+    arrays = ("mask", "bias", "alibi_slopes", "sinks", "global_tokens", "cu_seqlens_q", "cu_seqlens_k")
     found = {name: view(value) if name in arrays else value for name, value in options.items() if value is not None}
     starts = [found.pop(name) for name in ("cu_seqlens_q", "cu_seqlens_k") if name in found]
     return found, starts

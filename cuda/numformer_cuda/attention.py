@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from numformer_cuda.arrays import (
     Array,
     array,
+    boolean,
     describe,
     empty,
     fail_type,
@@ -70,6 +71,7 @@ class _Call:
         self.bias: Array | None = None
         self.alibi_slopes: Array | None = None
         self.sinks: Array | None = None
+        self.global_tokens: Array | None = None
         self.options: dict[str, Any] = {}
         self._read(options)
 
@@ -138,9 +140,11 @@ class _Call:
                 require_shape(name, argument, vector, (self.heads,))
                 setattr(self, argument, vector)
         self._read_dropout(options.dropout, options.seed)
-        for argument in ("global_tokens", "rel"):
-            if getattr(options, argument) is not None:
-                raise NotImplementedError(f"{name}: {argument} is not implemented on a GPU yet")
+        if options.global_tokens is not None:
+            self.global_tokens = self._global_tokens(options.global_tokens)
+            found["global_rows"] = boolean(name, "global_rows", options.global_rows)
+        if options.rel is not None:
+            raise NotImplementedError(f"{name}: rel is not implemented on a GPU yet")
         self.starts: list[Array] = []
         if self.packed:
             given = (("cu_seqlens_q", "q", self.q), ("cu_seqlens_k", "k", self.k))
@@ -152,9 +156,19 @@ class _Call:
                 )
             self.starts = [to_device(value) for value in values]
             found["cu_seqlens_q"], found["cu_seqlens_k"] = map(describe, self.starts)
-        for argument in ("mask", "bias", "alibi_slopes", "sinks"):
+        for argument in ("mask", "bias", "alibi_slopes", "sinks", "global_tokens"):
             if getattr(self, argument) is not None:
                 found[argument] = describe(getattr(self, argument))
+
+    def _global_tokens(self, tokens: Any) -> Array:
+        name, (queries, keys) = self.operation, (self.q.shape[-2], self.k.shape[-2])
+        found = array(name, "global_tokens", tokens, "any")
+        if found.dtype.name != "bool":
+            fail_type(name, f"global_tokens must have dtype bool, got {found.dtype}")
+        if queries != keys:
+            fail_value(name, f"global_tokens must be None unless q and k have as many rows, got {queries} and {keys}")
+        require_shape(name, "global_tokens", found, (*self.q.shape[:-3], queries))
+        return found
 
     def _read_dropout(self, dropout: Any, seed: Any) -> None:
         name = self.operation

@@ -197,8 +197,8 @@ def test_what_there_is_no_kernel_for(device, rng, monkeypatch):
     with pytest.raises(NotImplementedError, match="rmsprop_update: it is not implemented on a GPU yet"):
         nf.rmsprop_update([x], [x], [x], lr=0.1)
     q = gpu.put(normal(rng, 4, 4))
-    with pytest.raises(NotImplementedError, match="attention: global_tokens is not implemented on a GPU yet"):
-        nf.attention(q, q, q, global_tokens=gpu.put(np.ones(4, bool)))
+    with pytest.raises(NotImplementedError, match="attention: rel is not implemented on a GPU yet"):
+        nf.attention(q, q, q, rel=(q[None], q[:1], q[:1], 0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

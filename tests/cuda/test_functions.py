@@ -221,13 +221,36 @@ def test_attention(device, rng, dtype, number, lead):
     agree(nf.attention, q, k, v, return_lse=True, **options)
     out, lse = nf.attention(q, k, v, return_lse=True, **options)
     agree(nf.attention_backward, dout, q, k, v, out, lse, dlse=np.ones_like(lse), **options)
-    if "bias" in options and not device.twin:
-        options["bias"] = None
-        options["sinks"] = made["heads"]
-        out, lse = nf.attention(q, k, v, return_lse=True, **options)
-        agree(nf.attention_backward, dout, q, k, v, out, lse, grads=("sinks",), **options)
-    elif "bias" in options:
+    if "bias" in options:
         agree(nf.attention_backward, dout, q, k, v, out, lse, grads=("bias", "sinks"), **options)
+
+
+@pytest.mark.parametrize("rows", [True, False])
+@pytest.mark.parametrize("lead", [(), (2, 4)])
+def test_attention_with_global_tokens(device, rng, dtype, lead, rows):
+    q, k, v, dout = (normal(rng, *lead, 6, 8, dtype=dtype) for _ in range(4))
+    options = {"window": (1, 0), "global_tokens": rng.random((*lead[:-1], 6)) < 0.4, "global_rows": rows}
+    agree(nf.attention, q, k, v, return_lse=True, **options)
+    out, lse = nf.attention(q, k, v, return_lse=True, **options)
+    agree(nf.attention_backward, dout, q, k, v, out, lse, **options)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kind", "words"),
+    [
+        (np.ones(6, np.float32), TypeError, "global_tokens must have dtype bool, got float32"),
+        (np.ones(5, bool), ValueError, r"global_tokens must have shape \(6,\), got \(5,\)"),
+    ],
+)
+def test_global_tokens_that_do_not_fit(device, rng, tokens, kind, words):
+    q = normal(rng, 6, 8)
+    for put in (lambda x: x, gpu.put):
+        with pytest.raises(kind, match=words):
+            nf.attention(put(q), put(q), put(q), global_tokens=put(tokens))
+        with pytest.raises(
+            ValueError, match="global_tokens must be None unless q and k have as many rows, got 5 and 6"
+        ):
+            nf.attention(put(q[:5]), put(q), put(q), global_tokens=put(np.ones(5, bool)))
 
 
 def test_attention_of_packed_sequences(device, rng, dtype):
