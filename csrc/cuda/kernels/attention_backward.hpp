@@ -1,0 +1,219 @@
+// Attention's backward (T. Dao and others, "FlashAttention", 2022, appendix B.2), in two kernels, so that each gradient
+// is summed by one block in one order and nothing is added atomically: one has blocks of queries and makes dq, one has
+// blocks of keys and makes dk and dv. The price is that scores and dP are made twice: seven products in place of five.
+//
+//   P = exp(S - lse), F: dropout's factors (0 or 1 / (1 - p)), delta = rowsum(dO O) - dlse
+//   dV = (F P)^T dO,  dS = P (F dO V^T - delta),  through = dS (1 - tanh^2 of the softcap)
+//   dQ = scale through K,  dK = scale through^T Q, both summed over the query heads that share a key head
+#pragma once
+#include "cuda/kernels/attention.hpp"
+
+namespace nf::cuda {
+
+constexpr int kDeltaThreads = 256;
+
+// delta of each row: a warp each.
+template <class T> NF_KERNEL(kDeltaThreads) attention_delta(NF_ARGS AttentionArgs args) {
+    typedef Acc<T> A;
+    const int64_t rows = args.batches * args.heads * args.queries;
+    for (int64_t row = block() * (kDeltaThreads / kWarp) + warp(); row < rows;
+         row += blocks() * (kDeltaThreads / kWarp)) {
+        const int64_t query = row % args.queries, head = row / args.queries % args.heads,
+                      batch = row / args.queries / args.heads;
+        const T *out = rows_of<T>(args, args.out, batch, head, query),
+                *dout = rows_of<T>(args, args.dout, batch, head, query);
+        A sum = 0;
+        for (int64_t j = lane(); j < args.value_dim; j += kWarp)
+            sum += load(out, j) * load(dout, j);
+        sum = warp_sum(sum);
+        if (lane() == 0)
+            static_cast<A *>(args.delta)[row] = args.dlse ? sum - static_cast<const A *>(args.dlse)[row] : sum;
+    }
+}
+
+// The gradient of the sinks, a block a head: minus the sum over all rows of exp(sink - lse) delta.
+template <class T> NF_KERNEL(kDeltaThreads) attention_sinks_backward(NF_ARGS AttentionArgs args) {
+    typedef Acc<T> A;
+    Shared<double> scratch = SharedMemory().take<double>(kDeltaThreads / kWarp);
+    const int64_t head = block();
+    const A sink = at_head<T>(args.sinks, head);
+    double sum = 0;
+    for (int64_t i = thread(); i < args.batches * args.queries; i += kDeltaThreads) {
+        const int64_t row = (i / args.queries * args.heads + head) * args.queries + i % args.queries;
+        const A lse = static_cast<const A *>(args.lse)[row];
+        if (lse != -infinity<A>())
+            sum -= double(exp_of(sink - lse) * static_cast<const A *>(args.delta)[row]);
+    }
+    sum = block_sum(sum, scratch);
+    if (thread() > 0)
+        return;
+    if (args.sinks.is_float)
+        static_cast<float *>(args.dsinks)[head] = float(sum);
+    else
+        store(static_cast<T *>(args.dsinks), head, A(sum));
+}
+
+// P F and `through` of one pair from its product and dO V^T; zeros where the query does not look.
+template <class T>
+NF_DEVICE void gradients_of_pair(const Scores<T> &scores, int64_t query, int64_t key, bool sees, Acc<T> lse,
+                                 Acc<T> delta, Acc<T> &score, Acc<T> &of_values) {
+    typedef Acc<T> A;
+    A cap_slope;
+    if (!scores.score(query, key, sees, score, cap_slope) || lse == -infinity<A>()) {
+        score = of_values = A(0);
+        return;
+    }
+    const A p = exp_of_difference(score, lse), factor = scores.drops() ? scores.kept(query, key) : A(1);
+    of_values = p * (of_values * factor - delta) * cap_slope;
+    score = p * factor;
+}
+
+template <class T, int D>
+NF_KERNEL((AttentionTile<T, D>::kThreads))
+attention_backward_queries(NF_ARGS AttentionArgs args) {
+    typedef Acc<T> A;
+    typedef AttentionTile<T, D> Tile;
+    constexpr int kColumns = Tile::kColumns, kStride = Tile::kStride, kTiles = kColumns / 8;
+    AttentionPlace place;
+    if (!find_place(args, false, Tile::kRows, place))
+        return;
+    const int64_t kv_head = place.head / (args.heads / args.kv_heads), first = place.first;
+    const int64_t rows = smaller_of(Tile::kRows, place.queries - first);
+    const int dim = int(args.dim), value_dim = int(args.value_dim);
+    SharedMemory memory;
+    Shared<T> q = memory.take<T>(Tile::kRows * kStride), dout = memory.take<T>(Tile::kRows * kStride),
+              k = memory.take<T>(kColumns * kStride), v = memory.take<T>(kColumns * kStride);
+    copy_tile<T, Tile::kRows>(q, kStride, rows_of<T>(args, args.q, place.batch, place.head, place.query_start + first),
+                              args.q.row, rows, dim);
+    copy_tile<T, Tile::kRows>(dout, kStride,
+                              rows_of<T>(args, args.dout, place.batch, place.head, place.query_start + first),
+                              args.dout.row, rows, value_dim);
+    const T *keys = rows_of<T>(args, args.k, place.batch, kv_head, place.key_start);
+    const T *values = rows_of<T>(args, args.v, place.batch, kv_head, place.key_start);
+    const Scores<T> scores(args, place, place.head);
+
+    const int t = lane() % 4;
+    const int64_t mine = first + warp() * 16 + lane() / 4;
+    const int64_t row0 = (place.batch * args.heads + place.head) * args.queries + place.query_start;
+    A lse[2], delta[2];
+    for (int r = 0; r < 2; ++r) {
+        const bool there = mine + 8 * r < place.queries;
+        lse[r] = there ? static_cast<const A *>(args.lse)[row0 + mine + 8 * r] : -infinity<A>();
+        delta[r] = there ? static_cast<const A *>(args.delta)[row0 + mine + 8 * r] : A(0);
+    }
+    A dq[D / 8][4] = {};
+    const int64_t from = larger_of(int64_t(0), place.low + first),
+                  to = smaller_of(place.keys, place.high + first + rows);
+    for (int64_t key0 = from / kColumns * kColumns; key0 < to; key0 += kColumns) {
+        barrier();
+        const int64_t here = smaller_of(kColumns, place.keys - key0);
+        const bool odd = copy_tile<T, kColumns>(k, kStride, keys + key0 * args.k.row, args.k.row, here, dim);
+        copy_tile<T, kColumns>(v, kStride, values + key0 * args.v.row, args.v.row, here, value_dim);
+        const bool sees = scores.all_seen(first, Tile::kRows, key0, kColumns);
+        const bool careful = barrier_any(odd && !sees);
+        A s[kTiles][4] = {}, ds[kTiles][4] = {};
+        multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim);
+        multiply_rows<T, kTiles>(ds, dout.from(warp() * 16 * kStride), v, kStride, value_dim);
+        NF_UNROLL
+        for (int n = 0; n < kTiles; ++n)
+            NF_UNROLL
+        for (int e = 0; e < 4; ++e)
+            gradients_of_pair(scores, mine + e / 2 * 8, key0 + n * 8 + 2 * t + e % 2, sees, lse[e / 2], delta[e / 2],
+                              s[n][e], ds[n][e]);
+        multiply_weights<T, kTiles, D / 8>(dq, ds, k, kStride, dim, careful);
+    }
+    NF_UNROLL
+    for (int r = 0; r < 2; ++r) {
+        const int64_t query = mine + 8 * r;
+        if (query >= place.queries)
+            continue;
+        T *to_row = rows_of<T>(args, args.dq, place.batch, place.head, place.query_start + query);
+        NF_UNROLL
+        for (int n = 0; n < D / 8; ++n)
+            NF_UNROLL
+        for (int i = 0; i < 2; ++i)
+            if (n * 8 + 2 * t + i < dim)
+                store(to_row, n * 8 + 2 * t + i, dq[n][2 * r + i] * A(args.scale));
+    }
+}
+
+template <class T, int D>
+NF_KERNEL((AttentionTile<T, D>::kThreads))
+attention_backward_keys(NF_ARGS AttentionArgs args) {
+    typedef Acc<T> A;
+    typedef AttentionTile<T, D> Tile;
+    constexpr int kColumns = Tile::kColumns, kStride = Tile::kStride, kTiles = kColumns / 8;
+    AttentionPlace place; // its head is that of keys and values
+    if (!find_place(args, true, Tile::kRows, place))
+        return;
+    const int64_t group = args.heads / args.kv_heads, first = place.first;
+    const int64_t rows = smaller_of(Tile::kRows, place.keys - first);
+    const int dim = int(args.dim), value_dim = int(args.value_dim);
+    SharedMemory memory;
+    Shared<T> k = memory.take<T>(Tile::kRows * kStride), v = memory.take<T>(Tile::kRows * kStride),
+              q = memory.take<T>(kColumns * kStride), dout = memory.take<T>(kColumns * kStride);
+    Shared<A> lse = memory.take<A>(kColumns), delta = memory.take<A>(kColumns);
+    copy_tile<T, Tile::kRows>(k, kStride, rows_of<T>(args, args.k, place.batch, place.head, place.key_start + first),
+                              args.k.row, rows, dim);
+    copy_tile<T, Tile::kRows>(v, kStride, rows_of<T>(args, args.v, place.batch, place.head, place.key_start + first),
+                              args.v.row, rows, value_dim);
+    const int t = lane() % 4;
+    const int64_t mine = first + warp() * 16 + lane() / 4;
+    A dk[D / 8][4] = {}, dv[D / 8][4] = {};
+    // The queries that may see one of these keys.
+    const int64_t from = larger_of(int64_t(0), first - place.high),
+                  to = smaller_of(place.queries, first + rows - place.low);
+    for (int64_t head = place.head * group; head < (place.head + 1) * group; ++head) {
+        const T *queries = rows_of<T>(args, args.q, place.batch, head, place.query_start);
+        const T *gradients = rows_of<T>(args, args.dout, place.batch, head, place.query_start);
+        const int64_t row0 = (place.batch * args.heads + head) * args.queries + place.query_start;
+        const Scores<T> scores(args, place, head);
+        for (int64_t query0 = from / kColumns * kColumns; query0 < to; query0 += kColumns) {
+            barrier();
+            const int64_t here = smaller_of(kColumns, place.queries - query0);
+            bool odd = copy_tile<T, kColumns>(q, kStride, queries + query0 * args.q.row, args.q.row, here, dim);
+            odd = copy_tile<T, kColumns>(dout, kStride, gradients + query0 * args.dout.row, args.dout.row, here,
+                                         value_dim) ||
+                  odd;
+            for (int i = thread(); i < kColumns; i += Tile::kThreads) {
+                lse[i] = i < here ? static_cast<const A *>(args.lse)[row0 + query0 + i] : -infinity<A>();
+                delta[i] = i < here ? static_cast<const A *>(args.delta)[row0 + query0 + i] : A(0);
+            }
+            const bool sees = scores.all_seen(query0, kColumns, first, Tile::kRows);
+            const bool careful = barrier_any(odd && !sees);
+            A s[kTiles][4] = {}, ds[kTiles][4] = {}; // rows: keys, columns: queries
+            multiply_rows<T, kTiles>(s, k.from(warp() * 16 * kStride), q, kStride, dim);
+            multiply_rows<T, kTiles>(ds, v.from(warp() * 16 * kStride), dout, kStride, value_dim);
+            NF_UNROLL
+            for (int n = 0; n < kTiles; ++n)
+                NF_UNROLL
+            for (int e = 0; e < 4; ++e) {
+                const int column = n * 8 + 2 * t + e % 2;
+                gradients_of_pair(scores, query0 + column, mine + e / 2 * 8, sees, lse[column], delta[column], s[n][e],
+                                  ds[n][e]);
+            }
+            multiply_weights<T, kTiles, D / 8>(dv, s, dout, kStride, value_dim, careful);
+            multiply_weights<T, kTiles, D / 8>(dk, ds, q, kStride, dim, careful);
+        }
+    }
+    NF_UNROLL
+    for (int r = 0; r < 2; ++r) {
+        const int64_t key = mine + 8 * r;
+        if (key >= place.keys)
+            continue;
+        T *to_keys = rows_of<T>(args, args.dk, place.batch, place.head, place.key_start + key);
+        T *to_values = rows_of<T>(args, args.dv, place.batch, place.head, place.key_start + key);
+        NF_UNROLL
+        for (int n = 0; n < D / 8; ++n)
+            NF_UNROLL
+        for (int i = 0; i < 2; ++i) {
+            const int column = n * 8 + 2 * t + i;
+            if (column < dim)
+                store(to_keys, column, dk[n][2 * r + i] * A(args.scale));
+            if (column < value_dim)
+                store(to_values, column, dv[n][2 * r + i]);
+        }
+    }
+}
+
+} // namespace nf::cuda
