@@ -42,7 +42,8 @@ void dropout(const Array &out, const Array &x, const MaybeArray &residual, const
 struct AttentionInputs {
     const char *operation;
     Array q, k, v;
-    MaybeArray mask, bias, slopes, sinks, query_starts, key_starts;
+    MaybeArray mask, bias, slopes, sinks, query_starts, key_starts, global;
+    bool global_rows = true;
     bool causal = false, top_left = false;
     std::optional<int64_t> left, right;
     double scale = 1, softcap = 0;
@@ -51,7 +52,7 @@ struct AttentionInputs {
 void attention(const AttentionInputs &in, const Array &out, const MaybeArray &lse, Stream stream);
 void attention_backward(const AttentionInputs &in, const Array &dout, const Array &out, const Array &lse,
                         const MaybeArray &dlse, const Array &dq, const Array &dk, const Array &dv,
-                        const MaybeArray &dsinks, const Allocate &allocate, Stream stream);
+                        const MaybeArray &dsinks, const MaybeArray &dbias, const Allocate &allocate, Stream stream);
 
 struct CrossEntropyInputs {
     Array logits, targets; // targets: integers

@@ -401,8 +401,9 @@ AttentionInputs attention_inputs(const Arguments &arguments, py::handle q, py::h
 
     for (const auto &item : options) {
         const std::string name = py::cast<std::string>(item.first);
-        const char *const known[] = {"causal", "window",  "mask", "bias", "scale",        "softcap",     "alibi_slopes",
-                                     "sinks",  "dropout", "seed", "tf32", "cu_seqlens_q", "cu_seqlens_k"};
+        const char *const known[] = {"causal",  "window",        "mask",        "bias",         "scale",
+                                     "softcap", "alibi_slopes",  "sinks",       "dropout",      "seed",
+                                     "tf32",    "global_tokens", "global_rows", "cu_seqlens_q", "cu_seqlens_k"};
         if (std::find(std::begin(known), std::end(known), name) == std::end(known) && !item.second.is_none())
             throw NotThere(std::string(arguments.operation()) + ": " + name + " is not there on a device");
     }
@@ -444,6 +445,18 @@ AttentionInputs attention_inputs(const Arguments &arguments, py::handle q, py::h
         arguments.require_wide("bias", *in.bias, in.q.dtype);
     if (in.query_starts && (in.mask || in.bias))
         arguments[in.mask ? "mask" : "bias"].fail_value("be None with cu_seqlens_q", "an array");
+    const py::object tokens = option(options, "global_tokens"), rows = option(options, "global_rows");
+    if (!tokens.is_none()) {
+        const Array global = array_of(arguments["global_tokens"], tokens);
+        require_dtype(arguments["global_tokens"], global, DType::boolean);
+        if (in.query_starts || in.q.shape[axes - 2] != keys)
+            arguments["global_tokens"].fail_value("be None unless q and k have as many rows", shape_text(in.k.shape));
+        Shape expected(in.q.shape.begin(), in.q.shape.end() - std::min<long>(3, long(axes)));
+        expected.push_back(keys);
+        require_shape(arguments["global_tokens"], global, expected);
+        in.global = global;
+        in.global_rows = rows.is_none() || py::cast<bool>(rows);
+    }
     in.slopes = arguments.maybe_wide("alibi_slopes", option(options, "alibi_slopes"), in.q.dtype, {heads});
     in.sinks = arguments.maybe_wide("sinks", option(options, "sinks"), in.q.dtype, {heads});
     const py::object scale = option(options, "scale"), softcap = option(options, "softcap");
@@ -490,21 +503,23 @@ void bind_attention(py::module_ &m) {
         const DType type = in.q.dtype, statistics = acc_of(type);
         Shape shape = in.q.shape;
         shape.back() = in.v.shape.back();
-        MaybeArray dsinks;
+        MaybeArray dsinks, dbias;
         for (const auto &item : grads) {
             const std::string name = py::cast<std::string>(item.first);
-            if (name != "sinks")
+            if (name != "sinks" && name != "bias")
                 throw NotThere("attention_backward: the gradient of " + name + " is not there on a device");
-            if (!in.sinks)
-                arguments["sinks"].fail_value("be given with grads=('sinks',)", "None");
-            dsinks = arguments.like("sinks", item.second, in.sinks->dtype, in.sinks->shape);
+            const MaybeArray &of = name == "sinks" ? in.sinks : in.bias;
+            if (!of)
+                arguments[name.c_str()].fail_value("be given where its gradient is wanted", "None");
+            (name == "sinks" ? dsinks : dbias) = arguments.like(name.c_str(), item.second, of->dtype, of->shape);
         }
         attention_backward(
             in, operand_like(arguments, "dout", dout, type, shape), operand_like(arguments, "out", out, type, shape),
             arguments.like("lse", lse, statistics, leading(shape)),
             arguments.maybe_like("dlse", dlse, statistics, leading(shape)),
             operand_like(arguments, "dq", dq, type, in.q.shape), operand_like(arguments, "dk", dk, type, in.k.shape),
-            operand_like(arguments, "dv", dv, type, in.v.shape), dsinks, allocate_by(allocate), stream_of(stream));
+            operand_like(arguments, "dv", dv, type, in.v.shape), dsinks, dbias, allocate_by(allocate),
+            stream_of(stream));
     });
 }
 

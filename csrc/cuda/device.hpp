@@ -38,6 +38,7 @@ template <class T> struct Shared {
     T *data;
     NF_DEVICE T &operator[](int i) const { return data[i]; }
     NF_DEVICE Shared from(int first) const { return {data + first}; }
+    NF_DEVICE T *part(int first, int) const { return data + first; } // so many elements, to be copied at once
 };
 
 // Hands out the block's shared memory from its begin, in pieces aligned to 16 bytes (shared_bytes each).
@@ -159,6 +160,8 @@ NF_DEVICE int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
 NF_DEVICE int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
 NF_DEVICE bool finite(float x) { return x - x == 0; }
 NF_DEVICE bool finite(double x) { return x - x == 0; }
+NF_DEVICE bool finite(f16 x) { return (x.bits & 0x7c00) != 0x7c00; }
+NF_DEVICE bool finite(bf16 x) { return (x.bits & 0x7f80) != 0x7f80; }
 template <class A> NF_DEVICE A infinity() { return A(HUGE_VALF); }
 template <class A> NF_DEVICE A not_a_number() { return A(nanf("")); }
 

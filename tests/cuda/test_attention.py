@@ -152,10 +152,31 @@ def test_options(gpu, rng, dtype, options):
         "dropout": {"dropout": 0.3, "seed": tuple(rng.integers(0, 2**32 - 2, 4).tolist())},
     }
     chosen = {k: v for each in every.values() for k, v in each.items()} if options == "all" else every[options]
-    grads = ("sinks",) if "sinks" in chosen else ()
+    grads = tuple(which for which in ("bias", "sinks") if which in chosen)
     causal = [False, True, "top_left"][rng.integers(3)]
     dlse = normal(rng, 2, 4, 30, dtype=working(dtype)) if rng.random() < 0.5 else None
     judge(gpu, q, k, v, dout, f"{options}, causal={causal}", dlse=dlse, grads=grads, causal=causal, **chosen)
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 70, 75), (1, 4, 70, 75), (2, 1, 1, 75), (4, 70, 1), (1, 1), (75,), (2, 1, 1, 1), ()]
+)
+def test_gradient_of_the_bias(gpu, rng, dtype, shape):
+    q, k, v, dout = inputs(rng, dtype, heads=4, kv_heads=2, n=70, m=75)
+    bias = normal(rng, *shape, dtype=rng.choice([dtype, working(dtype)]))
+    judge(gpu, q, k, v, dout, f"bias {shape}", grads=("bias",), bias=np.asarray(bias), softcap=3.0, causal=True)
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("global_rows", [False, True])
+def test_global_tokens(gpu, rng, dtype, causal, global_rows):
+    q, k, v, dout = inputs(rng, dtype, n=200, m=200, d=8)
+    tokens = np.zeros((2, 200), bool)
+    tokens[0, [0, 130]] = tokens[1, 70] = True
+    options = {"global_tokens": tokens, "global_rows": global_rows, "causal": causal, "window": (5, 9)}
+    judge(gpu, q, k, v, dout, f"global tokens, {causal}, {global_rows}", **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)

@@ -40,6 +40,12 @@ struct AttentionArgs {
     const void *dlse;                                // like lse, or null
     void *delta;                                     // scratch, like lse: rowsum(dout out) - dlse
     AttentionPairs mask, bias;
+    AttentionPairs dbias; // the gradient of the bias, in C order: its strides are 0 where bias is broadcast
+    int64_t bias_queries, bias_keys, bias_slices; // its shape: slices of rows (queries or 1) of columns (keys or 1)
+    // Self-attention with global tokens (of one byte each): they see, and are seen by, all keys that causality leaves.
+    // Without global_rows they see nothing.
+    AttentionOperand global;
+    bool global_rows;
     AttentionPerHead slopes, sinks;
     void *dsinks; // of the type of sinks
     bool causal, top_left;
@@ -77,7 +83,16 @@ struct AttentionPlace {
     int64_t batch, head, sequence, first; // the sequence is that of dropout; `first`: row of the block in the sequence
     int64_t query_start, key_start, queries, keys;
     int64_t low, high, diagonal; // query i may see keys [low + i, high + i]
+    int64_t causal_high;         // ... and global keys up to causal_high + i
 };
+
+// Which keys a query may see, once the sequence's lengths are known.
+NF_DEVICE void set_pattern(const AttentionArgs &args, AttentionPlace &place) {
+    place.diagonal = args.top_left ? 0 : place.keys - place.queries;
+    place.causal_high = args.causal ? place.diagonal : kNoLimit;
+    place.low = args.left == kNoLimit ? -kNoLimit : place.diagonal - args.left;
+    place.high = smaller_of(place.causal_high, args.right == kNoLimit ? kNoLimit : place.diagonal + args.right);
+}
 
 // Blocks of `rows` queries (of keys, if by_keys) for each of `heads` heads. False: this block has nothing to do.
 NF_DEVICE bool find_place(const AttentionArgs &args, bool by_keys, int rows, AttentionPlace &place) {
@@ -111,10 +126,7 @@ NF_DEVICE bool find_place(const AttentionArgs &args, bool by_keys, int rows, Att
             return false;
     }
     place.first = index * rows;
-    place.diagonal = args.top_left ? 0 : place.keys - place.queries;
-    place.low = args.left == kNoLimit ? -kNoLimit : place.diagonal - args.left;
-    place.high = smaller_of(args.causal ? place.diagonal : kNoLimit,
-                            args.right == kNoLimit ? kNoLimit : place.diagonal + args.right);
+    set_pattern(args, place);
     return true;
 }
 
@@ -132,18 +144,33 @@ NF_DEVICE T *rows_of(const AttentionArgs &args, const AttentionOperand &x, int64
 }
 
 // Rows [0, count) of x, `width` columns of them, into a tile of ROWS rows; zeros behind, up to a multiple of 16
-// columns. Returns whether this thread saw something that is not finite.
+// columns. 16 bytes at a time where they lie so. Returns whether this thread saw something that is not finite.
 template <class T, int ROWS>
 NF_DEVICE bool copy_tile(Shared<T> tile, int stride, const T *x, int64_t row, int64_t count, int width) {
-    const int padded = (width + 15) / 16 * 16;
+    constexpr int kChunk = 16 / int(sizeof(T));
+    struct alignas(16) Chunk {
+        T x[kChunk];
+    };
+    const int chunks = (width + 15) / 16 * 16 / kChunk; // of a row
+    const bool aligned = width % kChunk == 0 && row % kChunk == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
     bool odd = false;
-    for (int i = thread(); i < ROWS * padded; i += threads()) {
-        const int r = i / padded, c = i % padded;
-        T value{};
-        if (r < count && c < width)
-            value = x[r * row + c];
-        odd = odd || !finite(widen(value));
-        tile[r * stride + c] = value;
+    for (int i = thread(); i < ROWS * chunks; i += threads()) {
+        const int r = i / chunks, c = i % chunks * kChunk;
+        Chunk chunk{};
+        if (r < count && c < width) {
+            if (aligned) {
+                chunk = *reinterpret_cast<const Chunk *>(x + r * row + c);
+            } else {
+                NF_UNROLL
+                for (int e = 0; e < kChunk; ++e)
+                    if (c + e < width)
+                        chunk.x[e] = x[r * row + c + e];
+            }
+        }
+        NF_UNROLL
+        for (int e = 0; e < kChunk; ++e)
+            odd = odd || !finite(chunk.x[e]);
+        *reinterpret_cast<Chunk *>(tile.part(r * stride + c, kChunk)) = chunk;
     }
     return odd;
 }
@@ -239,13 +266,29 @@ template <class T> class Scores {
                     head * args.mask.head;
         if (args.bias.data)
             bias_ = batch_offset(args, args.bias.batch, place.batch) + head * args.bias.head;
+        if (args.global.data)
+            global_ = rows_of<const uint8_t>(args, args.global, place.batch, 0, 0);
         slope_ = args.slopes.data ? at_head<T>(args.slopes, head) : A(0);
     }
 
     // May query i see any key of a tile, or each? Before mask and bias.
     NF_DEVICE bool all_seen(int64_t query, int64_t queries, int64_t key, int64_t keys) const {
-        return !args_.mask.data && !args_.bias.data && query + queries <= place_.queries && key + keys <= place_.keys &&
-               key >= place_.low + query + queries - 1 && key + keys - 1 <= place_.high + query;
+        return !args_.mask.data && !args_.bias.data && !global_ && query + queries <= place_.queries &&
+               key + keys <= place_.keys && key >= place_.low + query + queries - 1 &&
+               key + keys - 1 <= place_.high + query;
+    }
+
+    // Must the tile be visited? All threads of the block ask. Without global tokens the range of a loop says it
+    // already.
+    NF_DEVICE bool needed(int64_t query, int64_t queries, int64_t key, int64_t keys) const {
+        if (!global_)
+            return true;
+        bool any = key + keys > place_.low + query && key <= place_.high + query + queries - 1;
+        for (int64_t i = thread(); i < queries; i += threads())
+            any = any || (args_.global_rows && query + i < place_.queries && is_global(query + i));
+        for (int64_t j = thread(); j < keys; j += threads())
+            any = any || (key + j < place_.keys && is_global(key + j));
+        return barrier_any(any);
     }
 
     // The score of a product; false where the query may not look. cap_slope: the derivative of the softcap.
@@ -258,7 +301,7 @@ template <class T> class Scores {
             cap_slope = A(1) - t * t;
         }
         if (!sees) {
-            if (query >= place_.queries || key >= place_.keys || key < place_.low + query || key > place_.high + query)
+            if (query >= place_.queries || key >= place_.keys || !in_pattern(query, key))
                 return false;
             if (mask_ && !mask_[query * args_.mask.query + key * args_.mask.key])
                 return false;
@@ -284,6 +327,14 @@ template <class T> class Scores {
     }
 
   private:
+    NF_DEVICE bool is_global(int64_t i) const { return global_[i * args_.global.row] != 0; }
+    NF_DEVICE bool in_pattern(int64_t query, int64_t key) const {
+        const bool inside = key >= place_.low + query && key <= place_.high + query;
+        if (!global_)
+            return inside;
+        const bool causal = key <= place_.causal_high + query;
+        return is_global(query) ? args_.global_rows && causal : inside || (causal && is_global(key));
+    }
     NF_DEVICE A bias_at(int64_t i) const {
         if constexpr (sizeof(T) == 2)
             if (args_.bias.is_float)
@@ -294,9 +345,24 @@ template <class T> class Scores {
     const AttentionArgs &args_;
     const AttentionPlace &place_;
     int64_t head_, bias_ = 0;
-    const uint8_t *mask_ = nullptr;
+    const uint8_t *mask_ = nullptr, *global_ = nullptr;
     A slope_;
 };
+
+// The keys that one of the queries [first, first + rows) may see, and the queries that may see one of the keys.
+struct KeyRange {
+    int64_t first, last;
+};
+NF_DEVICE KeyRange keys_of(const AttentionArgs &args, const AttentionPlace &place, int64_t first, int64_t rows) {
+    if (args.global.data)
+        return {0, smaller_of(place.keys, place.causal_high + first + rows)};
+    return {larger_of(int64_t(0), place.low + first), smaller_of(place.keys, place.high + first + rows)};
+}
+NF_DEVICE KeyRange queries_of(const AttentionArgs &args, const AttentionPlace &place, int64_t first, int64_t rows) {
+    if (args.global.data)
+        return {larger_of(int64_t(0), first - place.causal_high), place.queries};
+    return {larger_of(int64_t(0), first - place.high), smaller_of(place.queries, first + rows - place.low)};
+}
 
 template <class A> NF_DEVICE A exp_of_difference(A s, A shift) { return exp2_of((s - shift) * A(kLog2e)); }
 
@@ -332,9 +398,10 @@ template <class T, int D> NF_KERNEL((AttentionTile<T, D>::kThreads)) attention(N
     }
     A o[D / 8][4] = {};
 
-    const int64_t from = larger_of(int64_t(0), place.low + first),
-                  to = smaller_of(place.keys, place.high + first + rows);
-    for (int64_t key0 = from / kColumns * kColumns; key0 < to; key0 += kColumns) {
+    const KeyRange range = keys_of(args, place, first, rows);
+    for (int64_t key0 = range.first / kColumns * kColumns; key0 < range.last; key0 += kColumns) {
+        if (!scores.needed(first, rows, key0, kColumns))
+            continue;
         barrier(); // the tile before has been read
         const int64_t here = smaller_of(kColumns, place.keys - key0);
         copy_tile<T, kColumns>(k, kStride, keys + key0 * args.k.row, args.k.row, here, dim);

@@ -53,10 +53,11 @@ template <class T> NF_KERNEL(kDeltaThreads) attention_sinks_backward(NF_ARGS Att
         store(static_cast<T *>(args.dsinks), head, A(sum));
 }
 
-// P F and `through` of one pair from its product and dO V^T; zeros where the query does not look.
+// P F and `through` (`through_cap`: else dS) of one pair from its product and dO V^T; zeros where the query does not
+// look.
 template <class T>
 NF_DEVICE void gradients_of_pair(const Scores<T> &scores, int64_t query, int64_t key, bool sees, Acc<T> lse,
-                                 Acc<T> delta, Acc<T> &score, Acc<T> &of_values) {
+                                 Acc<T> delta, Acc<T> &score, Acc<T> &of_values, bool through_cap = true) {
     typedef Acc<T> A;
     A cap_slope;
     if (!scores.score(query, key, sees, score, cap_slope) || lse == -infinity<A>()) {
@@ -64,7 +65,7 @@ NF_DEVICE void gradients_of_pair(const Scores<T> &scores, int64_t query, int64_t
         return;
     }
     const A p = exp_of_difference(score, lse), factor = scores.drops() ? scores.kept(query, key) : A(1);
-    of_values = p * (of_values * factor - delta) * cap_slope;
+    of_values = p * (of_values * factor - delta) * (through_cap ? cap_slope : A(1));
     score = p * factor;
 }
 
@@ -102,9 +103,10 @@ attention_backward_queries(NF_ARGS AttentionArgs args) {
         delta[r] = there ? static_cast<const A *>(args.delta)[row0 + mine + 8 * r] : A(0);
     }
     A dq[D / 8][4] = {};
-    const int64_t from = larger_of(int64_t(0), place.low + first),
-                  to = smaller_of(place.keys, place.high + first + rows);
-    for (int64_t key0 = from / kColumns * kColumns; key0 < to; key0 += kColumns) {
+    const KeyRange range = keys_of(args, place, first, rows);
+    for (int64_t key0 = range.first / kColumns * kColumns; key0 < range.last; key0 += kColumns) {
+        if (!scores.needed(first, rows, key0, kColumns))
+            continue;
         barrier();
         const int64_t here = smaller_of(kColumns, place.keys - key0);
         const bool odd = copy_tile<T, kColumns>(k, kStride, keys + key0 * args.k.row, args.k.row, here, dim);
@@ -160,15 +162,15 @@ attention_backward_keys(NF_ARGS AttentionArgs args) {
     const int t = lane() % 4;
     const int64_t mine = first + warp() * 16 + lane() / 4;
     A dk[D / 8][4] = {}, dv[D / 8][4] = {};
-    // The queries that may see one of these keys.
-    const int64_t from = larger_of(int64_t(0), first - place.high),
-                  to = smaller_of(place.queries, first + rows - place.low);
+    const KeyRange range = queries_of(args, place, first, rows);
     for (int64_t head = place.head * group; head < (place.head + 1) * group; ++head) {
         const T *queries = rows_of<T>(args, args.q, place.batch, head, place.query_start);
         const T *gradients = rows_of<T>(args, args.dout, place.batch, head, place.query_start);
         const int64_t row0 = (place.batch * args.heads + head) * args.queries + place.query_start;
         const Scores<T> scores(args, place, head);
-        for (int64_t query0 = from / kColumns * kColumns; query0 < to; query0 += kColumns) {
+        for (int64_t query0 = range.first / kColumns * kColumns; query0 < range.last; query0 += kColumns) {
+            if (!scores.needed(query0, kColumns, first, rows))
+                continue;
             barrier();
             const int64_t here = smaller_of(kColumns, place.queries - query0);
             bool odd = copy_tile<T, kColumns>(q, kStride, queries + query0 * args.q.row, args.q.row, here, dim);
@@ -213,6 +215,150 @@ attention_backward_keys(NF_ARGS AttentionArgs args) {
             if (column < value_dim)
                 store(to_values, column, dv[n][2 * r + i]);
         }
+    }
+}
+
+// The gradient of the bias: dS, summed over what the bias is broadcast over. A block owns a tile of the gradient (a row
+// of tiles or a column where the bias has one key or one query) and goes through all that add to it, in order.
+template <class T, int D>
+NF_KERNEL((AttentionTile<T, D>::kThreads))
+attention_bias_backward(NF_ARGS AttentionArgs args) {
+    typedef Acc<T> A;
+    typedef AttentionTile<T, D> Tile;
+    constexpr int kColumns = Tile::kColumns, kStride = Tile::kStride, kTiles = kColumns / 8, kRows = Tile::kRows;
+    const bool one_query = args.bias_queries == 1, one_key = args.bias_keys == 1;
+    const int64_t across = one_key ? 1 : ceil_div(args.keys, kColumns),
+                  down = one_query ? 1 : ceil_div(args.queries, kRows);
+    const int64_t key_tile = block() % across, query_tile = block() / across % down, slice = block() / across / down;
+    const int64_t first_query = query_tile * kRows, last_query = one_query ? args.queries : first_query + 1;
+    const int64_t first_key = key_tile * kColumns, last_key = one_key ? args.keys : first_key + 1;
+    const int dim = int(args.dim), value_dim = int(args.value_dim);
+    AttentionPlace place;
+    place.query_start = place.key_start = place.first = 0;
+    place.queries = args.queries;
+    place.keys = args.keys;
+    set_pattern(args, place);
+    SharedMemory memory;
+    Shared<T> q = memory.take<T>(kRows * kStride), dout = memory.take<T>(kRows * kStride),
+              k = memory.take<T>(kColumns * kStride), v = memory.take<T>(kColumns * kStride);
+    const int t = lane() % 4, g = lane() / 4;
+    A sum[kTiles][4] = {};
+    for (int64_t member = 0; member < args.batches * args.heads; ++member) {
+        place.head = member % args.heads;
+        place.batch = place.sequence = member / args.heads;
+        if (batch_offset(args, args.dbias.batch, place.batch) + place.head * args.dbias.head !=
+            slice * args.bias_queries * args.bias_keys)
+            continue; // another slice
+        const Scores<T> scores(args, place, place.head);
+        const int64_t kv_head = place.head / (args.heads / args.kv_heads);
+        for (int64_t query0 = first_query; query0 < last_query; query0 += kRows) {
+            const int64_t rows = smaller_of(kRows, args.queries - query0), mine = query0 + warp() * 16 + g;
+            const KeyRange range = keys_of(args, place, query0, rows);
+            barrier();
+            copy_tile<T, kRows>(q, kStride, rows_of<T>(args, args.q, place.batch, place.head, query0), args.q.row, rows,
+                                dim);
+            copy_tile<T, kRows>(dout, kStride, rows_of<T>(args, args.dout, place.batch, place.head, query0),
+                                args.dout.row, rows, value_dim);
+            A lse[2], delta[2];
+            for (int r = 0; r < 2; ++r) {
+                const bool there = mine + 8 * r < args.queries;
+                const int64_t row = member * args.queries + mine + 8 * r;
+                lse[r] = there ? static_cast<const A *>(args.lse)[row] : -infinity<A>();
+                delta[r] = there ? static_cast<const A *>(args.delta)[row] : A(0);
+            }
+            for (int64_t key0 = first_key; key0 < last_key; key0 += kColumns) {
+                if (key0 + kColumns <= range.first || key0 >= range.last)
+                    continue;
+                const int64_t here = smaller_of(kColumns, args.keys - key0);
+                barrier();
+                copy_tile<T, kColumns>(k, kStride, rows_of<T>(args, args.k, place.batch, kv_head, key0), args.k.row,
+                                       here, dim);
+                copy_tile<T, kColumns>(v, kStride, rows_of<T>(args, args.v, place.batch, kv_head, key0), args.v.row,
+                                       here, value_dim);
+                barrier();
+                A s[kTiles][4] = {}, ds[kTiles][4] = {};
+                multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim);
+                multiply_rows<T, kTiles>(ds, dout.from(warp() * 16 * kStride), v, kStride, value_dim);
+                NF_UNROLL
+                for (int n = 0; n < kTiles; ++n)
+                    NF_UNROLL
+                for (int e = 0; e < 4; ++e) {
+                    gradients_of_pair(scores, mine + e / 2 * 8, key0 + n * 8 + 2 * t + e % 2, false, lse[e / 2],
+                                      delta[e / 2], s[n][e], ds[n][e], false);
+                    sum[n][e] += ds[n][e];
+                }
+            }
+        }
+    }
+    // One value a row of the bias' gradient where it has one key, and so on: the tile's rows and columns are added up.
+    barrier();
+    Shared<A> sums = SharedMemory().take<A>(Tile::kWarps * kColumns);
+    auto write = [&](int64_t query, int64_t key, A value) {
+        const int64_t at = (slice * args.bias_queries + query) * args.bias_keys + key;
+        if (args.dbias.is_float)
+            static_cast<float *>(const_cast<void *>(args.dbias.data))[at] = float(value);
+        else
+            store(static_cast<T *>(const_cast<void *>(args.dbias.data)), at, value);
+    };
+    if (one_key) {
+        NF_UNROLL
+        for (int e = 0; e < 4; ++e) {
+            for (int n = 1; n < kTiles; ++n)
+                sum[0][e] += sum[n][e];
+        }
+        for (int r = 0; r < 2; ++r) {
+            A row = sum[0][2 * r] + sum[0][2 * r + 1];
+            row += shuffle_xor(row, 1);
+            row += shuffle_xor(row, 2);
+            sum[0][2 * r] = row;
+        }
+        if (!one_query) {
+            for (int r = 0; r < 2; ++r)
+                if (t == 0 && first_query + warp() * 16 + g + 8 * r < args.queries)
+                    write(first_query + warp() * 16 + g + 8 * r, 0, sum[0][2 * r]);
+            return;
+        }
+        A all = sum[0][0] + sum[0][2];
+        for (int mask = 4; mask < kWarp; mask *= 2)
+            all += shuffle_xor(all, mask);
+        if (lane() == 0)
+            sums[warp()] = all;
+        barrier();
+        if (thread() == 0) {
+            A total = 0;
+            for (int i = 0; i < Tile::kWarps; ++i)
+                total += sums[i];
+            write(0, 0, total);
+        }
+        return;
+    }
+    if (one_query) {
+        NF_UNROLL
+        for (int n = 0; n < kTiles; ++n)
+            for (int e = 0; e < 2; ++e) {
+                A column = sum[n][e] + sum[n][2 + e];
+                for (int mask = 4; mask < kWarp; mask *= 2)
+                    column += shuffle_xor(column, mask);
+                if (g == 0)
+                    sums[warp() * kColumns + n * 8 + 2 * t + e] = column;
+            }
+        barrier();
+        for (int j = thread(); j < kColumns; j += Tile::kThreads)
+            if (first_key + j < args.keys) {
+                A total = 0;
+                for (int i = 0; i < Tile::kWarps; ++i)
+                    total += sums[i * kColumns + j];
+                write(0, first_key + j, total);
+            }
+        return;
+    }
+    NF_UNROLL
+    for (int n = 0; n < kTiles; ++n)
+        NF_UNROLL
+    for (int e = 0; e < 4; ++e) {
+        const int64_t query = first_query + warp() * 16 + g + e / 2 * 8, key = first_key + n * 8 + 2 * t + e % 2;
+        if (query < args.queries && key < args.keys)
+            write(query, key, sum[n][e]);
     }
 }
 

@@ -61,6 +61,14 @@ AttentionArgs attention_args(const AttentionInputs &in) {
     args.bias = pairs(in.bias, full, in.q.dtype);
     args.slopes = per_head(in.slopes, in.q.dtype);
     args.sinks = per_head(in.sinks, in.q.dtype);
+    if (in.global) {
+        Array tokens = *in.global; // (..., N): the same for all heads
+        args.global.data = tokens.data;
+        for (size_t axis = 0; axis + 1 < tokens.shape.size(); ++axis)
+            args.global.batch[axis] = tokens.strides[axis];
+        args.global.row = tokens.strides.back();
+        args.global_rows = in.global_rows;
+    }
     args.causal = in.causal;
     args.top_left = in.top_left;
     args.left = in.left ? std::min(*in.left, kNoLimit) : kNoLimit;
@@ -127,7 +135,7 @@ void attention(const AttentionInputs &in, const Array &out, const MaybeArray &ls
 
 void attention_backward(const AttentionInputs &in, const Array &dout, const Array &out, const Array &lse,
                         const MaybeArray &dlse, const Array &dq, const Array &dk, const Array &dv,
-                        const MaybeArray &dsinks, const Allocate &allocate, Stream stream) {
+                        const MaybeArray &dsinks, const MaybeArray &dbias, const Allocate &allocate, Stream stream) {
     AttentionArgs args = attention_args(in);
     args.out = operand(out);
     args.dout = operand(dout);
@@ -137,6 +145,17 @@ void attention_backward(const AttentionInputs &in, const Array &dout, const Arra
     args.lse = lse.data;
     args.dlse = data_of(dlse);
     args.dsinks = data_of(dsinks);
+    if (dbias) {
+        Shape full(in.q.shape.begin(), in.q.shape.end() - 1);
+        full.push_back(args.keys);
+        args.dbias = pairs(dbias, full, in.q.dtype);
+        const size_t axes = dbias->shape.size();
+        args.bias_queries = axes > 1 ? dbias->shape[axes - 2] : 1;
+        args.bias_keys = axes > 0 ? dbias->shape[axes - 1] : 1;
+        args.bias_slices = 1;
+        for (size_t axis = 0; axis + 2 < axes; ++axis)
+            args.bias_slices *= dbias->shape[axis];
+    }
     const int64_t rows = args.batches * args.heads * args.queries;
     args.delta = rows > 0 ? allocate(rows * kItemSize[int(lse.dtype)]) : nullptr;
     with_width(args, in.q.dtype, [&](auto t, auto width) {
@@ -150,6 +169,11 @@ void attention_backward(const AttentionInputs &in, const Array &dout, const Arra
                cuda::attention_backward_queries<T, D>, args);
         launch(in.operation, blocks_of(args, true, Tile::kRows), Tile::kThreads,
                kShared + 2 * shared_bytes<Acc<T>>(Tile::kColumns), stream, cuda::attention_backward_keys<T, D>, args);
+        if (dbias)
+            launch(in.operation,
+                   args.bias_slices * (args.bias_queries == 1 ? 1 : ceil_div(args.queries, Tile::kRows)) *
+                       (args.bias_keys == 1 ? 1 : ceil_div(args.keys, Tile::kColumns)),
+                   Tile::kThreads, kShared, stream, cuda::attention_bias_backward<T, D>, args);
         if (args.dsinks)
             launch(in.operation, args.heads, kDeltaThreads, shared_bytes<double>(kDeltaThreads / kWarp), stream,
                    cuda::attention_sinks_backward<T>, args);

@@ -54,6 +54,12 @@ template <class T> struct Shared {
             host::fail("shared memory: element " + std::to_string(i) + " of " + std::to_string(size));
         return data[i];
     }
+    T *part(int first, int count) const {
+        if (first < 0 || count < 0 || first + count > size)
+            host::fail("shared memory: elements " + std::to_string(first) + " to " + std::to_string(first + count) +
+                       " of " + std::to_string(size));
+        return data + first;
+    }
     Shared from(int first) const {
         if (first < 0 || first > size)
             host::fail("shared memory: from element " + std::to_string(first) + " of " + std::to_string(size));
