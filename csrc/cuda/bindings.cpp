@@ -64,12 +64,6 @@ Array array_of(const Argument &argument, py::handle object) {
     return array;
 }
 
-MaybeArray maybe_array(const Argument &argument, py::handle object) {
-    if (object.is_none())
-        return std::nullopt;
-    return array_of(argument, object);
-}
-
 bool is_contiguous(const Array &array) {
     int64_t expected = 1;
     for (int axis = array.ndim() - 1; axis >= 0; --axis) {
@@ -340,7 +334,7 @@ Array operand(const Arguments &arguments, const char *name, py::handle object) {
         arguments[name].fail_type("have a float dtype", dtype_text(array.dtype));
     if (array.ndim() < 2 || array.ndim() > kMostAxes)
         arguments[name].fail_value("have 2 to " + std::to_string(kMostAxes) + " axes", shape_text(array.shape));
-    if (array.shape.back() > 1 && array.strides.back() != 1)
+    if (array.size() > 0 && array.shape.back() > 1 && array.strides.back() != 1)
         arguments[name].fail_value("have unit stride on its last axis", shape_text(array.strides));
     return array;
 }
@@ -737,6 +731,8 @@ Array matrices(const Arguments &arguments, const char *name, py::handle object, 
     if (array.ndim() < 2 || (axes > 0 && array.ndim() != axes))
         arguments[name].fail_value("have " + (axes ? std::to_string(axes) : std::string("at least 2")) + " axes",
                                    shape_text(array.shape));
+    if (array.size() == 0)
+        return array;
     const size_t last = array.shape.size() - 1;
     const bool rows = array.strides[last] == 1 || array.shape[last] <= 1,
                columns = array.strides[last - 1] == 1 || array.shape[last - 1] <= 1;

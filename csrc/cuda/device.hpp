@@ -15,6 +15,7 @@
 #define NF_KERNEL(threads) static __global__ void __launch_bounds__(threads)
 #define NF_ARGS const __grid_constant__ // read in place: an index into it makes no copy
 #define NF_UNROLL _Pragma("unroll")
+#define NF_NO_UNROLL _Pragma("unroll 1")
 #define NF_HOST_DEVICE __host__ __device__ __forceinline__
 
 namespace nf::cuda {
@@ -29,6 +30,7 @@ NF_DEVICE void barrier() { __syncthreads(); }
 NF_DEVICE bool barrier_any(bool condition) { return __syncthreads_or(condition); }
 
 // All 32 lanes of a warp take part.
+NF_DEVICE void warp_barrier() { __syncwarp(); }
 template <class V> NF_DEVICE V shuffle(V value, int from) { return __shfl_sync(0xffffffffu, value, from); }
 template <class V> NF_DEVICE V shuffle_xor(V value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 NF_DEVICE bool warp_any(bool condition) { return __any_sync(0xffffffffu, condition); }

@@ -38,19 +38,20 @@ template <class A> NF_DEVICE A activate(Activation activation, A x) {
 template <class A> NF_DEVICE A activation_derivative(Activation activation, A x) {
     switch (activation) {
     case Activation::relu:
-        return x < 0 || x == 0 ? A(0) : x > 0 ? A(1) : x;
+        return x > 0 ? A(1) : A(0);
     case Activation::gelu: {
         const A density = exp_of(A(-0.5) * x * x) * A(0.39894228040143267794);
-        return normal_distribution(x) + (density == 0 ? A(0) : x * density); // 0 * inf far out is 0
+        return normal_distribution(x) + x * density;
     }
     case Activation::gelu_tanh: {
         const A square = x * x, inner = x * (square * A(kGeluCubic) + A(kGeluInner));
         const A s = sigmoid(inner), t = s * sigmoid(-inner); // rather than 1 - s
+        // 0 * inf far out is 0
         return s + (t == 0 ? A(0) : t * x * (square * A(3 * kGeluCubic) + A(kGeluInner)));
     }
     case Activation::silu: {
         const A s = sigmoid(x), t = sigmoid(-x);
-        return s * (A(1) + (t == 0 ? A(0) : x * t));
+        return s * (A(1) + x * t);
     }
     default:
         return A(1);
@@ -74,8 +75,12 @@ template <class T> NF_KERNEL(kElementThreads) activation(NF_ARGS ActivationArgs 
 
 template <class T> NF_KERNEL(kElementThreads) activation_backward(NF_ARGS ActivationArgs args) {
     const T *x = static_cast<const T *>(args.x), *dy = static_cast<const T *>(args.dy);
-    for (int64_t i = block() * kElementThreads + thread(); i < args.count; i += blocks() * kElementThreads)
-        store(static_cast<T *>(args.out), i, load(dy, i) * activation_derivative(args.activation, load(x, i)));
+    for (int64_t i = block() * kElementThreads + thread(); i < args.count; i += blocks() * kElementThreads) {
+        const Acc<T> slope = activation_derivative(args.activation, load(x, i));
+        // A gradient that is not finite does not pass a closed ReLU.
+        const bool closed = args.activation == Activation::relu && slope == 0;
+        store(static_cast<T *>(args.out), i, closed ? Acc<T>(0) : load(dy, i) * slope);
+    }
 }
 
 } // namespace nf::cuda

@@ -179,6 +179,7 @@ NF_DEVICE bool copy_tile(Shared<T> tile, int stride, const T *x, int64_t row, in
 template <class T, int COLUMNS>
 NF_DEVICE void multiply_rows(Acc<T> (&c)[COLUMNS][4], Shared<T> a, Shared<T> b, int stride, int depth) {
     if constexpr (sizeof(T) == 2) {
+        NF_NO_UNROLL
         for (int k = 0; k < depth; k += 16) {
             uint32_t x[4], y[4];
             load_matrices<false>(a.from(lane() % 16 * stride + k + lane() / 16 * 8), x);
@@ -192,6 +193,7 @@ NF_DEVICE void multiply_rows(Acc<T> (&c)[COLUMNS][4], Shared<T> a, Shared<T> b, 
         }
     } else {
         const int g = lane() / 4, t = lane() % 4;
+        NF_NO_UNROLL
         for (int k = 0; k < depth; ++k) {
             const T a0 = a[g * stride + k], a1 = a[(g + 8) * stride + k];
             NF_UNROLL
@@ -231,27 +233,60 @@ NF_DEVICE void multiply_weights(Acc<T> (&c)[COLUMNS][4], const Acc<T> (&w)[DEPTH
             return;
         }
     }
+    // Not unrolled, so that this is small: the weights go where they can be indexed.
     typedef Acc<T> A;
-    const int t = lane() % 4;
+    A weights[DEPTH * 4];
     NF_UNROLL
-    for (int k = 0; k < DEPTH; ++k) {
+    for (int i = 0; i < DEPTH * 4; ++i)
+        weights[i] = w[i / 4][i % 4];
+    const int t = lane() % 4;
+    NF_NO_UNROLL
+    for (int k = 0; k < DEPTH * 8; ++k) {
+        const int from = lane() / 4 * 4 + k % 8 / 2; // who has column k of the rows
+        const A w0 = shuffle(weights[k / 8 * 4 + k % 2], from), w1 = shuffle(weights[k / 8 * 4 + 2 + k % 2], from);
         NF_UNROLL
-        for (int e = 0; e < 8; ++e) {
-            const int from = lane() / 4 * 4 + e / 2; // who has column 8 k + e of the rows
-            const A w0 = shuffle(w[k][e % 2], from), w1 = shuffle(w[k][2 + e % 2], from);
-            NF_UNROLL
-            for (int n = 0; n < COLUMNS; ++n)
-                if (n * 8 < width) {
-                    NF_UNROLL
-                    for (int i = 0; i < 2; ++i) {
-                        const A value = widen(b[(k * 8 + e) * stride + n * 8 + 2 * t + i]);
-                        if (!careful || w0 != 0)
-                            c[n][i] += w0 * value;
-                        if (!careful || w1 != 0)
-                            c[n][2 + i] += w1 * value;
-                    }
+        for (int n = 0; n < COLUMNS; ++n)
+            if (n * 8 < width) {
+                NF_UNROLL
+                for (int i = 0; i < 2; ++i) {
+                    const A value = widen(b[k * stride + n * 8 + 2 * t + i]);
+                    if (!careful || w0 != 0)
+                        c[n][i] += w0 * value;
+                    if (!careful || w1 != 0)
+                        c[n][2 + i] += w1 * value;
                 }
-        }
+            }
+    }
+}
+
+// f(n, e, x[n][e]) changes each in a loop that is not unrolled, for what is long and not always needed.
+template <class A, int N, class F> NF_DEVICE void change_each(A (&x)[N][4], F f) {
+    A all[N * 4];
+    NF_UNROLL
+    for (int i = 0; i < N * 4; ++i)
+        all[i] = x[i / 4][i % 4];
+    NF_NO_UNROLL
+    for (int i = 0; i < N * 4; ++i)
+        f(i / 4, i % 4, all[i]);
+    NF_UNROLL
+    for (int i = 0; i < N * 4; ++i)
+        x[i / 4][i % 4] = all[i];
+}
+// ... f(n, e, x[n][e], y[n][e]) both.
+template <class A, int N, class F> NF_DEVICE void change_each(A (&x)[N][4], A (&y)[N][4], F f) {
+    A all[N * 8];
+    NF_UNROLL
+    for (int i = 0; i < N * 4; ++i) {
+        all[2 * i] = x[i / 4][i % 4];
+        all[2 * i + 1] = y[i / 4][i % 4];
+    }
+    NF_NO_UNROLL
+    for (int i = 0; i < N * 4; ++i)
+        f(i / 4, i % 4, all[2 * i], all[2 * i + 1]);
+    NF_UNROLL
+    for (int i = 0; i < N * 4; ++i) {
+        x[i / 4][i % 4] = all[2 * i];
+        y[i / 4][i % 4] = all[2 * i + 1];
     }
 }
 
@@ -290,6 +325,10 @@ template <class T> class Scores {
             any = any || (key + j < place_.keys && is_global(key + j));
         return barrier_any(any);
     }
+
+    // Is a score that is seen its product times scale?
+    NF_DEVICE bool plain() const { return args_.softcap == 0 && !args_.slopes.data; }
+    NF_DEVICE A scale() const { return A(args_.scale); }
 
     // The score of a product; false where the query may not look. cap_slope: the derivative of the softcap.
     NF_DEVICE bool score(int64_t query, int64_t key, bool sees, A &s, A &cap_slope) const {
@@ -410,16 +449,21 @@ template <class T, int D> NF_KERNEL((AttentionTile<T, D>::kThreads)) attention(N
         const bool careful = barrier_any(odd && !sees);
         A s[kTiles][4] = {};
         multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim);
+        if (sees && scores.plain()) {
+            NF_UNROLL
+            for (int i = 0; i < kTiles * 4; ++i)
+                s[i / 4][i % 4] *= scores.scale();
+        } else {
+            change_each(s, [&](int n, int e, A &x) {
+                A cap_slope;
+                if (!scores.score(mine + e / 2 * 8, key0 + n * 8 + 2 * t + e % 2, sees, x, cap_slope))
+                    x = -infinity<A>();
+            });
+        }
         A highest[2] = {top[0], top[1]};
         NF_UNROLL
-        for (int n = 0; n < kTiles; ++n)
-            NF_UNROLL
-        for (int e = 0; e < 4; ++e) {
-            A cap_slope;
-            if (!scores.score(mine + e / 2 * 8, key0 + n * 8 + 2 * t + e % 2, sees, s[n][e], cap_slope))
-                s[n][e] = -infinity<A>();
-            highest[e / 2] = larger_of(highest[e / 2], s[n][e]);
-        }
+        for (int i = 0; i < kTiles * 4; ++i)
+            highest[i % 4 / 2] = larger_of(highest[i % 4 / 2], s[i / 4][i % 4]);
         A shift[2];
         NF_UNROLL
         for (int r = 0; r < 2; ++r) {
@@ -436,14 +480,14 @@ template <class T, int D> NF_KERNEL((AttentionTile<T, D>::kThreads)) attention(N
             }
         }
         NF_UNROLL
-        for (int n = 0; n < kTiles; ++n)
-            NF_UNROLL
-        for (int e = 0; e < 4; ++e) {
-            s[n][e] = exp_of_difference(s[n][e], shift[e / 2]);
-            sum[e / 2] += s[n][e];
-            if (scores.drops())
-                s[n][e] *= scores.kept(mine + e / 2 * 8, key0 + n * 8 + 2 * t + e % 2);
+        for (int i = 0; i < kTiles * 4; ++i) {
+            const A p = exp_of_difference(s[i / 4][i % 4], shift[i % 4 / 2]);
+            s[i / 4][i % 4] = p;
+            sum[i % 4 / 2] += p;
         }
+        if (scores.drops())
+            change_each(s,
+                        [&](int n, int e, A &x) { x *= scores.kept(mine + e / 2 * 8, key0 + n * 8 + 2 * t + e % 2); });
         multiply_weights<T, kTiles, D / 8>(o, s, v, kStride, value_dim, careful);
     }
 

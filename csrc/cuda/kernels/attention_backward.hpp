@@ -53,20 +53,35 @@ template <class T> NF_KERNEL(kDeltaThreads) attention_sinks_backward(NF_ARGS Att
         store(static_cast<T *>(args.dsinks), head, A(sum));
 }
 
-// P F and `through` (`through_cap`: else dS) of one pair from its product and dO V^T; zeros where the query does not
-// look.
-template <class T>
-NF_DEVICE void gradients_of_pair(const Scores<T> &scores, int64_t query, int64_t key, bool sees, Acc<T> lse,
-                                 Acc<T> delta, Acc<T> &score, Acc<T> &of_values, bool through_cap = true) {
+// From the products of queries and keys and from dO V^T: P F and `through` (dS where not through_cap); zeros where the
+// query does not look. query(n, e) and the others say whose an element of the fragments is.
+template <class T, int N, class Query, class Key, class Lse, class Delta>
+NF_DEVICE void change_to_gradients(const Scores<T> &scores, bool sees, bool through_cap, Acc<T> (&s)[N][4],
+                                   Acc<T> (&ds)[N][4], Query query, Key key, Lse lse, Delta delta) {
     typedef Acc<T> A;
-    A cap_slope;
-    if (!scores.score(query, key, sees, score, cap_slope) || lse == -infinity<A>()) {
-        score = of_values = A(0);
+    if (sees && scores.plain() && !scores.drops()) {
+        NF_UNROLL
+        for (int i = 0; i < N * 4; ++i) {
+            const int n = i / 4, e = i % 4;
+            const A of_row = lse(n, e);
+            const bool nothing = of_row == -infinity<A>();
+            s[n][e] = nothing ? A(0) : exp_of_difference(s[n][e] * scores.scale(), of_row);
+            ds[n][e] = nothing ? A(0) : s[n][e] * (ds[n][e] - delta(n, e));
+        }
         return;
     }
-    const A p = exp_of_difference(score, lse), factor = scores.drops() ? scores.kept(query, key) : A(1);
-    of_values = p * (of_values * factor - delta) * (through_cap ? cap_slope : A(1));
-    score = p * factor;
+    change_each(s, ds, [&](int n, int e, A &score, A &of_values) {
+        A cap_slope;
+        const A of_row = lse(n, e);
+        if (!scores.score(query(n, e), key(n, e), sees, score, cap_slope) || of_row == -infinity<A>()) {
+            score = of_values = A(0);
+            return;
+        }
+        const A p = exp_of_difference(score, of_row),
+                factor = scores.drops() ? scores.kept(query(n, e), key(n, e)) : A(1);
+        of_values = p * (of_values * factor - delta(n, e)) * (through_cap ? cap_slope : A(1));
+        score = p * factor;
+    });
 }
 
 template <class T, int D>
@@ -116,12 +131,11 @@ attention_backward_queries(NF_ARGS AttentionArgs args) {
         A s[kTiles][4] = {}, ds[kTiles][4] = {};
         multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim);
         multiply_rows<T, kTiles>(ds, dout.from(warp() * 16 * kStride), v, kStride, value_dim);
-        NF_UNROLL
-        for (int n = 0; n < kTiles; ++n)
-            NF_UNROLL
-        for (int e = 0; e < 4; ++e)
-            gradients_of_pair(scores, mine + e / 2 * 8, key0 + n * 8 + 2 * t + e % 2, sees, lse[e / 2], delta[e / 2],
-                              s[n][e], ds[n][e]);
+        change_to_gradients(
+            scores, sees, true, s, ds, [&](int, int e) { return mine + e / 2 * 8; },
+            [&](int n, int e) { return key0 + n * 8 + 2 * t + e % 2; },
+            [&](int, int e) { return e < 2 ? lse[0] : lse[1]; },
+            [&](int, int e) { return e < 2 ? delta[0] : delta[1]; });
         multiply_weights<T, kTiles, D / 8>(dq, ds, k, kStride, dim, careful);
     }
     NF_UNROLL
@@ -186,14 +200,10 @@ attention_backward_keys(NF_ARGS AttentionArgs args) {
             A s[kTiles][4] = {}, ds[kTiles][4] = {}; // rows: keys, columns: queries
             multiply_rows<T, kTiles>(s, k.from(warp() * 16 * kStride), q, kStride, dim);
             multiply_rows<T, kTiles>(ds, v.from(warp() * 16 * kStride), dout, kStride, value_dim);
-            NF_UNROLL
-            for (int n = 0; n < kTiles; ++n)
-                NF_UNROLL
-            for (int e = 0; e < 4; ++e) {
-                const int column = n * 8 + 2 * t + e % 2;
-                gradients_of_pair(scores, query0 + column, mine + e / 2 * 8, sees, lse[column], delta[column], s[n][e],
-                                  ds[n][e]);
-            }
+            change_to_gradients(
+                scores, sees, true, s, ds, [&](int n, int e) { return query0 + n * 8 + 2 * t + e % 2; },
+                [&](int, int e) { return mine + e / 2 * 8; }, [&](int n, int e) { return lse[n * 8 + 2 * t + e % 2]; },
+                [&](int n, int e) { return delta[n * 8 + 2 * t + e % 2]; });
             multiply_weights<T, kTiles, D / 8>(dv, s, dout, kStride, value_dim, careful);
             multiply_weights<T, kTiles, D / 8>(dk, ds, q, kStride, dim, careful);
         }
@@ -279,14 +289,14 @@ attention_bias_backward(NF_ARGS AttentionArgs args) {
                 A s[kTiles][4] = {}, ds[kTiles][4] = {};
                 multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim);
                 multiply_rows<T, kTiles>(ds, dout.from(warp() * 16 * kStride), v, kStride, value_dim);
+                change_to_gradients(
+                    scores, false, false, s, ds, [&](int, int e) { return mine + e / 2 * 8; },
+                    [&](int n, int e) { return key0 + n * 8 + 2 * t + e % 2; },
+                    [&](int, int e) { return e < 2 ? lse[0] : lse[1]; },
+                    [&](int, int e) { return e < 2 ? delta[0] : delta[1]; });
                 NF_UNROLL
-                for (int n = 0; n < kTiles; ++n)
-                    NF_UNROLL
-                for (int e = 0; e < 4; ++e) {
-                    gradients_of_pair(scores, mine + e / 2 * 8, key0 + n * 8 + 2 * t + e % 2, false, lse[e / 2],
-                                      delta[e / 2], s[n][e], ds[n][e], false);
-                    sum[n][e] += ds[n][e];
-                }
+                for (int i = 0; i < kTiles * 4; ++i)
+                    sum[i / 4][i % 4] += ds[i / 4][i % 4];
             }
         }
     }

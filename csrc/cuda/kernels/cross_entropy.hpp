@@ -111,7 +111,7 @@ template <class A, class T, bool kLong> NF_KERNEL(kRowThreads) cross_entropy_gra
         const RowLoss<A> result = loss_of_row<A, kLong>(group, x, args, target);
         if (group.place() == 0)
             static_cast<A *>(args.losses)[row] = result.loss;
-        barrier(); // x[target] has been read: out may be x
+        group.meet(); // all have read x[target]: out may be x
         gradient_of_row<A, kLong>(group, static_cast<T *>(args.out) + row * args.columns, x, args, target, result.lse,
                                   A(args.given / *args.count));
     }

@@ -18,6 +18,12 @@ template <class A, bool kLong> class RowGroup {
     NF_DEVICE int size() const { return kLong ? kRowThreads : kWarp; }
     NF_DEVICE int64_t first_row() const { return kLong ? block() : block() * (kRowThreads / kWarp) + warp(); }
     NF_DEVICE int64_t row_step() const { return kLong ? blocks() : blocks() * (kRowThreads / kWarp); }
+    NF_DEVICE void meet() const {
+        if constexpr (kLong)
+            barrier();
+        else
+            warp_barrier();
+    }
     NF_DEVICE A sum(A value) const {
         if constexpr (kLong)
             return block_sum(value, scratch_);

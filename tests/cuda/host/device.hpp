@@ -12,6 +12,7 @@
 #define NF_KERNEL(threads) static void
 #define NF_ARGS const
 #define NF_UNROLL
+#define NF_NO_UNROLL
 
 namespace nf::cuda {
 
@@ -38,6 +39,7 @@ template <class V> V shuffle_xor(V value, int mask) {
         host::fail("shuffle_xor: the mask must be in [0, 32), got " + std::to_string(mask));
     return of_lane<V>(host::meet_warp("shuffle_xor", &value, sizeof value), (thread() % 32) ^ mask);
 }
+inline void warp_barrier() { host::meet_warp("warp_barrier", nullptr, 0); }
 inline bool warp_any(bool condition) {
     const char *given = host::meet_warp("warp_any", &condition, sizeof condition);
     bool any = false;

@@ -285,7 +285,8 @@ const char *meet_warp(const char *operation, const void *mine, size_t size) {
     else if (std::strcmp(warp.operation, operation) != 0)
         fail(std::string("lanes of a warp meet in different operations: ") + warp.operation + " and " + operation);
     auto &given = warp.given[warp.generation % 2];
-    std::memcpy(given[self % kLanes], mine, size);
+    if (size > 0)
+        std::memcpy(given[self % kLanes], mine, size);
     if (++warp.arrived < kLanes) {
         Fibre &fibre = grid->fibres[size_t(self)];
         fibre.state = State::in_warp;
