@@ -73,10 +73,11 @@ enum class Store { write, add };
 
 // What a tile reads of A, step after step of the depth: rows of a layout, and rows with strides that are not known
 // before. Of these three share a register for their address: 14 of them, or their strides, would leave none for
-// anything else.
+// anything else. Elements by reference: a pair by value is taken apart and put together again, then broadcast from a
+// register.
 template <class E, class Layout> struct RowsOfLayout {
     const E *a;
-    inline E operator[](int i) const { return a[i * Layout::row]; }
+    inline const E &operator[](int i) const { return a[i * Layout::row]; }
     inline void next() { a += Layout::step; }
 };
 template <class E, int ROWS> struct RowsWithStrides {
@@ -88,7 +89,7 @@ template <class E, int ROWS> struct RowsWithStrides {
         for (int g = 0; g < kGroups; ++g)
             group[g] = a + 3 * g * a_row;
     }
-    inline E operator[](int i) const { return group[i / 3][i % 3 * row]; }
+    inline const E &operator[](int i) const { return group[i / 3][i % 3 * row]; }
     inline void next() {
 #pragma GCC unroll 8
         for (int g = 0; g < kGroups; ++g)
