@@ -24,7 +24,7 @@ def constant(file: str, name: str) -> list[int]:
 ROWS = constant("tile.hpp", "kTileRows")[0]  # with 32 registers
 VECTORS = constant("tile.hpp", "kTileVectors")[0]
 COLUMNS = VECTORS * 16  # of float32, 16 lanes a register
-DEPTH = constant("matmul.cpp", "kDepth")[0]
+DEPTH = constant("matmul.cpp", "kDepthElements")[0]
 BLOCK_ROWS = constant("matmul.cpp", "kBlockRows")[0]
 KEYS = constant("attention_softmax.hpp", "kBlockKeys")[0]
 STRIPS = constant("attention.hpp", "kStripsOfBlock")[0]
@@ -135,7 +135,7 @@ def blocks() -> str:
     d.text(cx + 108, cy + 51, f"tile {ROWS} x {COLUMNS}")
     d.text(ax - 44, ay + ah + 22, f"block: at most {BLOCK_ROWS} rows")
     d.text(cx, cy + ah + 22, "chunk: as many panels as fill 3/4 of L2")
-    d.text(cx, cy + ah + 42, "each thread has columns of its own")
+    d.text(cx, cy + ah + 42, "each thread has columns, or rows, of its own")
     return d.svg()
 
 

@@ -1,9 +1,10 @@
 // Matrix multiply: out = activation(scale * a @ b + bias) + residual.
 //
 // Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34 (2008):
-//   depth in blocks of kDepth: a tile's rows of A, 14 x 512 floats = 28 KiB, stay in L1 while they meet a chunk of
+//   depth in blocks of kDepth: a tile's rows of A stay in a near cache (L1 with 16 registers, L2 with 32, where a tile
+//   reads less than a line of A and B a cycle and fewer blocks mean less traffic of sums) while they meet a chunk of
 //   columns of B, packed into panels that fill 3/4 of L2 and are used by all rows of a block (at most kBlockRows).
-// The output is divided into parts, columns for each thread or, where columns are few, rows: parts share nothing, so
+// The output is divided into parts, columns for each thread or, where rows are more, rows: parts share nothing, so
 // there is one fork and one join and no barrier. Each packs an element of A once a block of depth, and one of B once a
 // block of rows. Transposes cost nothing but the order in which packing reads: rows of A are copied as rows (InRows)
 // or, from a transposed A, with depth outermost (InPanels).
@@ -24,10 +25,16 @@
 namespace nf::NUMFORMER_LEVEL {
 namespace {
 
-constexpr int kDepth = 512;             // steps: operands along the depth
-constexpr int kRowStride = kDepth + 16; // rows a multiple of 4 KiB apart would share cache sets
+#if defined(__AVX512F__)
+constexpr int kDepthElements = 1024;
+#else
+constexpr int kDepthElements = 512;
+#endif
+// In steps: operands along the depth.
+template <class E> constexpr int kDepth = kDepthElements / kElements<E>;
+template <class E> constexpr int kRowStride = kDepth<E> + 16; // rows a multiple of 4 KiB apart would share cache sets
 // Rows of A that are packed at once: B's chunks are packed again for each block, 1/1344 of the multiply-adds; and
-// 1344 x 528 floats are 2.7 MiB.
+// 1344 x 1040 floats are 5.3 MiB.
 constexpr int64_t kBlockRows = 1344;
 constexpr int64_t kPartColumns = 2048; // of one part: threads that are held up leave whole parts to others
 constexpr int64_t kFewRows = 16;
@@ -42,7 +49,7 @@ template <class E> constexpr int64_t panel_stride(int64_t steps) { return steps 
 
 // Columns of B whose panels fill 3/4 of the second-level cache, in whole panels.
 template <class E> int64_t chunk_columns() {
-    const int64_t panel = panel_stride<E>(kDepth) * int64_t(sizeof(E));
+    const int64_t panel = panel_stride<E>(kDepth<E>) * int64_t(sizeof(E));
     return larger(1, runtime::second_level_cache() * 3 / 4 / panel) * kTileColumns<E>;
 }
 
@@ -55,11 +62,11 @@ void pack_a(const MatmulArgs &args, const T *a, int64_t i, int64_t rows, int64_t
     a += i * args.a_row + k0 * args.a_col;
     if (args.a_col != 1) {
         if constexpr (kByMatrices<E>)
-            return pack_columns_in_rows<E, T, kRowStride>(depth, rows, a, args.a_col, packed);
+            return pack_columns_in_rows<E, T, kRowStride<E>>(depth, rows, a, args.a_col, packed);
         else
             return pack_rows_in_panel<E, T>(depth, rows, a, args.a_row, args.a_col, Acc<E>(1), packed);
     }
-    pack_rows<E, T, kRowStride>(depth, rows, a, args.a_row, packed);
+    pack_rows<E, T, kRowStride<E>>(depth, rows, a, args.a_row, packed);
 }
 
 // Rows of A packed at once, and columns of B, where a part of the output has so many: equal blocks.
@@ -116,7 +123,7 @@ void multiply_block(const Plan<E, T> &plan, const E *packed_a, const E *packed_b
     alignas(kVectorBytes) A tile[kRows * NR];
     for (int64_t i = 0; i < rows; i += kRows) {
         const int64_t tile_rows = smaller(kRows, rows - i);
-        const E *a = packed_a + i * kRowStride;
+        const E *a = packed_a + i * kRowStride<E>;
         for (int64_t j = 0; j < columns; j += NR) {
             const int64_t tile_columns = smaller(NR, columns - j);
             const E *b = packed_b + j / NR * panel;
@@ -185,14 +192,15 @@ template <class E, class S> struct StoredB {
 template <class E, class T, class B>
 bool multiply_part(const Plan<E, T> &plan, const B &b, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
     typedef Acc<E> A;
-    constexpr int64_t NR = kTileColumns<E>, kBlockDepth = kDepth * kElements<E>;
+    constexpr int64_t NR = kTileColumns<E>, kBlockDepth = kDepthElements;
     const MatmulArgs &args = plan.args;
     const int64_t block_size = rows_of_block<E>(rows);
-    const int64_t a_size = block_size * kRowStride;
+    const int64_t a_size = block_size * kRowStride<E>;
     const int64_t chunk = columns_of_chunk<E>(columns);
     // Sums of several blocks of depth wait in memory of their own, for the output may be a narrower type or an input.
     const bool needs_partial = !plan.direct && args.k > kBlockDepth;
-    Scratch<E> memory(a_size + (B::in_place ? 0 : chunk / NR * panel_stride<E>(smaller(kDepth, steps_of<E>(args.k)))));
+    Scratch<E> memory(a_size +
+                      (B::in_place ? 0 : chunk / NR * panel_stride<E>(smaller(kDepth<E>, steps_of<E>(args.k)))));
     Scratch<A> partial(needs_partial ? block_size * columns : 0);
     if (!memory || !partial)
         return false;
@@ -204,22 +212,24 @@ bool multiply_part(const Plan<E, T> &plan, const B &b, int64_t i0, int64_t rows,
             const int64_t depth = smaller(kBlockDepth, args.k - k0);
             for (int64_t i = 0; i < block_rows; i += kStripRows<E>)
                 pack_a<E, T>(args, plan.product.a, block + i, smaller(kStripRows<E>, block_rows - i), k0, depth,
-                             packed_a + i * kRowStride);
+                             packed_a + i * kRowStride<E>);
             for (int64_t j = 0; j < columns; j += chunk) {
                 const int64_t width = smaller(chunk, columns - j);
                 const Chunk<E> of_b = b.chunk(k0, depth, j0 + j, width, packed_b);
                 (args.a_col == 1
-                     ? multiply_block<E, T, InRows<kRowStride>>
-                     : multiply_block<E, T, Packed<E, kRowStride>>)(plan, packed_a, of_b.operands, of_b.panel,
-                                                                    needs_partial ? partial.data + j : nullptr, columns,
-                                                                    k0, depth, block, block_rows, j0 + j, width);
+                     ? multiply_block<E, T, InRows<kRowStride<E>>>
+                     : multiply_block<E, T, Packed<E, kRowStride<E>>>)(plan, packed_a, of_b.operands, of_b.panel,
+                                                                       needs_partial ? partial.data + j : nullptr,
+                                                                       columns, k0, depth, block, block_rows, j0 + j,
+                                                                       width);
             }
         }
     }
     return true;
 }
 
-// How a product is divided among at most `threads`: equal parts of columns; a narrow product divides its rows instead.
+// How a product is divided among at most `threads`: equal parts of columns; a tall or narrow one divides its rows
+// instead.
 struct Parts {
     int64_t threads, columns, column_parts, row_parts; // columns of a part
     int64_t strip_rows;
@@ -227,13 +237,15 @@ struct Parts {
         return smaller(args.m, ceil_div(args.m, strip_rows) * part / row_parts * strip_rows);
     }
 };
-template <class E> Parts parts_of(const MatmulArgs &args, int64_t threads) {
+template <class E> Parts parts_of(const MatmulArgs &args, int64_t threads, bool packs_a) {
     constexpr int64_t NR = kTileColumns<E>;
     Parts parts{args.m * args.n * args.k < kParallelWork ? 1 : threads, 0, ceil_div(args.n, kPartColumns), 1,
                 kStripRows<E>};
     const int64_t panels = ceil_div(args.n, NR);
     if (parts.threads > 1) {
-        if (panels >= 4 * parts.threads || panels % parts.threads == 0)
+        // Threads that divide columns each pack all of A, and those that divide rows all of B.
+        const bool pays_in_rows = packs_a && args.m > args.n && args.m >= 8 * kStripRows<E> * parts.threads;
+        if (!pays_in_rows && (panels >= 4 * parts.threads || panels % parts.threads == 0))
             parts.column_parts = round_up(parts.column_parts, parts.threads);
         else
             parts.row_parts = parts.threads;
@@ -245,8 +257,8 @@ template <class E> Parts parts_of(const MatmulArgs &args, int64_t threads) {
 
 // f(i0, rows, j0, columns) for each part of the output, by as many threads as that pays for. f returns false where
 // memory ran out.
-template <class E, class F> bool for_each_part(const MatmulArgs &args, F f) {
-    const Parts parts = parts_of<E>(args, runtime::threads_here());
+template <class E, class F> bool for_each_part(const MatmulArgs &args, bool packs_a, F f) {
+    const Parts parts = parts_of<E>(args, runtime::threads_here(), packs_a);
     Failure failure;
     auto compute = [&](int64_t task) {
         const int64_t part = task / parts.column_parts, j0 = task % parts.column_parts * parts.columns;
@@ -265,7 +277,7 @@ template <class E, class F> bool for_each_part(const MatmulArgs &args, F f) {
 template <class E, class T, class B>
 bool multiply_many(const MatmulArgs &args, const Product<T> &product, const B &b, const Acc<E> *bias) {
     const Plan<E, T> plan{args, product, bias, writes_directly<Acc<E>>(args)};
-    return for_each_part<E>(args, [&](int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+    return for_each_part<E>(args, true, [&](int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
         return multiply_part<E, T>(plan, b, i0, rows, j0, columns);
     });
 }
@@ -575,7 +587,7 @@ template <class A, class T> bool multiply_one(const MatmulArgs &args, const Prod
             const Plan<A, A> plan{args, product, bias, writes_directly<A>(args)};
             if (args.m * args.n * args.k < kParallelWork) // the smallest do without the divisions of parts_of
                 return multiply_short<A>(plan, 0, args.m, 0, args.n);
-            return for_each_part<A>(args, [&](int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+            return for_each_part<A>(args, false, [&](int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
                 return multiply_short<A>(plan, i0, rows, j0, columns);
             });
         }
@@ -730,7 +742,7 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
     case Way::short_depth: {
         plan.path = reads_b_in_place<T>(args) ? "short depth: both operands where they lie"
                                               : "short depth: A where it lies, B in panels";
-        const Parts parts = parts_of<E>(args, threads);
+        const Parts parts = parts_of<E>(args, threads, false);
         threads_used = parts.threads > 1 ? runtime::threads_for(parts.column_parts * parts.row_parts, 1) : 1;
         if (!reads_b_in_place<T>(args))
             size = threads_used * far_bytes<T>(args, smaller(parts.columns, args.n));
@@ -748,15 +760,15 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
         else
             plan.path = args.a_col == 1 ? "blocks: A packed in rows, B in panels"
                                         : "blocks: A packed from its transpose, B in panels";
-        const Parts parts = parts_of<E>(args, threads);
+        const Parts parts = parts_of<E>(args, threads, true);
         const bool direct = writes_directly<A>(args);
         const int64_t tasks = parts.column_parts * parts.row_parts, columns = smaller(parts.columns, args.n);
         int64_t rows = 0;
         for (int64_t part = 0; part < parts.row_parts; ++part)
             rows = larger(rows, parts.first_row(args, part + 1) - parts.first_row(args, part));
         threads_used = parts.threads > 1 ? runtime::threads_for(tasks, 1) : 1;
-        const int64_t panels = columns_of_chunk<E>(columns) / NR, depth = smaller(kDepth, steps);
-        const int64_t partial = !direct && steps > kDepth ? rows_of_block<E>(rows) * columns : 0;
+        const int64_t panels = columns_of_chunk<E>(columns) / NR, depth = smaller(kDepth<E>, steps);
+        const int64_t partial = !direct && steps > kDepth<E> ? rows_of_block<E>(rows) * columns : 0;
         bool in_place = false;
         if (args.stored != Stored::none)
             with_stored<T>(args.stored, [&](auto unit) {
@@ -764,11 +776,11 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
                 return in_place = StoredB<typename OperandWith<T, S>::type, S>::in_place;
             });
         const int64_t packed_b = in_place ? 0 : panels * panel_stride<E>(depth);
-        size = threads_used *
-               (int64_t(sizeof(E)) * (rows_of_block<E>(rows) * kRowStride + packed_b) + int64_t(sizeof(A)) * partial);
+        size = threads_used * (int64_t(sizeof(E)) * (rows_of_block<E>(rows) * kRowStride<E> + packed_b) +
+                               int64_t(sizeof(A)) * partial);
         tell(plan, "tile_rows", kStripRows<E>);
         tell(plan, "tile_columns", NR);
-        tell(plan, "block_depth", smaller(kDepth * kElements<E>, args.k));
+        tell(plan, "block_depth", smaller(kDepthElements, args.k));
         tell(plan, "block_rows", rows_of_block<E>(rows));
         tell(plan, "chunk_columns", columns_of_chunk<E>(columns));
         tell(plan, "parts_of_rows", parts.row_parts);

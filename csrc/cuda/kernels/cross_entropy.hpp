@@ -1,0 +1,160 @@
+// Cross-entropy with log-softmax inside and label smoothing s, as csrc/kernels/cross_entropy.cpp has it:
+//
+//   lse = log sum_j exp(x_j),  loss = lse - (1 - s) x_target - s mean(x)
+//   dx_j = dloss / count (exp(x_j - lse) - (1 - s) [j = target] - s / n)
+//
+// Ignored rows: loss 0, gradient 0. A target that is no class gives NaN, because a kernel cannot raise.
+#pragma once
+#include "cuda/kernels/rows.hpp"
+
+namespace nf::cuda {
+
+struct Integers {
+    const void *data;
+    bool wide; // int64
+    NF_DEVICE int64_t operator[](int64_t i) const {
+        return wide ? static_cast<const int64_t *>(data)[i] : int64_t(static_cast<const int32_t *>(data)[i]);
+    }
+};
+
+struct CrossEntropyArgs {
+    const void *logits;
+    Integers targets;
+    void *losses, *lse; // (rows,); the forward writes both, the backward reads lse
+    const void *dloss;  // one a row or, with dloss_stride 0, one for all; null: `given`
+    int64_t dloss_stride;
+    double given;
+    const double *count; // what gradients are divided by
+    void *out;
+    int64_t rows, columns, ignore_index;
+    double label_smoothing;
+};
+
+template <class A> struct RowLoss {
+    A lse, loss;
+};
+
+template <class A, bool kLong, class X>
+NF_DEVICE RowLoss<A> loss_of_row(const RowGroup<A, kLong> &group, const X *x, const CrossEntropyArgs &args,
+                                 int64_t target) {
+    const int64_t columns = args.columns;
+    A top = -infinity<A>();
+    for (int64_t j = group.place(); j < columns; j += group.size())
+        top = larger_of(top, A(load(x, j)));
+    top = group.max(top);
+    A sum = 0, below = 0;
+    for (int64_t j = group.place(); j < columns; j += group.size()) {
+        const A d = A(load(x, j)) - top;
+        sum += exp_of(d);
+        below -= d;
+    }
+    const double log_sum = log(double(group.sum(sum)));
+    if (args.label_smoothing != 0)
+        below = group.sum(below);
+    RowLoss<A> result{A(double(top) + log_sum), A(0)};
+    if (target == args.ignore_index)
+        return result;
+    if (target < 0 || target >= columns) {
+        result.loss = not_a_number<A>();
+        return result;
+    }
+    double loss = log_sum + (1 - args.label_smoothing) * (double(top) - double(load(x, target)));
+    if (args.label_smoothing != 0)
+        loss += args.label_smoothing * double(below) / double(columns);
+    result.loss = A(loss);
+    return result;
+}
+
+// out may be x, where the types are one.
+template <class A, bool kLong, class X, class T>
+NF_DEVICE void gradient_of_row(const RowGroup<A, kLong> &group, T *out, const X *x, const CrossEntropyArgs &args,
+                               int64_t target, A lse, A factor) {
+    const A uniform = A(args.label_smoothing / double(args.columns)), at_target = A(1 - args.label_smoothing);
+    const bool counts = target != args.ignore_index;
+    const A base = target < 0 || target >= args.columns ? not_a_number<A>() : A(0);
+    for (int64_t j = group.place(); j < args.columns; j += group.size()) {
+        const A p = exp_of(A(load(x, j)) - lse) + base - uniform - (j == target ? at_target : A(0));
+        store(out, j, counts ? p * factor : A(0));
+    }
+}
+
+template <class T, bool kLong> NF_KERNEL(kRowThreads) cross_entropy(NF_ARGS CrossEntropyArgs args) {
+    typedef Acc<T> A;
+    RowGroup<A, kLong> group;
+    for (int64_t row = group.first_row(); row < args.rows; row += group.row_step()) {
+        const RowLoss<A> result = loss_of_row<A, kLong>(group, static_cast<const T *>(args.logits) + row * args.columns,
+                                                        args, args.targets[row]);
+        if (group.place() == 0) {
+            static_cast<A *>(args.lse)[row] = result.lse;
+            static_cast<A *>(args.losses)[row] = result.loss;
+        }
+    }
+}
+
+template <class T, bool kLong> NF_KERNEL(kRowThreads) cross_entropy_backward(NF_ARGS CrossEntropyArgs args) {
+    typedef Acc<T> A;
+    RowGroup<A, kLong> group;
+    for (int64_t row = group.first_row(); row < args.rows; row += group.row_step()) {
+        const A dloss = static_cast<const A *>(args.dloss)[row * args.dloss_stride];
+        gradient_of_row<A, kLong>(group, static_cast<T *>(args.out) + row * args.columns,
+                                  static_cast<const T *>(args.logits) + row * args.columns, args, args.targets[row],
+                                  static_cast<const A *>(args.lse)[row], A(double(dloss) / *args.count));
+    }
+}
+
+// Both, of logits that are there for a moment only; they are of A.
+template <class A, class T, bool kLong> NF_KERNEL(kRowThreads) cross_entropy_gradient(NF_ARGS CrossEntropyArgs args) {
+    RowGroup<A, kLong> group;
+    for (int64_t row = group.first_row(); row < args.rows; row += group.row_step()) {
+        const A *x = static_cast<const A *>(args.logits) + row * args.columns;
+        const int64_t target = args.targets[row];
+        const RowLoss<A> result = loss_of_row<A, kLong>(group, x, args, target);
+        if (group.place() == 0)
+            static_cast<A *>(args.losses)[row] = result.loss;
+        group.meet(); // all have read x[target]: out may be x
+        gradient_of_row<A, kLong>(group, static_cast<T *>(args.out) + row * args.columns, x, args, target, result.lse,
+                                  A(args.given / *args.count));
+    }
+}
+
+// One block: how many targets count, at least 1.
+constexpr int kReduceThreads = 256;
+struct CountArgs {
+    Integers targets;
+    double *count;
+    int64_t rows, ignore_index;
+    bool mean; // else the count is 1
+};
+NF_KERNEL(kReduceThreads) count_targets(NF_ARGS CountArgs args) {
+    Shared<double> scratch = SharedMemory().take<double>(kReduceThreads / kWarp);
+    double count = 0;
+    if (args.mean)
+        for (int64_t i = thread(); i < args.rows; i += kReduceThreads)
+            count += args.targets[i] != args.ignore_index ? 1 : 0;
+    count = block_sum(count, scratch);
+    if (thread() == 0)
+        *args.count = count > 1 ? count : 1;
+}
+
+// One block: the sum of the losses of all rows over the number of those that count.
+struct ReduceLossArgs {
+    const void *losses;
+    Integers targets;
+    void *loss;
+    int64_t rows, ignore_index;
+    bool mean;
+};
+template <class A> NF_KERNEL(kReduceThreads) reduce_loss(NF_ARGS ReduceLossArgs args) {
+    Shared<double> scratch = SharedMemory().take<double>(kReduceThreads / kWarp);
+    double sum = 0, count = 0;
+    for (int64_t i = thread(); i < args.rows; i += kReduceThreads) {
+        sum += double(static_cast<const A *>(args.losses)[i]);
+        count += args.targets[i] != args.ignore_index ? 1 : 0;
+    }
+    sum = block_sum(sum, scratch);
+    count = block_sum(count, scratch);
+    if (thread() == 0)
+        *static_cast<A *>(args.loss) = A(args.mean && count > 0 ? sum / count : sum);
+}
+
+} // namespace nf::cuda

@@ -1,0 +1,183 @@
+#include "cuda/kernels/attention_backward.hpp"
+
+#include "cuda/launchers/grids.hpp"
+
+namespace nf::cuda {
+namespace {
+
+AttentionOperand operand(const Array &x) {
+    AttentionOperand result{};
+    const size_t axes = x.shape.size();
+    result.data = x.data;
+    for (size_t axis = 0; axis + 3 < axes; ++axis)
+        result.batch[axis] = x.strides[axis];
+    result.head = axes > 2 ? x.strides[axes - 3] : 0;
+    result.row = x.strides[axes - 2];
+    return result;
+}
+
+// `full`: the shape (..., H, N, M) that it broadcasts to.
+AttentionPairs pairs(const MaybeArray &x, const Shape &full, DType dtype) {
+    AttentionPairs result{};
+    if (!x)
+        return result;
+    const size_t axes = full.size(), missing = axes - x->shape.size();
+    Shape strides(axes, 0);
+    for (size_t axis = missing; axis < axes; ++axis)
+        strides[axis] = x->shape[axis - missing] == 1 ? 0 : x->strides[axis - missing];
+    result.data = x->data;
+    for (size_t axis = 0; axis + 3 < axes; ++axis)
+        result.batch[axis] = strides[axis];
+    result.head = axes > 2 ? strides[axes - 3] : 0;
+    result.query = strides[axes - 2];
+    result.key = strides[axes - 1];
+    result.is_float = x->dtype == DType::f32 && is_half(dtype);
+    return result;
+}
+
+AttentionPerHead per_head(const MaybeArray &x, DType dtype) {
+    return {data_of(x), x && x->dtype == DType::f32 && is_half(dtype)};
+}
+
+AttentionArgs attention_args(const AttentionInputs &in) {
+    AttentionArgs args{};
+    const size_t axes = in.q.shape.size();
+    args.batches = 1;
+    args.leading_axes = axes > 3 ? int(axes) - 3 : 0;
+    for (int axis = 0; axis < args.leading_axes; ++axis)
+        args.batches *= args.leading[axis] = in.q.shape[size_t(axis)];
+    args.heads = axes > 2 ? in.q.shape[axes - 3] : 1;
+    args.kv_heads = axes > 2 ? in.k.shape[axes - 3] : 1;
+    args.queries = in.q.shape[axes - 2];
+    args.keys = in.k.shape[axes - 2];
+    args.dim = in.q.shape[axes - 1];
+    args.value_dim = in.v.shape[axes - 1];
+    args.q = operand(in.q);
+    args.k = operand(in.k);
+    args.v = operand(in.v);
+    Shape full(in.q.shape.begin(), in.q.shape.end() - 1);
+    full.push_back(args.keys);
+    args.mask = pairs(in.mask, full, in.q.dtype);
+    args.bias = pairs(in.bias, full, in.q.dtype);
+    args.slopes = per_head(in.slopes, in.q.dtype);
+    args.sinks = per_head(in.sinks, in.q.dtype);
+    if (in.global) {
+        Array tokens = *in.global; // (..., N): the same for all heads
+        args.global.data = tokens.data;
+        for (size_t axis = 0; axis + 1 < tokens.shape.size(); ++axis)
+            args.global.batch[axis] = tokens.strides[axis];
+        args.global.row = tokens.strides.back();
+        args.global_rows = in.global_rows;
+    }
+    args.causal = in.causal;
+    args.top_left = in.top_left;
+    args.left = in.left ? std::min(*in.left, kNoLimit) : kNoLimit;
+    args.right = in.right ? std::min(*in.right, kNoLimit) : kNoLimit;
+    args.scale = in.scale;
+    args.softcap = in.softcap;
+    if (in.dropout.p > 0)
+        args.dropout = {in.dropout.seed,
+                        in.dropout.layer,
+                        in.dropout.step,
+                        in.dropout.sample,
+                        dropout_limit(in.dropout.p),
+                        dropout_factor(in.dropout.p)};
+    if (in.query_starts) {
+        args.query_starts = in.query_starts->data;
+        args.key_starts = in.key_starts->data;
+        args.wide_query_starts = in.query_starts->dtype == DType::i64;
+        args.wide_key_starts = in.key_starts->dtype == DType::i64;
+        args.sequences = in.query_starts->shape[0] - 1;
+    }
+    return args;
+}
+
+// f(T(), integral_constant<int, D>) with the least D that both widths fit in.
+template <class F> void with_width(const AttentionArgs &args, DType dtype, F f) {
+    const int64_t most = std::max(args.dim, args.value_dim);
+    with_float(dtype, [&](auto t) {
+        if (most <= 64)
+            f(t, std::integral_constant<int, 64>());
+        else if (most <= 128)
+            f(t, std::integral_constant<int, 128>());
+        else
+            f(t, std::integral_constant<int, 256>());
+    });
+}
+
+int64_t blocks_of(const AttentionArgs &args, bool by_keys, int rows) {
+    const int64_t heads = by_keys ? args.kv_heads : args.heads;
+    const int64_t each = ceil_div(by_keys ? args.keys : args.queries, rows);
+    return args.query_starts ? heads * (each + args.sequences) : args.batches * heads * each;
+}
+
+// Bytes of `matrices` matrices of a block's rows and of two tiles.
+template <class T, int D> constexpr int64_t attention_shared(int matrices) {
+    typedef AttentionTile<T, D> Tile;
+    return matrices * shared_bytes<T>(Tile::kRows * Tile::kStride) +
+           2 * shared_bytes<T>(Tile::kColumns * Tile::kStride);
+}
+
+} // namespace
+
+void attention(const AttentionInputs &in, const Array &out, const MaybeArray &lse, Stream stream) {
+    AttentionArgs args = attention_args(in);
+    args.out = operand(out);
+    args.lse = data_of(lse);
+    with_width(args, in.q.dtype, [&](auto t, auto width) {
+        typedef decltype(t) T;
+        constexpr int D = decltype(width)::value;
+        typedef AttentionTile<T, D> Tile;
+        launch(in.operation, blocks_of(args, false, Tile::kRows), Tile::kThreads, attention_shared<T, D>(1), stream,
+               cuda::attention<T, D>, args);
+    });
+}
+
+void attention_backward(const AttentionInputs &in, const Array &dout, const Array &out, const Array &lse,
+                        const MaybeArray &dlse, const Array &dq, const Array &dk, const Array &dv,
+                        const MaybeArray &dsinks, const MaybeArray &dbias, const Allocate &allocate, Stream stream) {
+    AttentionArgs args = attention_args(in);
+    args.out = operand(out);
+    args.dout = operand(dout);
+    args.dq = operand(dq);
+    args.dk = operand(dk);
+    args.dv = operand(dv);
+    args.lse = lse.data;
+    args.dlse = data_of(dlse);
+    args.dsinks = data_of(dsinks);
+    if (dbias) {
+        Shape full(in.q.shape.begin(), in.q.shape.end() - 1);
+        full.push_back(args.keys);
+        args.dbias = pairs(dbias, full, in.q.dtype);
+        const size_t axes = dbias->shape.size();
+        args.bias_queries = axes > 1 ? dbias->shape[axes - 2] : 1;
+        args.bias_keys = axes > 0 ? dbias->shape[axes - 1] : 1;
+        args.bias_slices = 1;
+        for (size_t axis = 0; axis + 2 < axes; ++axis)
+            args.bias_slices *= dbias->shape[axis];
+    }
+    const int64_t rows = args.batches * args.heads * args.queries;
+    args.delta = rows > 0 ? allocate(rows * kItemSize[int(lse.dtype)]) : nullptr;
+    with_width(args, in.q.dtype, [&](auto t, auto width) {
+        typedef decltype(t) T;
+        constexpr int D = decltype(width)::value;
+        typedef AttentionTile<T, D> Tile;
+        constexpr int64_t kShared = attention_shared<T, D>(2);
+        launch(in.operation, blocks_for(rows, kDeltaThreads / kWarp), kDeltaThreads, 0, stream,
+               cuda::attention_delta<T>, args);
+        launch(in.operation, blocks_of(args, false, Tile::kRows), Tile::kThreads, kShared, stream,
+               cuda::attention_backward_queries<T, D>, args);
+        launch(in.operation, blocks_of(args, true, Tile::kRows), Tile::kThreads,
+               kShared + 2 * shared_bytes<Acc<T>>(Tile::kColumns), stream, cuda::attention_backward_keys<T, D>, args);
+        if (dbias)
+            launch(in.operation,
+                   args.bias_slices * (args.bias_queries == 1 ? 1 : ceil_div(args.queries, Tile::kRows)) *
+                       (args.bias_keys == 1 ? 1 : ceil_div(args.keys, Tile::kColumns)),
+                   Tile::kThreads, kShared, stream, cuda::attention_bias_backward<T, D>, args);
+        if (args.dsinks)
+            launch(in.operation, args.heads, kDeltaThreads, shared_bytes<double>(kDeltaThreads / kWarp), stream,
+                   cuda::attention_sinks_backward<T>, args);
+    });
+}
+
+} // namespace nf::cuda

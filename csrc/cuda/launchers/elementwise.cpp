@@ -1,0 +1,87 @@
+#include "cuda/kernels/elementwise.hpp"
+
+#include "cuda/launchers/grids.hpp"
+
+namespace nf::cuda {
+
+void activation(const Array &out, const Array &x, int which, Stream stream) {
+    const ActivationArgs args{x.data, nullptr, out.data, x.size(), Activation(which)};
+    with_float(x.dtype, [&](auto t) {
+        launch("activation", blocks_for(args.count, kElementThreads), kElementThreads, 0, stream,
+               cuda::activation<decltype(t)>, args);
+    });
+}
+
+void activation_backward(const Array &dx, const Array &dy, const Array &x, int which, Stream stream) {
+    const ActivationArgs args{x.data, dy.data, dx.data, x.size(), Activation(which)};
+    with_float(x.dtype, [&](auto t) {
+        launch("activation_backward", blocks_for(args.count, kElementThreads), kElementThreads, 0, stream,
+               cuda::activation_backward<decltype(t)>, args);
+    });
+}
+
+void add(const Array &out, const Array &a, const Array &b, Stream stream) {
+    const AddArgs args{a.data, b.data, out.data, a.size(), b.size()};
+    with_wide(a.dtype, b.dtype, [&](auto t, auto w) {
+        launch("add", blocks_for(args.count, kElementThreads), kElementThreads, 0, stream,
+               cuda::add<decltype(t), decltype(w)>, args);
+    });
+}
+
+void cast(const Array &out, const Array &x, double scale, Stream stream) {
+    const CastArgs args{x.data, out.data, x.size(), scale};
+    with_float(x.dtype, [&](auto t) {
+        with_float(out.dtype, [&](auto o) {
+            launch("cast", blocks_for(args.count, kElementThreads), kElementThreads, 0, stream,
+                   cuda::cast<decltype(t), decltype(o)>, args);
+        });
+    });
+}
+
+void sum_rows(const Array &out, const Array &x, bool accumulate, const Allocate &allocate, Stream stream) {
+    with_wide(x.dtype, out.dtype, [&](auto t, auto w) {
+        typedef decltype(t) T;
+        sum_over_rows<Acc<T>, decltype(w)>("sum_rows", ElementTerm<T>{static_cast<const T *>(x.data)}, out.data,
+                                           x.rows(), x.columns(), accumulate, allocate, stream);
+    });
+}
+
+void softmax(const Array &out, const Array &x, Stream stream) {
+    const SoftmaxArgs args{x.data, nullptr, out.data, x.rows(), x.columns()};
+    with_float(x.dtype, [&](auto t) {
+        with_length(args.columns, [&](auto is_long) {
+            constexpr bool kLong = decltype(is_long)::value;
+            launch("softmax", row_blocks(args.rows, kLong), kRowThreads, row_shared<Acc<decltype(t)>, kLong>(), stream,
+                   cuda::softmax<decltype(t), kLong>, args);
+        });
+    });
+}
+
+void softmax_backward(const Array &dx, const Array &dy, const Array &y, Stream stream) {
+    const SoftmaxArgs args{y.data, dy.data, dx.data, y.rows(), y.columns()};
+    with_float(y.dtype, [&](auto t) {
+        with_length(args.columns, [&](auto is_long) {
+            constexpr bool kLong = decltype(is_long)::value;
+            launch("softmax_backward", row_blocks(args.rows, kLong), kRowThreads, row_shared<Acc<decltype(t)>, kLong>(),
+                   stream, cuda::softmax_backward<decltype(t), kLong>, args);
+        });
+    });
+}
+
+void dropout(const Array &out, const Array &x, const MaybeArray &residual, const DropoutKey &key, int64_t samples,
+             const MaybeArray &starts, Stream stream) {
+    DropoutArgs args{};
+    args.x = x.data;
+    args.residual = data_of(residual);
+    args.out = out.data;
+    args.dropout = {key.seed, key.layer, key.step, key.sample, dropout_limit(key.p), dropout_factor(key.p)};
+    args.samples = samples;
+    args.elements = x.size();
+    args.starts = static_cast<const int64_t *>(data_of(starts));
+    with_float(x.dtype, [&](auto t) {
+        launch("dropout", blocks_for(args.elements, kElementThreads), kElementThreads, 0, stream,
+               cuda::dropout<decltype(t)>, args);
+    });
+}
+
+} // namespace nf::cuda

@@ -1,0 +1,35 @@
+// Runs a grid on the host: the threads of a block are fibres of one thread of the system, switched where they meet
+// (barriers, shuffles). What hardware would leave undefined is a KernelError.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <stdexcept>
+
+namespace nf::cuda::host {
+
+struct KernelError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// body() once for each thread of each block. Shared memory is not initialised: it holds NaNs.
+void run_grid(int64_t blocks, int threads, size_t shared, const std::function<void()> &body);
+
+// Within a body:
+int thread();
+int threads();
+int64_t block();
+int64_t blocks();
+char *shared_memory();
+size_t shared_size();
+
+// The threads of the block meet, and see each other's conditions.
+bool meet_block(bool condition);
+// The lanes of the warp meet: each gives `size` bytes (64 at most) and gets those of all 32, which are valid until it
+// meets again. All must be in the same operation.
+const char *meet_warp(const char *operation, const void *mine, size_t size);
+constexpr size_t kExchange = 64;
+
+[[noreturn]] void fail(const std::string &message);
+
+} // namespace nf::cuda::host

@@ -1,0 +1,255 @@
+"""Attention's kernels for a GPU, run on the host, beside their twin: values, gradients, what must not be read."""
+
+import numpy as np
+import pytest
+import tolerance
+from arrays import DTYPES, bits, heavy, name, normal
+from attention_judge import inputs
+from numformer import reference
+from tolerance import check, rounded, working
+
+FEW = [np.dtype(np.float32), DTYPES[3]]  # where a case is about the options and not about the arithmetic
+
+
+@pytest.fixture(autouse=True)
+def fragments(monkeypatch):
+    """16-bit operands of the fragment product are P and dS, rounded; float16 has nothing between 0 and 2^-24."""
+    plain = tolerance.flush
+    monkeypatch.setattr(
+        tolerance, "of_pairs", lambda dtype, options: tolerance.u(dtype) if dtype.itemsize == 2 else 0.0
+    )
+    monkeypatch.setattr(tolerance, "flush", lambda dtype: 2.0**-24 if dtype == np.float16 else plain(dtype))
+
+
+def empty_like(x):
+    """To be written everywhere: NaN until then."""
+    return np.full(x.shape, np.nan, x.dtype)
+
+
+def run(gpu, q, k, v, **options):
+    out = np.full((*q.shape[:-1], v.shape[-1]), np.nan, q.dtype)
+    lse = np.full(q.shape[:-1], np.nan, working(q.dtype))
+    gpu.attention(out, lse, q, k, v, options)
+    return out, lse
+
+
+def run_backward(gpu, dout, q, k, v, out, lse, dlse=None, grads=(), **options):
+    dq, dk, dv = map(empty_like, (q, k, v))
+    more = {which: empty_like(options[which]) for which in grads}
+    gpu.attention_backward(dq, dk, dv, dout, q, k, v, out, lse, dlse, options, more, scratch=True)
+    return dq, dk, dv, more
+
+
+def judge(gpu, q, k, v, dout, what, *, dlse=None, grads=(), poison=None, **options):
+    """Output, lse and gradients; `poison`: arrays that the kernels get instead, different where nobody may look."""
+    dtype = q.dtype
+    given = {"q": q, "k": k, "v": v, "dout": dout, **(poison or {})}
+    dout_given = given.pop("dout")
+    out, lse = run(gpu, **given, **options)
+    want_out, want_lse = reference.attention(q, k, v, return_lse=True, **options)
+    bound_out, bound_lse = tolerance.attention(q, k, v, dtype, **options)
+    check(lse, want_lse, rounded(bound_lse, np.nan_to_num(want_lse), lse.dtype), f"lse, {what}")
+    check(out, want_out, rounded(bound_out, want_out, dtype), f"out, {what}")
+    got = run_backward(gpu, dout_given, **given, out=out, lse=lse, dlse=dlse, grads=grads, **options)
+    more = {"dlse": dlse, "grads": grads}
+    want = reference.attention_backward(dout, q, k, v, out, lse, **more, **options)
+    bounds = tolerance.attention_backward(dout, q, k, v, out, lse, dtype, **more, **options)
+    for which, g, w, bound in zip(("dq", "dk", "dv"), got, want, bounds, strict=False):
+        check(g, w, rounded(bound, w, dtype), f"{which}, {what}")
+    for which in grads:
+        g, w, bound = got[3][which], want[3][which], bounds[3][which]
+        check(g, w, rounded(bound, w, g.dtype), f"gradient of {which}, {what}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("causal", [False, True, "top_left"])
+def test_lengths(gpu, rng, dtype, causal):
+    for n, m in ((1, 1), (7, 65), (33, 16), (70, 40), (rng.integers(1, 90), rng.integers(1, 90)), (5, 0), (0, 5)):
+        q, k, v, dout = inputs(rng, dtype, lead=(1,), n=n, m=m, d=int(rng.choice([8, 16, 20])))
+        judge(gpu, q, k, v, dout, f"N={n}, M={m}, causal={causal}", causal=causal)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize(("d", "dv"), [(1, 1), (7, 7), (64, 64), (65, 33), (128, 96), (5, 130), (256, 256)])
+def test_head_dimensions(gpu, rng, dtype, d, dv):
+    q, k, v, dout = inputs(rng, dtype, lead=(), heads=1, kv_heads=1, n=19, m=37, d=d, dv=dv)
+    judge(gpu, q, k, v, dout, f"D={d}, Dv={dv}", causal=True)
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "lead"), [(6, 2, (2,)), (4, 1, ()), (2, 2, (2, 1, 2)), (2, 2, (0,)), (0, 1, (1,))]
+)
+def test_heads_share_keys(gpu, rng, dtype, heads, kv_heads, lead):
+    q, k, v, dout = inputs(rng, dtype, lead=lead, heads=heads, kv_heads=kv_heads, n=21, m=37)
+    judge(gpu, q, k, v, dout, f"{heads} heads over {kv_heads}", causal=True)
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
+def test_two_axes_are_one_head(gpu, rng, dtype):
+    q, k, v, dout = (normal(rng, *shape, dtype=dtype) for shape in ((11, 8), (15, 8), (15, 6), (11, 6)))
+    judge(gpu, q, k, v, dout, "two axes")
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
+def test_strides(gpu, rng, dtype):
+    """Rows apart, heads between the rows (as a layer has them), reversed batch, broadcast keys."""
+    q, k, v, dout = (normal(rng, 2, 30, 3, 40, dtype=dtype)[::-1, :, :, 3:27].swapaxes(1, 2) for _ in range(4))
+    k = np.broadcast_to(k[:1], k.shape)
+    out, lse = (np.empty((2, 30, 3, 24), dtype).swapaxes(1, 2), np.empty((2, 3, 30), np.float32))
+    gpu.attention(out, lse, q, k, v, {})
+    want = run(gpu, *map(np.ascontiguousarray, (q, k, v)))
+    assert bits(out) == bits(want[0]) and bits(lse) == bits(want[1])
+    dq, dk, dv = (np.empty((2, 30, 3, 24), dtype).swapaxes(1, 2) for _ in range(3))
+    gpu.attention_backward(dq, dk, dv, dout, q, k, v, out, lse, None, {}, {}, scratch=True)
+    want = run_backward(gpu, *map(np.ascontiguousarray, (dout, q, k, v)), *want)
+    assert all(bits(a) == bits(b) for a, b in zip((dq, dk, dv), want, strict=False))
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
+@pytest.mark.parametrize("window", [(0, 0), (3, 0), (None, 2), (5, None), (40, 40), (0, 3)])
+def test_windows(gpu, rng, dtype, window):
+    for n, m in ((20, 80), (80, 20), (70, 70)):
+        q, k, v, dout = inputs(rng, dtype, lead=(), heads=1, kv_heads=1, n=n, m=m)
+        causal = [False, True, "top_left"][rng.integers(3)]
+        judge(gpu, q, k, v, dout, f"N={n}, M={m}, window={window}, causal={causal}", window=window, causal=causal)
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
+@pytest.mark.parametrize("shape", [(2, 3, 18, 70), (2, 1, 18, 70), (18, 70), (1, 70), (18, 1), (2, 1, 1, 70), (1, 1)])
+def test_masks(gpu, rng, dtype, shape):
+    q, k, v, dout = inputs(rng, dtype, heads=3, kv_heads=3, n=18, m=70)
+    mask = rng.random(shape) < 0.6
+    judge(gpu, q, k, v, dout, f"mask {shape}", mask=mask)
+    judge(gpu, q, k, v, dout, f"mask {shape}, causal", mask=np.broadcast_to(mask, (2, 3, 18, 70)), causal=True)
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
+def test_rows_that_see_nothing(gpu, rng, dtype):
+    q, k, v, dout = inputs(rng, dtype, lead=(), n=70, m=150, d=8)
+    mask = np.zeros((70, 150), bool)
+    mask[:20, 140:] = True
+    mask[20:30, 33:35] = True  # and the last rows see nothing
+    judge(gpu, q, k, v, dout, "late keys", mask=mask)
+    out, lse = run(gpu, q, k, v, mask=mask)
+    assert not out[:, 30:].any() and np.isneginf(lse[:, 30:]).all()
+    assert not run_backward(gpu, dout, q, k, v, out, lse, mask=mask)[0][:, 30:].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("options", ["bias", "bias_rows", "softcap", "alibi", "sinks", "dropout", "all"])
+def test_options(gpu, rng, dtype, options):
+    q, k, v, dout = inputs(rng, dtype, heads=4, kv_heads=2, n=30, m=45)
+    wide = lambda *shape: normal(rng, *shape, dtype=rng.choice([dtype, working(dtype)]))
+    bias = wide(2, 1, 30, 45)
+    bias[rng.random(bias.shape) < 0.2] = -np.inf
+    every = {
+        "bias": {"bias": bias},
+        "bias_rows": {"bias": wide(4, 1, 45)},
+        "softcap": {"softcap": 2.0, "scale": 0.7},
+        "alibi": {"alibi_slopes": np.abs(wide(4))},
+        "sinks": {"sinks": wide(4)},
+        "dropout": {"dropout": 0.3, "seed": tuple(rng.integers(0, 2**32 - 2, 4).tolist())},
+    }
+    chosen = {k: v for each in every.values() for k, v in each.items()} if options == "all" else every[options]
+    grads = tuple(which for which in ("bias", "sinks") if which in chosen)
+    causal = [False, True, "top_left"][rng.integers(3)]
+    dlse = normal(rng, 2, 4, 30, dtype=working(dtype)) if rng.random() < 0.5 else None
+    judge(gpu, q, k, v, dout, f"{options}, causal={causal}", dlse=dlse, grads=grads, causal=causal, **chosen)
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 70, 75), (1, 4, 70, 75), (2, 1, 1, 75), (4, 70, 1), (1, 1), (75,), (2, 1, 1, 1), ()]
+)
+def test_gradient_of_the_bias(gpu, rng, dtype, shape):
+    q, k, v, dout = inputs(rng, dtype, heads=4, kv_heads=2, n=70, m=75)
+    bias = normal(rng, *shape, dtype=rng.choice([dtype, working(dtype)]))
+    judge(gpu, q, k, v, dout, f"bias {shape}", grads=("bias",), bias=np.asarray(bias), softcap=3.0, causal=True)
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("global_rows", [False, True])
+def test_global_tokens(gpu, rng, dtype, causal, global_rows):
+    q, k, v, dout = inputs(rng, dtype, n=200, m=200, d=8)
+    tokens = np.zeros((2, 200), bool)
+    tokens[0, [0, 130]] = tokens[1, 70] = True
+    options = {"global_tokens": tokens, "global_rows": global_rows, "causal": causal, "window": (5, 9)}
+    judge(gpu, q, k, v, dout, f"global tokens, {causal}, {global_rows}", **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_what_is_not_seen_reaches_nothing(gpu, rng, dtype):
+    """NaN and infinity in keys, values, queries and gradients of rows that are masked out."""
+    q, k, v, dout = inputs(rng, dtype, lead=(), n=40, m=90, d=16)
+    mask = np.ones((2, 40, 90), bool)
+    mask[:, :, [3, 64, 89]] = False
+    mask[:, [7, 39]] = False
+    poison = {"q": q.copy(), "k": k.copy(), "v": v.copy(), "dout": dout.copy()}
+    poison["k"][:, [3, 64]], poison["k"][:, 89] = np.nan, np.inf
+    poison["v"][:, [3, 64]], poison["v"][:, 89] = -np.inf, np.nan
+    poison["q"][:, 7], poison["q"][:, 39] = np.nan, np.inf
+    poison["dout"][:, [7, 39]] = np.nan
+    judge(gpu, q, k, v, dout, "poison", mask=mask, poison=poison)
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
+def test_a_nan_reaches_those_who_see_it(gpu, rng, dtype):
+    q, k, v, _ = inputs(rng, dtype, lead=(), heads=1, kv_heads=1, n=40, m=40)
+    q[0, 5], v[0, 30] = np.nan, np.nan
+    out, lse = run(gpu, q, k, v, causal=True)
+    rows = np.isnan(out.astype(np.float32)).all(axis=-1)[0]
+    assert np.array_equal(np.flatnonzero(rows), [5, *range(30, 40)])
+    assert np.isnan(lse[0, 5]) and np.isfinite(np.delete(lse[0], 5)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_heavy_tails(gpu, rng, dtype):
+    q, k, v, dout = inputs(rng, dtype, lead=(1,), n=70, m=70, make=lambda *a, **b: heavy(*a, **b, limit=20.0))
+    judge(gpu, q, k, v, dout, "heavy tails", causal=True)
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
+@pytest.mark.parametrize("integer", [np.int32, np.int64])
+def test_packed_sequences(gpu, rng, dtype, integer):
+    """The bits of a sequence are those that it has alone, wherever it is packed."""
+    lengths, of_keys = np.array([5, 0, 70, 64, 1]), np.array([9, 3, 80, 0, 65])
+    starts, key_starts = (np.concatenate([[0], np.cumsum(x)]).astype(integer) for x in (lengths, of_keys))
+    q, dout = (normal(rng, 4, starts[-1], 16, dtype=dtype) for _ in range(2))
+    k, v = (normal(rng, 2, key_starts[-1], 16, dtype=dtype) for _ in range(2))
+    options = {"causal": True, "sinks": normal(rng, 4, dtype=dtype), "dropout": 0.25, "window": (40, None)}
+    seed = (7, 1, 2, 5)
+    packed = {**options, "seed": seed, "cu_seqlens_q": starts, "cu_seqlens_k": key_starts}
+    out, lse = run(gpu, q, k, v, **packed)
+    dq, dk, dv, more = run_backward(gpu, dout, q, k, v, out, lse, grads=("sinks",), **packed)
+    dsinks = np.zeros(4)
+    for s in range(5):
+        rows, keys = slice(*starts[s : s + 2]), slice(*key_starts[s : s + 2])
+        mine = [np.ascontiguousarray(x) for x in (dout[:, rows], q[:, rows], k[:, keys], v[:, keys])]
+        alone = {**options, "seed": (*seed[:3], seed[3] + s)}
+        want = run(gpu, *mine[1:], **alone)
+        assert bits(out[:, rows]) == bits(want[0]) and bits(lse[:, rows]) == bits(want[1])
+        back = run_backward(gpu, *mine, *want, grads=("sinks",), **alone)
+        for got, expected in zip((dq[:, rows], dk[:, keys], dv[:, keys]), back, strict=False):
+            assert bits(got) == bits(expected)
+        dsinks += back[3]["sinks"].astype(float)
+    check(more["sinks"], dsinks, 8 * tolerance.u(dtype) * np.abs(dsinks).max(), "sinks")
+
+
+def test_bad_calls(core, gpu, rng):
+    q, k, v, _ = inputs(rng, np.dtype(np.float32), n=5, m=6, d=8)
+    wide = normal(rng, 1, 5, 257)
+    for error, words, arguments, options in (
+        (ValueError, "attention: q must have a last axis of at most 256 on a device, got 257", (wide, wide, wide), {}),
+        (ValueError, "attention: k must have a last axis of 8", (q, k[..., :5], v), {}),
+        (ValueError, "attention: mask must broadcast to", (q, k, v), {"mask": np.ones((4, 6), bool)}),
+        (TypeError, "attention: mask must have dtype bool", (q, k, v), {"mask": np.ones((5, 6), np.int32)}),
+        (TypeError, "attention: bias must have dtype float32", (q, k, v), {"bias": np.ones((5, 6))}),
+        (ValueError, "attention: softcap must be finite and greater than 0", (q, k, v), {"softcap": 0.0}),
+        (ValueError, "attention: seed must be given with dropout > 0, got None", (q, k, v), {"dropout": 0.5}),
+        (ValueError, "attention: causal must be False, True, 'bottom_right'", (q, k, v), {"causal": "top"}),
+        (NotImplementedError, "attention: rel is not there on a device", (q, k, v), {"rel": (1,)}),
+    ):
+        with pytest.raises(error, match=words):
+            run(gpu, *arguments, **options)
