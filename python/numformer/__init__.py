@@ -7,6 +7,7 @@ from numformer import _core, ops
 from numformer._core import __version__
 from numformer.cache import KVCache
 from numformer.ops import *  # noqa: F403 - the functions that ops lists in __all__
+from numformer.ops import dispatch
 from numformer.ops.packed_matrix import PackedMatrix
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def empty_pool() -> None:
 
 def info() -> dict[str, Any]:
     """Version, instruction set (and those the machine has), threads, what they run on (``"openmp"``, or ``"none"``
-    in a build for one thread), processors, and the pool's counters in bytes.
+    in a build for one thread), processors, the pool's counters in bytes, and of the CUDA backend, ``"cuda"``, whether
+    it is usable, and which device and versions there are or, where it is not, the reason.
     """
     return {
         "version": __version__,
@@ -94,7 +96,7 @@ def info() -> dict[str, Any]:
         "threads": get_num_threads(),
         "parallel": "openmp" if _core.has_threads() else "none",
         "processors": _core.available_processors(),
-        "cuda": False,
+        "cuda": dispatch.cuda_status(),
         "pool": _core.pool_statistics(),
     }
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numformer import _core
+from numformer.ops.dispatch import core
+from numformer.ops.memory import namespace
 
 Array = NDArray[Any]
 
@@ -97,7 +98,7 @@ class KVCache:
             self._turn.append(None)
 
     def _append(self, k: Array, v: Array) -> tuple[Array, Array]:
-        k, v = (_core.as_array("KVCache", name, x) for name, x in (("k", k), ("v", v)))
+        k, v = (core.as_array("KVCache", name, x) for name, x in (("k", k), ("v", v)))
         if k.ndim < 2 or k.shape[:-1] != v.shape[:-1]:
             raise ValueError(
                 f"KVCache: k and v must have shapes (..., n, size) that agree but for size, got {k.shape} and {v.shape}"
@@ -148,6 +149,10 @@ class KVCache:
 
     def _selected(self, held: Array, rows: Array) -> Array:
         """Copy whole sequences into the array that the last call left, where it fits: a fresh one has cold pages."""
+        xp = namespace(held)
+        if xp is not np:  # its pool keeps what is let go
+            chosen: Array = xp.take(held, xp.asarray(rows), axis=0)
+            return chosen
         spare, shape = self._spare, (len(rows), *held.shape[1:])
         if spare is None or spare.shape != shape or spare.dtype != held.dtype:
             spare = np.empty(shape, held.dtype)
@@ -170,13 +175,13 @@ class KVCache:
         """Return an array with room for the new positions, where what is kept may have moved to its front."""
         n = new.shape[-2]
         if held is None:
-            return np.empty((*new.shape[:-2], max(n, self._capacity), new.shape[-1]), new.dtype)
+            return namespace(new).empty((*new.shape[:-2], max(n, self._capacity), new.shape[-1]), new.dtype)
         capacity = held.shape[-2]
         if self._end + n <= capacity:
             return held
         if 2 * (kept + n) <= capacity:  # then it is moved at most once in as many positions as are kept
             held[..., :kept, :] = held[..., start : start + kept, :]
             return held
-        grown = np.empty((*new.shape[:-2], max(2 * (kept + n), capacity), new.shape[-1]), new.dtype)
+        grown: Array = namespace(new).empty((*new.shape[:-2], max(2 * (kept + n), capacity), new.shape[-1]), new.dtype)
         grown[..., :kept, :] = held[..., start : start + kept, :]
         return grown

@@ -32,7 +32,7 @@ PYTHON = {
     "ops": {"_core"},
     "profiling": {"_core", "files"},
     "files": set(),
-    "cache": {"_core"},
+    "cache": {"ops"},
     "packed": set(),
     "nn": {"cache", "ops", "profiling"},
     "optim": {"ops", "nn", "profiling"},

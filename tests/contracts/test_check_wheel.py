@@ -64,6 +64,8 @@ def test_a_good_wheel(parts, built, tmp_path):
         ({"numformer.libs/libopenblas-12.so": b"x"}, "libraries that nothing is known of"),
         ({"numformer/secret.key": b"x"}, "numformer/secret.key is no part"),
         ({"tests/test_it.py": b""}, "tests/test_it.py is no part"),
+        ({"numformer_cuda/__init__.py": b""}, "numformer_cuda/__init__.py is no part"),
+        ({"numformer/_cuda.cpython-311-x86_64-linux-gnu.so": b"x"}, "_cuda.cpython-311-x86_64-linux-gnu.so is no part"),
         ({"numformer/_core.pyi": None}, "numformer/_core.pyi is missing"),
         ({f"{INFO}licenses/licenses/GPL-3.0.txt": None}, "licence licenses/GPL-3.0.txt is missing"),
         ({f"{INFO}licenses/LICENSE": b"all rights reserved"}, "LICENSE does not say"),

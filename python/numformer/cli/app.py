@@ -50,6 +50,13 @@ class OnNaN(StrEnum):
     skip = "skip"
 
 
+class Device(StrEnum):
+    """Where weights are and kernels run."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class DType(StrEnum):
     """What kernels compute in."""
 
@@ -188,6 +195,9 @@ def train(
     beams: Annotated[int | None, typer.Option(help="Of a transformer's last BLEU.  [default: 4]")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, batches and dropout.")] = 0,
     dtype: Annotated[DType, typer.Option(help="To compute in; 16 bits: mixed precision.")] = DType.float32,
+    device: Annotated[
+        Device, typer.Option(help='Where to compute; cuda needs the extra "cuda" (experimental).')
+    ] = Device.cpu,
     threads: Threads = None,
     eval_every: Annotated[
         int | None,
@@ -245,6 +255,7 @@ def train(
         "minutes": minutes,
         "seed": seed,
         "dtype": dtype.value,
+        "device": device.value,
         "threads": threads,
         "watch": {
             "keep": keep,
@@ -260,6 +271,8 @@ def train(
         "resume": resume,
         "quiet": quiet,
     }
+    if device is Device.cuda and model is ModelKind.transformer_xl:
+        _run(_refuse, message="train: --device cuda is for --model gpt and transformer")
     if memory is not None and model is not ModelKind.transformer_xl:
         _run(_refuse, message="train: --memory is for --model transformer-xl")
     if model is ModelKind.transformer:

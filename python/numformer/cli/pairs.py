@@ -14,7 +14,7 @@ import typer
 
 from numformer import files
 from numformer.cli import rehearsing, together, translation
-from numformer.cli.training import compute_dtype, new_folder
+from numformer.cli.training import check_device, compute_dtype, new_folder
 from numformer.data import (
     BytePairVocabulary,
     ByteVocabulary,
@@ -93,6 +93,7 @@ def run(
     beams: int,
     seed: int,
     dtype: str,
+    device: str,
     threads: int | None,
     eval_every: int | None,
     watch: dict[str, Any],
@@ -110,6 +111,7 @@ def run(
         raise ValueError("train: --resume needs --out, the folder of the run")
     if beams < 1:
         raise ValueError(f"train: beams must be at least 1, got {beams}")
+    check_device(device)
     initial.seed("train", seed)
     text = training.read(on_bad, truncate)
     held = validation.read(on_bad, truncate) if validation.given() else None
@@ -179,6 +181,7 @@ def run(
         out_dir=folder,
         seed=seed,
         dtype=compute_dtype(dtype),
+        device=device,
         config=config.to_json(),
         progress=not quiet,
         on_best=save,

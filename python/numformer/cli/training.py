@@ -15,6 +15,7 @@ from numformer.data.vocabulary import FILE
 from numformer.models import GPT, GPTConfig, TransformerXL, TransformerXLConfig
 from numformer.nn import initial
 from numformer.nn.context import compute_dtype as known
+from numformer.ops import dispatch
 from numformer.optim import AdamW, cosine, decay_groups
 from numformer.train import Trainer
 from numformer.train.record import SAMPLES
@@ -42,6 +43,7 @@ def run(
     dropout: float,
     seed: int,
     dtype: str,
+    device: str,
     threads: int | None,
     eval_every: int,
     watch: dict[str, Any],
@@ -58,6 +60,7 @@ def run(
     ranks = together.start(threads)
     if resume and out is None:
         raise ValueError("train: --resume needs --out, the folder of the run")
+    check_device(device)
     corpus = language.corpus(files, context, packing)
     sizes: dict[str, Any] = {
         "vocab_size": corpus.vocab_size,
@@ -111,6 +114,7 @@ def run(
         out_dir=folder,
         seed=seed,
         dtype=compute_dtype(dtype),
+        device=device,
         config=gpt.config.to_json(),
         progress=not quiet,
         on_save=save,
@@ -163,6 +167,12 @@ def _report(
     for name in names:
         if (folder / name).is_file():
             typer.echo(f"wrote {folder / name}")
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError where a device cannot be used, with the reason."""
+    if device == "cuda" and not (status := dispatch.cuda_status())["usable"]:
+        raise ValueError(f"train: --device cuda cannot be used: {status['reason']}")
 
 
 def compute_dtype(name: str) -> np.dtype[Any] | None:

@@ -28,6 +28,7 @@ from numformer.nn import (
 from numformer.nn.backward import take
 from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
+from numformer.ops.memory import beside, number, on_host
 
 Array = NDArray[Any]
 
@@ -72,6 +73,7 @@ class Encoder(Module):
         self, ids: Array, types: Array, numbers: Array | None, mask: Array | None, *, ctx: Context | None = None
     ) -> tuple[Array, Backward]:
         """Return the hidden states, (batch, positions, width), and their backward, which gives nothing."""
+        mask = None if mask is None else beside(mask, self.tokens.weight.value)
         x, tokens = self.tokens(ids, ctx=ctx)
         t, kinds = self.types(types, ctx=ctx)
         x, positions = self.positions(ops.add(x, t), ids=numbers)
@@ -101,6 +103,7 @@ class Encoder(Module):
         dtype: np.dtype[Any] | None = None,
     ) -> Array:
         """Return the hidden states; those before and after each block are appended to `hidden`."""
+        mask = None if mask is None else beside(mask, self.tokens.weight.value)
         x = ops.add(self.tokens.infer(ids, dtype=dtype), self.types.infer(types, dtype=dtype))
         x = self.norm.infer(self.positions.infer(x, ids=numbers))
         if hidden is not None:
@@ -253,7 +256,7 @@ class BERT(pretrained.PretrainedModel):
         inputs, targets = self._batch(batch)
         x, encoder = self.encoder(*inputs, ctx=ctx)
         loss, head = self.head.loss(x, targets, ctx=ctx)
-        return float(loss), Backward(self._backward, [encoder, head])
+        return number(loss), Backward(self._backward, [encoder, head])
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> None:
         encoder, head = take(saved)
@@ -350,7 +353,7 @@ class BERT(pretrained.PretrainedModel):
             rows = [self._ids(one)[0] for one in ids]
             return embed_sequences(self, rows, self.config, normalize, batch_size, progress)
         inputs = self._inputs(ids, mask, None)  # type: ignore[arg-type]
-        return mean_pool(self.encoder.infer(*inputs), inputs[3], normalize)
+        return mean_pool(on_host(self.encoder.infer(*inputs)), inputs[3], normalize)
 
     def _numbers(self, ids: Array) -> Array | None:
         """Return the number of each position; None where they are 0, 1, 2, ..."""

@@ -23,6 +23,7 @@ from numformer.nn import (
     initial,
 )
 from numformer.nn.backward import chain, take
+from numformer.ops.memory import namespace, number
 
 Array = NDArray[Any]
 
@@ -84,8 +85,9 @@ class MaskedTokens(Head):
     def infer_loss(self, x: Array, targets: tuple[Array, ...]) -> float:
         """Return the mean over the targets that count."""
         counted = targets[0] != -100
-        x = self.norm.infer(self.dense.infer(x.reshape(-1, x.shape[-1])[counted.reshape(-1)]))
-        return float(self.cross_entropy.infer(self.decoder, x, targets[0][counted]))
+        x, _ = select_rows(x, np.flatnonzero(counted))
+        x = self.norm.infer(self.dense.infer(x))
+        return number(self.cross_entropy.infer(self.decoder, x, targets[0][counted]))
 
 
 class NextSentence(Head):
@@ -108,11 +110,11 @@ class NextSentence(Head):
 
     def infer(self, x: Array) -> Array:
         """Return logits, (batch, 2)."""
-        return self.classifier.logits(self.pooler.infer(np.ascontiguousarray(x[:, 0])))
+        return self.classifier.logits(self.pooler.infer(namespace(x).ascontiguousarray(x[:, 0])))
 
     def infer_loss(self, x: Array, targets: tuple[Array, ...]) -> float:
         """Return the mean over the sequences."""
-        return float(ops.cross_entropy(self.infer(x), targets[0]))
+        return number(self.cross_entropy.infer(self.infer(x), targets[0]))
 
 
 class Pretraining(Head):
@@ -170,11 +172,11 @@ class SequenceClasses(Head):
 
     def infer(self, x: Array) -> Array:
         """Return logits, (batch, labels)."""
-        return self.classifier.logits(self.pooler.infer(np.ascontiguousarray(x[:, 0])))
+        return self.classifier.logits(self.pooler.infer(namespace(x).ascontiguousarray(x[:, 0])))
 
     def infer_loss(self, x: Array, targets: tuple[Array, ...]) -> float:
         """Return the mean over the sequences."""
-        return float(ops.cross_entropy(self.infer(x), targets[0]))
+        return number(self.cross_entropy.infer(self.infer(x), targets[0]))
 
 
 class TokenClasses(Head):
@@ -200,7 +202,7 @@ class TokenClasses(Head):
 
     def infer_loss(self, x: Array, targets: tuple[Array, ...]) -> float:
         """Return the mean over the targets that count."""
-        return float(ops.cross_entropy(self.infer(x), targets[0]))
+        return number(self.cross_entropy.infer(self.infer(x), targets[0]))
 
 
 class Answer(Head):
@@ -216,7 +218,7 @@ class Answer(Head):
         """Return the mean of the losses of beginning and end, and its backward."""
         z, outputs = self.outputs(x)
         pieces = [
-            self.cross_entropy(np.ascontiguousarray(z[..., i]), np.ascontiguousarray(targets[0][:, i]))
+            self.cross_entropy(namespace(z).ascontiguousarray(z[..., i]), np.ascontiguousarray(targets[0][:, i]))
             for i in range(2)
         ]
         loss = (pieces[0][0] + pieces[1][0]) / 2
@@ -224,7 +226,8 @@ class Answer(Head):
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> Any:
         outputs, begin, end = take(saved)
-        return outputs(np.stack([begin(dloss / 2), end(dloss / 2)], axis=-1))
+        dz = [begin(dloss / 2), end(dloss / 2)]
+        return outputs(namespace(dz[0]).stack(dz, axis=-1))
 
     def infer(self, x: Array) -> tuple[Array, Array]:
         """Return the logits of the beginning and of the end, (batch, positions) each."""
@@ -234,7 +237,7 @@ class Answer(Head):
     def infer_loss(self, x: Array, targets: tuple[Array, ...]) -> float:
         """Return the mean of the losses of beginning and end."""
         losses = [
-            float(ops.cross_entropy(np.ascontiguousarray(z), np.ascontiguousarray(targets[0][:, i])))
+            number(self.cross_entropy.infer(namespace(z).ascontiguousarray(z), np.ascontiguousarray(targets[0][:, i])))
             for i, z in enumerate(self.infer(x))
         ]
         return (losses[0] + losses[1]) / 2

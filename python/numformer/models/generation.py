@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numformer.nn import initial
+from numformer.ops.memory import on_host
 
 Array = NDArray[Any]
 
@@ -155,7 +156,8 @@ def stream(
             mask=None if window.all() else window,
             cache=cache if options.use_cache else None,
             last=True,
-        )[:, -1]
+        )
+        logits = on_host(logits)[:, -1]
         read = position
         if options.repetition_penalty != 1.0:
             logits = penalised(logits, seen, options.repetition_penalty)

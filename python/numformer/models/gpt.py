@@ -28,6 +28,7 @@ from numformer.nn import (
 from numformer.nn.backward import chain
 from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
+from numformer.ops.memory import beside, namespace, number, on_host
 
 Array = NDArray[Any]
 
@@ -134,6 +135,7 @@ class GPT(pretrained.PretrainedModel):
         """
         ids, mask, targets = self._batch(batch)
         numbers, mask, starts = _places(mask, ids.shape[1])
+        mask = None if mask is None else beside(mask, self.tokens.weight.value)
         x, tokens = self.tokens(ids, ctx=ctx)
         x, positions = self.positions(x, ids=numbers)
         x, dropout = self.dropout(x, ctx=ctx)
@@ -145,7 +147,7 @@ class GPT(pretrained.PretrainedModel):
         backwards.append(backward)
         loss, backward = self.cross_entropy(self.head, x, targets)
         backwards.append(backward)
-        return float(loss), Backward(self._backward, backwards)
+        return number(loss), Backward(self._backward, backwards)
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> None:
         chain(saved, dloss)
@@ -154,7 +156,7 @@ class GPT(pretrained.PretrainedModel):
         """Return the mean cross-entropy of a batch; without dropout, and nothing is kept."""
         ids, mask, targets = self._batch(batch)
         x = self._hidden(ids, mask, (ctx or DEFAULT).dtype)
-        return float(self.cross_entropy.infer(self.head, x, targets))
+        return number(self.cross_entropy.infer(self.head, x, targets))
 
     def infer(
         self,
@@ -224,6 +226,7 @@ class GPT(pretrained.PretrainedModel):
                 f"GPT: a sequence may have up to {self.config.context} positions, got one of {offset + ids.shape[1]}"
             )
         numbers, mask, starts = _places(mask, ids.shape[1])
+        mask = None if mask is None else beside(mask, self.tokens.weight.value)
         x = self.positions.infer(self.tokens.infer(ids, dtype=dtype), offset=offset, ids=numbers)
         states = [] if hidden is None else hidden
         for index, block in enumerate(self.blocks):
@@ -231,11 +234,11 @@ class GPT(pretrained.PretrainedModel):
                 states.append(x)
             x = block.infer(x, mask=mask, cu_seqlens=starts, cache=cache[index] if cache else None)
         if last and hidden is None:
-            x = np.ascontiguousarray(x[:, -1:])
+            x = namespace(x).ascontiguousarray(x[:, -1:])
         x = self.norm.infer(x)
         if hidden is not None:
             states.append(x)
-        return np.ascontiguousarray(x[:, -1:]) if last else x
+        return namespace(x).ascontiguousarray(x[:, -1:]) if last else x
 
     def new_cache(self) -> list[KVCache]:
         """Return an empty cache of keys and values for :meth:`infer`."""
@@ -339,7 +342,8 @@ class GPT(pretrained.PretrainedModel):
         tokens, mask, _, single = read_prompts(ids, self._ids)
         targets = next_tokens(tokens, mask)
         logits = self._infer(tokens, mask, None)
-        rows = -np.asarray(ops.cross_entropy(logits, targets, reduction="none")).astype(np.float64).sum(axis=1)
+        losses = on_host(ops.cross_entropy(logits, beside(targets, logits), reduction="none"))
+        rows = -np.asarray(losses).astype(np.float64).sum(axis=1)
         return rows[0] if single else rows
 
     def adapt(self, state: dict[str, Array]) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from numformer import ops
 from numformer.nn import Backward, Context, LayerNorm, LearnedPositions, Linear, Module, initial
 from numformer.nn.backward import chain, take
+from numformer.ops.memory import beside, namespace
 
 Array = NDArray[Any]
 
@@ -24,6 +25,7 @@ def select_rows(x: Array, rows: Array) -> tuple[Array, Backward]:
     flat = x.reshape(-1, x.shape[-1])
     if rows.size == flat.shape[0]:
         return flat, Backward(_flat_backward, [x.shape])
+    rows = beside(rows, flat)
     return ops.embedding(flat, rows), Backward(_rows_backward, [rows, x.shape])
 
 
@@ -39,12 +41,12 @@ def _rows_backward(saved: list[Any], dy: Array) -> Array:
 
 def first_position(x: Array) -> tuple[Array, Backward]:
     """Return the first position of each sequence, (batch, width), and the backward."""
-    return np.ascontiguousarray(x[:, 0]), Backward(_first_backward, [x.shape])
+    return namespace(x).ascontiguousarray(x[:, 0]), Backward(_first_backward, [x.shape])
 
 
 def _first_backward(saved: list[Any], dy: Array) -> Array:
     (shape,) = take(saved)
-    dx = np.zeros(shape, dy.dtype)
+    dx: Array = namespace(dy).zeros(shape, dy.dtype)
     dx[:, 0] = dy
     return dx
 
@@ -60,7 +62,7 @@ class Pooler(Module):
     def __call__(self, x: Array, *, ctx: Context | None = None) -> tuple[Array, Backward]:
         """Return y and its backward; x is (batch, width)."""
         z, dense = self.dense(x)
-        y = np.tanh(z)
+        y = namespace(z).tanh(z)
         return y, Backward(self._backward, [y, dense])
 
     def _backward(self, saved: list[Any], dy: Array) -> Any:
@@ -69,7 +71,9 @@ class Pooler(Module):
 
     def infer(self, x: Array) -> Array:
         """Return y."""
-        return np.asarray(np.tanh(self.dense.infer(x)))
+        z = self.dense.infer(x)
+        y: Array = namespace(z).tanh(z)
+        return y
 
 
 class NormedPositions(Module):
@@ -146,5 +150,5 @@ class Scores(Linear):
 
     def _moved(self, y: Array) -> Array:
         if self.constant is not None:
-            y += self.constant.astype(y.dtype, copy=False)
+            y += beside(self.constant.astype(y.dtype, copy=False), y)
         return y

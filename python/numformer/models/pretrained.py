@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from numformer import files
 from numformer.nn import Embedding, Module, initial
 from numformer.nn.context import compute_dtype
+from numformer.ops.memory import on_host
 
 Array = NDArray[Any]
 
@@ -158,7 +159,7 @@ def weights_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 def save(config: dict[str, Any], state: Mapping[str, Array], folder: Path) -> None:
     """Write a model; each file is complete or not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_tensors(folder / WEIGHTS, state, {"format": "pt"})
+    files.write_tensors(folder / WEIGHTS, {name: on_host(value) for name, value in state.items()}, {"format": "pt"})
     files.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 

@@ -32,6 +32,7 @@ from numformer.nn import (
 from numformer.nn.backward import chain, take
 from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
+from numformer.ops.memory import beside, number, on_host
 from numformer.packed import Packed
 
 Array = NDArray[Any]
@@ -195,7 +196,7 @@ class Transformer(PretrainedModel):
         # The output layer, a quarter of all the work, is computed where a target counts only.
         loss, backward = self.cross_entropy(self.head, x, targets, bias=self.head.constant)
         ends.append(backward)
-        return float(loss), Backward(self._backward, [encoder, embed_target, decoder, ends])
+        return number(loss), Backward(self._backward, [encoder, embed_target, decoder, ends])
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> None:
         encoder, embed_target, decoder, ends = take(saved)
@@ -235,7 +236,7 @@ class Transformer(PretrainedModel):
             cu_seqlens=target.cu_seqlens,
             memory_cu_seqlens=source.cu_seqlens,
         )
-        return float(self.cross_entropy.infer(self.head, x, targets, bias=self.head.constant))
+        return number(self.cross_entropy.infer(self.head, x, targets, bias=self.head.constant))
 
     def encode(self, source_ids: ArrayLike, *, dtype: np.dtype[Any] | None = None) -> Array:
         """Return the encoder's output, (batch, source positions, width); rows at `pad_id` mean nothing."""
@@ -283,7 +284,7 @@ class Transformer(PretrainedModel):
         source, target, single = self._pair(source_ids, target_ids)
         mask, weights = self._mask(source), list[Array]()
         self._decode(target, self._encode(source, mask=mask), mask=mask, weights=weights)
-        every = np.stack(weights)
+        every = np.stack(list(map(on_host, weights)))
         return every[:, 0] if single else every
 
     def _encode(
@@ -387,7 +388,7 @@ class Transformer(PretrainedModel):
     def _mask(self, source: Array) -> Array | None:
         """Return which source positions are read, (batch, 1, 1, source positions); None where all are."""
         read = source != self.config.pad_id
-        return None if read.all() else read[:, None, None, :]
+        return None if read.all() else beside(read[:, None, None, :], self.tokens.weight.value)
 
     def _ids(self, name: str, ids: ArrayLike) -> Array:
         array = np.asarray(ids)
@@ -478,12 +479,13 @@ class TransformerDecoding:
             x = block.infer(x, kv=memory, mask=self._mask, cache=cache)
         if model.decoder_norm is not None:
             x = model.decoder_norm.infer(x)
-        return model.head.logits(x[:, 0])
+        return on_host(model.head.logits(x[:, 0]))
 
     def select(self, rows: Array, sentences: Array) -> None:
         """Keep these rows of the targets and these sentences of the source."""
         for cache in self._caches:
             cache.select(rows)
         if sentences.size < self._memories[0].shape[0]:
-            self._memories = [memory[sentences] for memory in self._memories]
-            self._mask = None if self._mask is None else self._mask[sentences]
+            kept = beside(sentences, self._memories[0])
+            self._memories = [memory[kept] for memory in self._memories]
+            self._mask = None if self._mask is None else self._mask[kept]

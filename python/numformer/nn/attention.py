@@ -87,7 +87,7 @@ class MultiHeadAttention(Module):
 
     def _merged(self, x: Array, starts: Starts = None) -> tuple[Array, Array]:
         """Make an array for the heads side by side, and its view by head."""
-        merged = empty(x.shape, x.dtype)
+        merged = empty(x.shape, x.dtype, like=x)
         return merged, by_head(flat(merged, starts), self.heads, self.size)
 
     def __call__(
@@ -138,7 +138,7 @@ class MultiHeadAttention(Module):
         project, qkv, heads, lse, seen, ends = take(saved)
         starts = seen["starts"]
         dheads = by_head(flat(chain(ends, dy), starts), self.heads, self.size)
-        dqkv = empty(qkv.shape, qkv.dtype)
+        dqkv = empty(qkv.shape, qkv.dtype, like=qkv)
         split = self._split(flat(qkv, starts)), self._split(flat(dqkv, starts))
         attend_backward(dheads, *split[0], heads, lse, split[1], **seen)
         del qkv, heads, dheads, lse, split

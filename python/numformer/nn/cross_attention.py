@@ -118,7 +118,7 @@ class CrossAttention(Module):
         starts = self._check(x, memory, cu_seqlens, memory_cu_seqlens, mask=mask)
         q, query = self.query(x)
         kv, project = self.kv(memory)
-        merged = empty(q.shape, q.dtype)
+        merged = empty(q.shape, q.dtype, like=q)
         seen: dict[str, Any] = {"mask": mask, "starts": starts}
         _, lse = attend(self._by_head(q), *self._keys_values(kv), self._by_head(merged), return_lse=True, **seen)
         y, ends = map_and_drop(self.output, self.dropout, merged, residual=residual, cu_seqlens=cu_seqlens, ctx=ctx)
@@ -129,7 +129,7 @@ class CrossAttention(Module):
     ) -> tuple[Array, Array]:
         query, project, q, kv, merged, lse, seen, ends = take(saved)
         dmerged = chain(ends, dy)
-        dq, dkv = empty(q.shape, q.dtype), empty(kv.shape, kv.dtype)
+        dq, dkv = empty(q.shape, q.dtype, like=q), empty(kv.shape, kv.dtype, like=kv)
         attend_backward(
             self._by_head(dmerged),
             self._by_head(q),
@@ -180,7 +180,7 @@ class CrossAttention(Module):
         if starts is None:
             # All queries of one memory stand side by side: a memory is never repeated for its n sequences.
             q = q.reshape(kv.shape[0], -1, x.shape[2])
-        merged = empty(q.shape, q.dtype)
+        merged = empty(q.shape, q.dtype, like=q)
         attend(self._by_head(q), *self._keys_values(kv), self._by_head(merged), mask=mask, starts=starts)
         return self.output.infer(merged.reshape(x.shape), residual=residual)
 

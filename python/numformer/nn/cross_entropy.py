@@ -10,6 +10,7 @@ from numformer import ops
 from numformer.nn.backward import Backward, take
 from numformer.nn.context import Context
 from numformer.nn.module import Module
+from numformer.ops.memory import indices
 
 Array = NDArray[Any]
 
@@ -36,6 +37,7 @@ class CrossEntropy(Module):
 
     def __call__(self, logits: Array, targets: Array, *, ctx: Context | None = None) -> tuple[Any, Backward]:
         """Return the loss and its backward; ``backward(dloss=1.0)`` gives the gradient of the logits."""
+        targets = self._beside(targets, logits)
         loss, lse = ops.cross_entropy(
             logits, targets, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing, return_lse=True
         )
@@ -53,6 +55,12 @@ class CrossEntropy(Module):
             out=logits if self.overwrite else None,
         )
 
+    def _beside(self, targets: Array, logits: Array) -> Array:
+        """Return the targets where the logits are, those of the host too."""
+        count = logits.shape[-1] if logits.ndim else 0
+        return indices("CrossEntropy", "targets", targets, count, logits, ignored=self.ignore_index)
+
     def infer(self, logits: Array, targets: Array) -> Any:
         """Return the loss."""
+        targets = self._beside(targets, logits)
         return ops.cross_entropy(logits, targets, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing)

@@ -13,6 +13,7 @@ from numformer.nn.backward import Backward, take
 from numformer.nn.context import DEFAULT, Context
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
+from numformer.ops.memory import indices, namespace
 
 Array = NDArray[Any]
 
@@ -56,6 +57,7 @@ class Embedding(Module):
 
     def __call__(self, ids: Array, *, ctx: Context | None = None) -> tuple[Array, Backward]:
         """Return the rows and their backward; integers have no gradient, so ``backward(dy)`` gives None."""
+        ids = self._beside(ids)
         self.weight.pending += 1
         return self.infer(ids, dtype=(ctx or DEFAULT).dtype), Backward(self._backward, [ids])
 
@@ -68,8 +70,13 @@ class Embedding(Module):
         ops.embedding_backward(dy, ids, self.count, out=weight.buffer(), accumulate=not weight.fresh)
         weight.done()
 
+    def _beside(self, ids: Array) -> Array:
+        """Return the numbers where the table is, those of the host too."""
+        return indices("Embedding", "ids", ids, self.count, self.weight.value)
+
     def infer(self, ids: Array, *, dtype: np.dtype[Any] | None = None) -> Array:
         """Return the rows, in `dtype` where one is given."""
+        ids = self._beside(ids)
         # Scaled rows are rounded once, so they come from the value itself.
         rows = ops.embedding(self.weight.table(dtype) if self.scale == 1.0 else self.weight.value, ids)
         kind = rows.dtype if dtype is None else dtype
@@ -80,6 +87,10 @@ class Embedding(Module):
 
 def without_padding(dy: Array, ids: Array, padding: int | None) -> Array:
     """Return dy with zeros in the rows where `ids` is that of padding."""
-    if padding is None or not (is_padding := ids == padding).any():
+    if padding is None:
         return dy
-    return np.where(is_padding[..., None], np.zeros((), dy.dtype), dy)
+    xp, is_padding = namespace(dy), ids == padding
+    if xp is np and not is_padding.any():  # to ask a GPU would be to wait for it
+        return dy
+    rows: Array = xp.where(is_padding[..., None], xp.zeros((), dy.dtype), dy)
+    return rows

@@ -99,7 +99,7 @@ class FeedForward(Module):
         if len(rows) < 2 * _PIECE:
             return self.outer.infer(self.inner.infer(x), residual=residual)
         ends = np.arange(len(rows) // _PIECE) * _PIECE  # the last piece has up to 2 * _PIECE - 1 rows
-        y = empty((len(rows), self.outer.outputs), x.dtype)
+        y = empty((len(rows), self.outer.outputs), x.dtype, like=x)
         more = None if residual is None else residual.reshape(y.shape)
         for begin, end in zip(ends, [*ends[1:], len(rows)], strict=True):
             h = self.inner.infer(rows[begin:end])

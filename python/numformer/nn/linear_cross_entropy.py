@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numformer.nn.backward import Backward, take
 from numformer.nn.context import Context
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
+from numformer.ops.memory import beside, indices
 from numformer.ops.packed_matrix import PackedMatrix
 
 Array = NDArray[Any]
@@ -49,11 +51,12 @@ class LinearCrossEntropy(Module):
         (outputs,), is for a head without one: it is added to the logits and not trained.
         """
         _check(head, bias)
+        targets = indices("LinearCrossEntropy", "targets", targets, head.outputs, x, ignored=self.ignore_index)
         parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
         values = [p.use(x.dtype) for p in parameters]
         drafts = [p.draft() for p in parameters]
         # float16 has no room for the gradient of a mean over many rows before that is scaled.
-        dloss = float(max(np.size(targets), 1)) if x.dtype == np.float16 else 1.0
+        dloss = float(max(math.prod(x.shape[:-1]), 1)) if x.dtype == np.float16 else 1.0
         loss, dx, *_ = ops.linear_cross_entropy(
             x,
             values[0],
@@ -77,6 +80,7 @@ class LinearCrossEntropy(Module):
     def infer(self, head: Linear, x: Array, targets: Array, *, bias: Array | None = None) -> Any:
         """Return the loss without label smoothing; nothing is kept."""
         _check(head, bias)
+        targets = indices("LinearCrossEntropy", "targets", targets, head.outputs, x, ignored=self.ignore_index)
         added = _constant(bias, x) if head.bias is None else head.bias.read(x.dtype)
         if head.packed is not None:
             return self._packed_loss(head.packed, x.reshape(-1, head.inputs), np.asarray(targets).reshape(-1), added)
@@ -105,7 +109,7 @@ class LinearCrossEntropy(Module):
 
 
 def _constant(bias: Array | None, x: Array) -> Array | None:
-    return None if bias is None or x.dtype.itemsize == 2 else bias.astype(x.dtype, copy=False)
+    return None if bias is None or x.dtype.itemsize == 2 else beside(bias.astype(x.dtype, copy=False), x)
 
 
 def _check(head: Linear, bias: Array | None) -> None:

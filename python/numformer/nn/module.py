@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from numformer import ops, profiling
 from numformer.nn import naming
 from numformer.nn.parameter import Parameter
+from numformer.ops.memory import assign, check_device, device_of, namespace, on_host
 
 
 class Module:
@@ -92,6 +93,26 @@ class Module:
         for parameter in self.named_parameters().values():
             parameter.unpack()
 
+    def to(self, device: str) -> Self:
+        """Have values and gradients on a device, and return the module.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+            "cuda" needs `numformer_cuda`; arrays are CuPy's then, and what the layers are called on must be too.
+
+        Raises
+        ------
+        ValueError
+            For another device.
+        RuntimeError
+            Where there is no GPU that can be used; the message says why.
+        """
+        check_device(type(self).__name__, device)
+        for parameter in self.named_parameters().values():
+            parameter.to(device)
+        return self
+
     def zero_grad(self) -> None:
         """Forget the gradients: the next ones are written, not added."""
         for parameter in self.named_parameters().values():
@@ -115,7 +136,7 @@ class Module:
     def _parts(self, name: str, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
         for ours, theirs in self.splits.items():
             if ours in name:
-                parts = np.split(array, len(theirs))
+                parts = namespace(array).split(array, len(theirs))
                 return {name.replace(ours, one): part for one, part in zip(theirs, parts, strict=True)}
         return {name: array}
 
@@ -134,6 +155,7 @@ class Module:
         ValueError
             Where names are missing or unexpected or shapes differ; every one is named, and nothing was changed.
         """
+        state = {name: on_host(value) for name, value in state.items()}
         named = self.state_dict()
         wrong = [f"missing {name}" for name in named if name not in state]
         wrong += [f"unexpected {name}" for name in state if name not in named]
@@ -148,8 +170,9 @@ class Module:
         adopted = set()
         for name, parameter in self.named_parameters().items():
             given, own = state.get(name), parameter.value
-            if adopt and given is not None and (given.dtype, given.shape) == (own.dtype, own.shape):
-                parameter.value = np.ascontiguousarray(given)
+            fits = given is not None and (given.dtype, given.shape) == (own.dtype, own.shape)
+            if adopt and fits and device_of(own) == "cpu":
+                parameter.value = np.ascontiguousarray(state[name])
                 adopted.add(name)
             else:
                 parameter.own(copy=False)
@@ -162,7 +185,11 @@ class Module:
 
 def _fill(value: NDArray[Any], given: NDArray[Any]) -> None:
     """Copy, rounding by our kernel where 16 bits are involved: that of NumPy takes one number at a time."""
-    if value.dtype != given.dtype and 2 in (value.itemsize, given.itemsize) and given.dtype.kind in "fV":
+    if device_of(value) != "cpu":
+        host = np.empty(value.shape, value.dtype)
+        _fill(host, given)
+        assign(value, host)
+    elif value.dtype != given.dtype and 2 in (value.itemsize, given.itemsize) and given.dtype.kind in "fV":
         ops.cast(given, value.dtype, out=value)
     else:
         value[...] = given

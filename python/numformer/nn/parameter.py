@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numformer import ops
-from numformer.ops.memory import empty
+from numformer.ops.memory import empty, is_writeable, moved, namespace
 from numformer.ops.packed_matrix import PackedMatrix
 
 
@@ -37,7 +37,7 @@ class Parameter:
     Parameters
     ----------
     value : array
-        What is trained; C-contiguous. Read-only where it lies in a file, until :meth:`own`.
+        What is trained; C-contiguous, on a GPU after :meth:`to`. Read-only where it lies in a file, until :meth:`own`.
     name : str
         Its name in the state dict; set by the model.
     """
@@ -91,8 +91,16 @@ class Parameter:
 
     def own(self, *, copy: bool = True) -> None:
         """Make the value an array that can be written: of one that was read-only (a file) a copy, or an empty one."""
-        if not self.value.flags.writeable:
+        if not is_writeable(self.value):
             self.value = self.value.copy() if copy else np.empty_like(self.value)
+
+    def to(self, device: str) -> None:
+        """Have value and gradient on a device, "cpu" or "cuda"; copies are made where they are elsewhere."""
+        self._value = moved(self.value, device)
+        self._copy = None
+        self.changed()
+        if self.grad is not None:
+            self.grad = moved(self.grad, device)
 
     def use(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Count one use in a training pass, which lets packed copies go, and return the value to compute with."""
@@ -114,7 +122,7 @@ class Parameter:
         if self._kept != dtype:
             return ops.cast(value, dtype)
         if self._copy is None:
-            self._copy, self._stale = empty(value.shape, dtype), True
+            self._copy, self._stale = empty(value.shape, dtype, like=value), True
         if self._stale:
             ops.cast(value, dtype, out=self._copy)
             self._stale = False
@@ -173,7 +181,7 @@ class Parameter:
         """Return the array of the gradient; `fresh` says whether to write or to add; follow with :meth:`done`."""
         grad = self.grad
         if grad is None:
-            grad = self.grad = np.empty_like(self.value)
+            grad = self.grad = namespace(self.value).empty_like(self.value)
         if self._draft is not None:
             draft, self._draft = self._draft(), None
             if draft is not None:  # its backward is still to come, and now finds another's gradient here
@@ -190,7 +198,7 @@ class Parameter:
             draft = Draft(self.buffer())
             self._draft = weakref.ref(draft)
             return draft
-        return Draft(empty(self.value.shape, self.value.dtype))
+        return Draft(empty(self.value.shape, self.value.dtype, like=self.value))
 
     def settle(self, draft: Draft, scale: float = 1.0) -> None:
         """Write or add `scale` times a draft, which is used up."""

@@ -14,6 +14,7 @@ from numformer.nn.context import Context
 from numformer.nn.embedding import without_padding
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
+from numformer.ops.memory import beside, device_of, indices
 
 Array = NDArray[Any]
 
@@ -66,6 +67,7 @@ class LearnedPositions(Module):
 
         `ids`, (batch, positions) or packed (total,), number the positions one by one instead.
         """
+        ids = None if ids is None else self._beside(ids, x)
         y = self.infer(x, offset=offset, ids=ids)
         self.weight.pending += 1
         return y, Backward(self._backward, [offset, ids])
@@ -92,11 +94,15 @@ class LearnedPositions(Module):
     def infer(self, x: Array, *, offset: int = 0, ids: Array | None = None) -> Array:
         """Return x with its positions added."""
         if ids is not None:
-            return ops.add(x, ops.embedding(self._beside(x), ids))
+            return ops.add(x, ops.embedding(self._table(x), self._beside(ids, x)))
         end = _check("LearnedPositions", x, offset, self.length)
-        return ops.add(x, self._beside(x)[offset:end])
+        return ops.add(x, self._table(x)[offset:end])
 
-    def _beside(self, x: Array) -> Array:
+    def _beside(self, ids: Array, x: Array) -> Array:
+        """Return the numbers where x is, those of the host too."""
+        return indices("LearnedPositions", "ids", ids, self.length, x)
+
+    def _table(self, x: Array) -> Array:
         """Return the table: float32 is added to 16 bits as it is."""
         value = self.weight.value
         return value if value.dtype == np.float32 and x.dtype.itemsize == 2 else self.weight.read(x.dtype)
@@ -131,11 +137,12 @@ class SinusoidalPositions(Module):
         table: Array = np.where(np.arange(self.width) % 2 == 0, np.sin(angle), np.cos(angle))
         return np.concatenate([table[:, ::2], table[:, 1::2]], axis=1) if self.halves else table
 
-    def _table(self, end: int, kind: np.dtype[Any]) -> Array:
-        """Return at least `end` rows. They are made as they are used: `length` may be a file's word, and no array."""
-        rows = self._rows
-        if len(rows) < end or rows.dtype != kind:
-            self._rows = rows = self._sines(min(self.length, max(64, 2 * end, len(rows)))).astype(kind)
+    def _table(self, end: int, x: Array) -> Array:
+        """Return at least `end` rows to add to x. They are made as they are used: `length` may be a file's word."""
+        rows, kind = self._rows, np.dtype(np.float32) if x.dtype.itemsize == 2 else x.dtype
+        if len(rows) < end or rows.dtype != kind or device_of(rows) != device_of(x):
+            count = min(self.length, max(64, 2 * end, len(rows)))
+            self._rows = rows = beside(self._sines(count).astype(kind), x)
         return rows
 
     def __call__(
@@ -152,9 +159,10 @@ class SinusoidalPositions(Module):
 
     def infer(self, x: Array, *, offset: int = 0, ids: Array | None = None) -> Array:
         """Return x with its positions added."""
-        kind = np.dtype(np.float32) if x.dtype.itemsize == 2 else x.dtype
         if ids is not None:
-            last = int(np.max(ids, initial=0))
-            return ops.add(x, ops.embedding(self._table(min(last + 1, self.length), kind), ids))
+            # What a GPU holds is not asked for its largest: that would be to wait for it.
+            last = int(np.max(ids, initial=0)) if device_of(ids) == "cpu" else self.length - 1
+            rows = self._table(min(last + 1, self.length), x)
+            return ops.add(x, ops.embedding(rows, indices("SinusoidalPositions", "ids", ids, self.length, x)))
         end = _check("SinusoidalPositions", x, offset, self.length)
-        return ops.add(x, self._table(end, kind)[offset:end])
+        return ops.add(x, self._table(end, x)[offset:end])

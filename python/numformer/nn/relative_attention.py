@@ -189,7 +189,7 @@ class RelativeAttention(Module):
         r, project_positions = self.positions(self._sines(whole.shape[1], x))
         u, v = (bias.use(bias.value.dtype) for bias in (self.bias_u, self.bias_v))  # float32 beside 16-bit x
         rel = (self._rows(r), u, v, 0)
-        merged = empty(x.shape, x.dtype)
+        merged = empty(x.shape, x.dtype, like=x)
         q, k, values = self._split(qkv, before)
         seen: dict[str, Any] = {"causal": True, "window": self.window, "rel": rel}
         _, lse = ops.attention(q, k, values, return_lse=True, out=self._by_head(merged), **seen)
@@ -200,7 +200,7 @@ class RelativeAttention(Module):
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Array:
         project, project_positions, qkv, before, r, seen, merged, lse, ends = take(saved)
         dmerged = chain(ends, dy)
-        dqkv = empty(qkv.shape, qkv.dtype)
+        dqkv = empty(qkv.shape, qkv.dtype, like=qkv)
         dqkv[:, :before, : self.heads * self.size] = 0  # the memory asks for nothing
         *_, more = ops.attention_backward(
             self._by_head(dmerged),
@@ -247,7 +247,7 @@ class RelativeAttention(Module):
             q, k, v = self._split(self.qkv.infer(whole), before)
             r = self.positions.infer(self._sines(k.shape[2], x))
         rel = (self._rows(r), self.bias_u.value, self.bias_v.value, 0)
-        merged = empty(x.shape, x.dtype)
+        merged = empty(x.shape, x.dtype, like=x)
         window = self.window
         if window is not None and cache is not None and cache.window is not None:
             window = (max(cache.window - 1, 0), None)

@@ -143,7 +143,7 @@ class SlidingAttention(MultiHeadAttention):
     def _backward(self, saved: list[Any], dy: Array, *, residual: Array | None = None) -> Any:
         x, project, qkv, heads, lse, options, far, ends = take(saved)
         dmerged = chain(ends, dy)
-        dqkv = empty(qkv.shape, qkv.dtype)
+        dqkv = empty(qkv.shape, qkv.dtype, like=qkv)
         # Rows of global tokens saw nothing in this call, so what stands there now does not matter.
         given = (by_head(dmerged, self.heads, self.size), *self._split(qkv), heads, lse)
         if self._is_dilated():

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numformer import _core
+from numformer.ops import dispatch
 
 Array = NDArray[Any]
 
@@ -52,7 +53,7 @@ class Exchange:
         return _core.dlpack_capsule(array, versioned, bool(copy))
 
 
-def to_dlpack(a: Array) -> Exchange:
+def to_dlpack(a: Array) -> Any:
     """Return an object that PyTorch, JAX and others turn into an array of theirs over the same memory.
 
     For bfloat16, which NumPy's own DLPack does not know; other dtypes go as well.
@@ -60,7 +61,7 @@ def to_dlpack(a: Array) -> Exchange:
     Parameters
     ----------
     a : array
-        Of any shape and strides; bool, integers, floats, bfloat16 or complex.
+        Of any shape and strides; bool, integers, floats, bfloat16 or complex. One on a GPU is returned as it is.
 
     Returns
     -------
@@ -81,6 +82,8 @@ def to_dlpack(a: Array) -> Exchange:
     >>> np.from_dlpack(nf.to_dlpack(a))  # torch.from_dlpack too, which takes bfloat16 as well
     array([0., 1., 2.])
     """
+    if dispatch.backend_of(a) is not None:  # CuPy's arrays speak DLPack
+        return a
     if not isinstance(a, np.ndarray):
         raise TypeError(f"to_dlpack: a must be a numpy.ndarray, got {type(a).__name__}")
     _core.dlpack_capsule(a, True, False)  # what cannot be given is refused here, and not in the other library
@@ -88,14 +91,15 @@ def to_dlpack(a: Array) -> Exchange:
 
 
 def from_dlpack(x: Any) -> Array:
-    """Return a NumPy array over the memory of another library's array, without a copy.
+    """Return a NumPy array over the memory of another library's array, without a copy; CuPy's for one on a GPU.
 
     Functions of numformer take such arrays as they are; this is for what NumPy does to them, bfloat16 included.
 
     Parameters
     ----------
     x : object with ``__dlpack__``, or a capsule of DLPack
-        In the processor's memory. PyTorch: a tensor that needs no gradient (``tensor.detach()``).
+        In the processor's memory, or with `numformer_cuda` on a GPU. PyTorch: a tensor that needs no gradient
+        (``tensor.detach()``).
 
     Returns
     -------
@@ -123,4 +127,4 @@ def from_dlpack(x: Any) -> Array:
     """
     if isinstance(x, np.ndarray):
         return x.view()
-    return _core.from_dlpack(x)
+    return dispatch.core.from_dlpack(x)

@@ -4,7 +4,7 @@ from typing import Any
 
 from numpy.typing import DTypeLike, NDArray
 
-from numformer import _core
+from numformer.ops.dispatch import core as _core
 
 Array = NDArray[Any]
 

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from numformer import _core
 from numformer.ops.activations import gelu_backward, relu_backward, silu_backward
+from numformer.ops.dispatch import core as _core
 from numformer.ops.elementwise import sum_rows
+from numformer.ops.memory import namespace
 from numformer.ops.packed_matrix import PackedMatrix
 
 Array = NDArray[Any]
@@ -125,6 +126,8 @@ def matmul_backward(
     """
     dy, a, b = (_core.as_array("matmul_backward", name, x) for name, x in (("dy", dy), ("a", a), ("b", b)))
     for name, array in (("dy", dy), ("b", b)):
+        if namespace(array) is not namespace(a):
+            raise TypeError(f"matmul_backward: {name} must be where a is, in the processor's memory or on the GPU")
         if array.dtype != a.dtype:
             raise TypeError(f"matmul_backward: {name} must have the dtype of a, {a.dtype}, got {array.dtype}")
     if a.ndim == 0 or b.ndim == 0:
@@ -136,7 +139,7 @@ def matmul_backward(
         dy = _activation_backward(dy, preactivation, activation)
     a2 = a[np.newaxis, :] if a.ndim == 1 else a
     b2 = b[:, np.newaxis] if b.ndim == 1 else b
-    dz = np.asarray(dy)
+    dz = dy
     if b.ndim == 1:
         dz = dz[..., np.newaxis]
     if a.ndim == 1:
@@ -145,11 +148,12 @@ def matmul_backward(
         raise ValueError(
             f"matmul_backward: dy must have the shape of a @ b, got dy {dy.shape} for a {a.shape} and b {b.shape}"
         )
-    dz = np.ascontiguousarray(dz)
+    xp = namespace(dz)
+    dz = xp.ascontiguousarray(dz)
     dbias = sum_rows(dz) if bias is not None else None
     if b2.ndim == 2 and a2.ndim > 2:  # one matrix for all rows: its gradient is one product over all of them
         count = math.prod(a2.shape[:-1])
-        rows = np.ascontiguousarray(a2).reshape(count, a2.shape[-1])
+        rows = xp.ascontiguousarray(a2).reshape(count, a2.shape[-1])
         db = matmul(rows.T, dz.reshape(count, dz.shape[-1]), scale=scale)
     else:
         db = _product_summed_to(a2.swapaxes(-1, -2), dz, scale, b2.shape)
@@ -175,7 +179,8 @@ def _product_summed_to(a: Array, b: Array, scale: float, shape: tuple[int, ...])
     extra = len(batch) + 2 - len(shape)
     axes = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape[:-2]) if n == 1 and batch[extra + i] != 1)
     if not axes:
-        return np.asarray(matmul(a, b, scale=scale))
+        product: Array = matmul(a, b, scale=scale)
+        return product
     wide = np.float64 if a.dtype == np.float64 else np.float32  # 16-bit products are summed before they are rounded
-    total = np.asarray(matmul(a, b, scale=scale, dtype=wide)).sum(axis=axes)
-    return np.asarray(total.reshape(shape).astype(a.dtype))
+    total: Array = matmul(a, b, scale=scale, dtype=wide).sum(axis=axes)
+    return total.reshape(shape).astype(a.dtype)

@@ -8,7 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from numformer import _core
+from numformer.ops.dispatch import core as _core
+from numformer.ops.memory import number
 
 Array = NDArray[Any]
 
@@ -296,4 +297,4 @@ def global_norm(arrays: Iterable[Array]) -> float:
     >>> nf.global_norm([np.array([3.0]), np.array([[4.0]], np.float32)])
     5.0
     """
-    return float(_core.global_norm(arrays))
+    return number(_core.global_norm(arrays))

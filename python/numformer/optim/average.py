@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from numformer import ops
 from numformer.nn import Parameter
+from numformer.ops.memory import moved
 from numformer.optim.optimizer import copy_state, number
 
 Array = NDArray[Any]
@@ -36,6 +37,10 @@ class Average:
             raise ValueError("Average: parameters must not be empty")
         self.values = [p.value.copy() for p in self.parameters]
         self.updates = 0
+
+    def to(self, device: str) -> None:
+        """Have the averages on a device, "cpu" or "cuda", as `Module.to` has the parameters."""
+        self.values = [moved(value, device) for value in self.values]
 
     def update(self) -> None:
         """Take in the values of now."""

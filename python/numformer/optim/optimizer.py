@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from numformer import ops, profiling
 from numformer.nn import Parameter
+from numformer.ops.memory import assign, check_device, moved, namespace, on_host
 from numformer.optim.shards import Part, Shards, cut
 
 Array = NDArray[Any]
@@ -49,7 +50,7 @@ def copy_state(owner: str, own: Mapping[str, Array], state: Mapping[str, Array])
     wrong += [f"unexpected {name}" for name in state if name not in own]
     for name, array in own.items():
         if name in state:
-            given = np.asarray(state[name])
+            given = np.asarray(on_host(state[name]))
             if given.shape != array.shape:
                 wrong.append(f"{name} must have shape {array.shape}, got {given.shape}")
             elif given.dtype != array.dtype:
@@ -58,7 +59,7 @@ def copy_state(owner: str, own: Mapping[str, Array], state: Mapping[str, Array])
         shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
         raise ValueError(f"load_state_dict: the entries do not fit {owner}: {shown}")
     for name, array in own.items():
-        array[...] = state[name]
+        assign(array, state[name])
 
 
 def store_copies(values: list[Array], copies: list[Array | None] | None) -> None:
@@ -133,7 +134,14 @@ class Optimizer:
 
     def _new_state(self, slot: str, value: Array) -> Array:
         """Return what is kept of a parameter before its first step."""
-        return np.zeros(value.shape, value.dtype)  # its memory is taken when it is first written
+        zeros: Array = namespace(value).zeros(value.shape, value.dtype)  # NumPy's take memory when first written
+        return zeros
+
+    def to(self, device: str) -> None:
+        """Have what is kept of the parameters on a device, "cpu" or "cuda", as `Module.to` has the parameters."""
+        check_device(type(self).__name__, device)
+        for arrays in self._state.values():
+            arrays[:] = [moved(array, device) for array in arrays]
 
     def shard(self, shards: Shards) -> None:
         """Keep the state of one's own pieces of the parameters only, and update these; `shards` brings them together.

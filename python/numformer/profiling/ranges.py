@@ -11,13 +11,35 @@ import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from numformer import _core
 
 Label = Callable[[Any, str], str]
 
+
+class Device(Protocol):
+    """Who measures on another device while a profile is on, and names ranges there."""
+
+    def begin(self) -> None:
+        """Record from now on; what was recorded is forgotten."""
+        ...
+
+    def end(self) -> list[str]:
+        """Record no longer and return the lines of a table."""
+        ...
+
+    def push(self, label: str) -> None:
+        """Begin a range."""
+        ...
+
+    def pop(self) -> None:
+        """End the innermost range."""
+        ...
+
+
 _lock = threading.RLock()
+_device: Device | None = None
 _on = False
 _traced: list[tuple[weakref.ref[type], tuple[str, ...], Label]] = []
 _originals: list[tuple[type, str, Any]] = []
@@ -57,14 +79,14 @@ class range:
 
     def __enter__(self) -> range:
         if _on:
-            self._token = _core.profile_enter(self._label)
+            self._token = _enter(self._label)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._token >= 0:
-            _core.profile_leave(self._token)
+            _leave(self._token)
             self._token = -1
 
 
@@ -90,6 +112,27 @@ def trace(cls: type, methods: tuple[str, ...], label: Label, *, cleanup: Callabl
             _wrap(cls, methods, label)
 
 
+def watch(device: Device) -> None:
+    """Have another device measured too, from now on and in profiles to come."""
+    global _device
+    with _lock:
+        _device = device
+        if _on:
+            device.begin()
+
+
+def _enter(label: str) -> int:
+    if _device is not None:
+        _device.push(label)
+    return _core.profile_enter(label)
+
+
+def _leave(token: int) -> None:
+    _core.profile_leave(token)
+    if _device is not None:
+        _device.pop()
+
+
 def _wrap(cls: type, methods: tuple[str, ...], label: Label) -> None:
     for name in methods:
         function = cls.__dict__.get(name)
@@ -99,19 +142,17 @@ def _wrap(cls: type, methods: tuple[str, ...], label: Label) -> None:
 
 
 def _with_range(function: Any, name: str, label: Label) -> Any:
-    enter, leave = _core.profile_enter, _core.profile_leave
-
     @functools.wraps(function)
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
         outer = getattr(_innermost, "owner", None)
         if outer is self:  # a method that calls another of its own object: one range
             return function(self, *arguments, **options)
         _innermost.owner = self
-        token = enter(label(self, name))
+        token = _enter(label(self, name))
         try:
             return function(self, *arguments, **options)
         finally:
-            leave(token)
+            _leave(token)
             _innermost.owner = outer
 
     return call
@@ -124,6 +165,7 @@ def begin() -> None:
         if _on:
             return
         _on = True
+        clear()
         _traced[:] = [entry for entry in _traced if entry[0]() is not None]
         for reference, methods, label in _traced:
             cls = reference()
@@ -131,8 +173,14 @@ def begin() -> None:
                 _wrap(cls, methods, label)
 
 
-def end() -> None:
-    """Put the methods back."""
+def clear() -> None:
+    """Forget what was measured on another device."""
+    if _device is not None:
+        _device.begin()
+
+
+def end() -> list[str]:
+    """Put the methods back; return the table of what was measured on another device, line by line."""
     global _on
     with _lock:
         _on = False
@@ -140,3 +188,4 @@ def end() -> None:
             setattr(*_originals.pop())
         for cleanup in _cleanups:
             cleanup()
+        return [] if _device is None else _device.end()

@@ -83,6 +83,7 @@ class profile:
         self._recording: Recording | None = None
         self._wants_counters = counters
         self.counters: Counters | None = None
+        self._elsewhere: list[str] = []  # what was measured on another device
         self._entered = self._on = False
         self.steps = 0
 
@@ -114,7 +115,7 @@ class profile:
             if self._on:
                 self._on = False
                 _core.profile_stop()
-                ranges.end()
+                self._elsewhere = ranges.end()
                 if self.counters is not None:
                     self.counters.stop()
                 self._recording = self._take()
@@ -149,6 +150,7 @@ class profile:
             self._start()
         elif self._on and self.steps == first:
             _core.profile_clear()
+            ranges.clear()
             self._count_from_now()
         if self._on and self._record is not None and self.steps == first + self._record:
             self._stop()
@@ -195,6 +197,8 @@ class profile:
     def table(self, by: str = "kernel", *, ceilings: Ceilings | None = None) -> str:
         """Return calls, time, rates and the share of this machine's ceiling, the longest first.
 
+        What ran on a GPU has a table of its own below, once the profile is over, with times by events of CUDA.
+
         Parameters
         ----------
         by : {"kernel", "shape", "layer"}
@@ -205,7 +209,8 @@ class profile:
         from numformer.profiling.summary import table
 
         text = table(self.recording, by, ceilings or self._ceilings())
-        return text if self.counters is None else "\n".join([text, *self.counters.lines()])
+        counted = [] if self.counters is None else self.counters.lines()
+        return "\n".join([text, *counted, *self._elsewhere])
 
     def save(self, path: str | Path) -> None:
         """Write a trace in Chrome's format, which https://ui.perfetto.dev and chrome://tracing open."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from numformer import files
+from numformer.ops.memory import on_host
 from numformer.optim import Average, Optimizer
 from numformer.train.protocols import Model, Remembers
 
@@ -60,6 +61,7 @@ def save_checkpoint(
     if isinstance(model, Remembers):
         memory = model.training_memory(int(progress["step"]))
         tensors |= {_MEMORY + name: value for name, value in memory.items()}
+    tensors = {name: on_host(value) for name, value in tensors.items()}
     notes = {"optimizer": type(optimizer).__name__, "progress": progress}
     step = int(progress["step"])
 

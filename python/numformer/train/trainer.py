@@ -20,6 +20,7 @@ from numformer import files, ops, profiling
 from numformer.data.windows import IGNORE
 from numformer.nn import Context, initial
 from numformer.nn.context import compute_dtype
+from numformer.ops.memory import check_device
 from numformer.optim import Average, Optimizer
 from numformer.packed import Packed
 from numformer.train import checkpoint, events, log
@@ -119,6 +120,9 @@ class Trainer:
         give the same arguments; rank 0 writes and speaks.
     shard_optimizer : bool
         Whether each of several ranks keeps a part of the optimizer's state only (ZeRO, stage 1).
+    device : {"cpu", "cuda"}, optional
+        Where to have the weights and what is kept of them, and to compute; where they are by default. "cuda" needs
+        `numformer_cuda` and is for one process.
 
     Attributes
     ----------
@@ -169,6 +173,7 @@ class Trainer:
         tensorboard: bool = False,
         parallel: bool | Ranks | None = None,
         shard_optimizer: bool = False,
+        device: str | None = None,
     ) -> None:
         initial.size("Trainer", log_every=log_every, keep=keep)
         if steps is not None:
@@ -236,8 +241,20 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._total: int | None = None
         self.shard_optimizer = shard_optimizer
+        if device is not None:
+            self._move(device)
         self._check_alike()
         self._exchange = self.ranks.exchange(model.parameters(), optimizer, shard=shard_optimizer)
+
+    def _move(self, device: str) -> None:
+        check_device("Trainer", device)
+        if device == "cuda" and self.ranks.size > 1:
+            raise ValueError(f"Trainer: device 'cuda' is for one process, got {self.ranks.size}")
+        for parameter in self.model.parameters():
+            parameter.to(device)
+        self.optimizer.to(device)
+        if self.average is not None:
+            self.average.to(device)
 
     def _check_alike(self) -> None:
         """Check that all ranks were given the same."""

@@ -1,0 +1,402 @@
+"""Arguments of calls: what they must be, as the CPU's bindings check it, and how the native module sees them.
+
+All checks read shapes, strides and dtypes, which are on the host. What is in an array on a GPU is not looked at: that
+would be to wait for it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NoReturn
+
+import cupy
+import ml_dtypes
+import numpy as np
+
+from numformer_cuda import DeviceError
+from numformer_cuda.timing import timing
+
+namespace: Any = cupy
+_core: Any = import_module("numformer_cuda._core")  # which has no types
+Array = Any
+"""A cupy.ndarray."""
+Described = tuple[int, tuple[int, ...], tuple[int, ...], str]
+"""An array as the native module takes it: pointer, shape, strides in elements, dtype."""
+
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+_KNOWN = (*FLOATS, "int32", "int64", "bool")
+_CUDA, _CUDA_MANAGED = 2, 13  # DLPack's numbers
+MAX_AXES = 32
+
+
+def fail_type(operation: str, message: str) -> NoReturn:
+    """Raise TypeError with the operation in front."""
+    raise TypeError(f"{operation}: {message}")
+
+
+def fail_value(operation: str, message: str) -> NoReturn:
+    """Raise ValueError with the operation in front."""
+    raise ValueError(f"{operation}: {message}")
+
+
+# Arrays
+
+
+def array(operation: str, argument: str, x: Any, layout: str = "contiguous") -> Array:
+    """Return an array on the GPU that has the layout: the argument, or what DLPack gives of it; else a copy on the GPU.
+
+    Layouts: "any"; "last_axis", unit stride on it; "matrix", unit stride on one of the last two axes; "contiguous".
+    """
+    if not isinstance(x, namespace.ndarray):
+        x = _taken(operation, argument, x)
+    if x.dtype.name not in _KNOWN:
+        fail_type(
+            operation,
+            f"{argument} must have dtype float32, float64, float16 or bfloat16 (integers: int32 or int64; "
+            f"masks: bool), got {x.dtype}",
+        )
+    return x if _fits(x, layout) else namespace.ascontiguousarray(x)
+
+
+def optional(operation: str, argument: str, x: Any, layout: str = "contiguous") -> Array | None:
+    """Return None for None."""
+    return None if x is None else array(operation, argument, x, layout)
+
+
+def output(operation: str, argument: str, x: Any) -> Array:
+    """Return an array that is written: the argument itself, whatever its strides."""
+    return array(operation, argument, x, "any")
+
+
+def _taken(operation: str, argument: str, x: Any) -> Array:
+    kind = type(x).__name__
+    if isinstance(x, (np.ndarray, np.generic)):
+        fail_type(
+            operation,
+            f"{argument} must be on the GPU, where other arguments are, got a numpy.{kind}; copy it with cupy.asarray",
+        )
+    device = getattr(x, "__dlpack_device__", None)
+    if device is None:
+        fail_type(operation, f"{argument} must be a cupy.ndarray (or have __dlpack__ of a GPU's memory), got {kind}")
+    where = device()[0]
+    if where not in (_CUDA, _CUDA_MANAGED):
+        fail_type(
+            operation,
+            f"{argument} must be on the GPU, where other arguments are, got a {kind} on a device of type {int(where)}",
+        )
+    return namespace.from_dlpack(x)  # on the current stream, for which its owner lets this wait
+
+
+def _fits(x: Array, layout: str) -> bool:
+    if layout == "contiguous":
+        return bool(x.flags.c_contiguous)
+    item = x.dtype.itemsize
+    if any(stride % item for stride in x.strides):
+        return False
+
+    def unit(axis: int) -> bool:
+        return x.shape[axis] <= 1 or x.strides[axis] == item
+
+    if layout == "any" or x.ndim == 0 or unit(x.ndim - 1):
+        return True
+    return layout == "matrix" and x.ndim > 1 and unit(x.ndim - 2)
+
+
+def floats(operation: str, argument: str, x: Any, expected: Any = None, layout: str = "contiguous") -> Array:
+    """Return an array of floats, of the dtype `expected` where one is given."""
+    found = array(operation, argument, x, layout)
+    if found.dtype.name not in FLOATS:
+        fail_type(operation, f"{argument} must have dtype float32, float64, float16 or bfloat16, got {found.dtype}")
+    if expected is not None:
+        require_dtype(operation, argument, found, expected)
+    return found
+
+
+def wide(operation: str, argument: str, x: Any, expected: Any) -> Array:
+    """Return an array of floats of the dtype `expected`, or of float32 beside a 16-bit one."""
+    found = floats(operation, argument, x)
+    if found.dtype.name != "float32" or expected.name == "float64":
+        require_dtype(operation, argument, found, expected)
+    return found
+
+
+def require_dtype(operation: str, argument: str, x: Array, expected: Any) -> None:
+    """Refuse another dtype than that of the first array."""
+    if x.dtype != expected:
+        fail_type(operation, f"{argument} must have the dtype of the first array, {expected}, got {x.dtype}")
+
+
+def require_shape(operation: str, argument: str, x: Array, expected: tuple[int, ...]) -> None:
+    """Refuse another shape."""
+    if x.shape != expected:
+        fail_value(operation, f"{argument} must have shape {expected}, got {x.shape}")
+
+
+def require_axes(operation: str, argument: str, x: Array, axes: int) -> None:
+    """Refuse an array of fewer axes."""
+    if x.ndim < axes:
+        plural = "axis" if axes == 1 else "axes"
+        fail_value(operation, f"{argument} must have at least {axes} {plural}, got shape {x.shape}")
+
+
+def require_columns(operation: str, argument: str, x: Array) -> None:
+    """Refuse rows of nothing."""
+    require_axes(operation, argument, x, 1)
+    if x.shape[-1] == 0:
+        fail_value(operation, f"{argument} must have at least one element on its last axis, got shape {x.shape}")
+
+
+def require_integers(operation: str, argument: str, x: Array) -> None:
+    """Refuse another dtype than int32 and int64."""
+    if x.dtype.name not in ("int32", "int64"):
+        fail_type(operation, f"{argument} must have dtype int32 or int64, got {x.dtype}")
+
+
+def statistics_type(dtype: Any) -> Any:
+    """Return the dtype of sums: float64 for it, else float32."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def dtype_from(operation: str, argument: str, dtype: Any) -> Any:
+    """Return a dtype of floats; TypeError for what is none."""
+    shown = dtype
+    try:
+        if dtype is not None:  # which NumPy takes for float64
+            shown = found = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+            if found.name in FLOATS:
+                return found
+    except TypeError:
+        pass
+    fail_type(operation, f"{argument} must be float32, float64, float16 or bfloat16, got {shown}")
+
+
+# Scalars
+
+
+def number(operation: str, argument: str, value: Any) -> float:
+    """Return a float; TypeError for what is no number, an array on the GPU included: it would have to be waited for."""
+    if isinstance(value, (str, bytes, namespace.ndarray)):
+        fail_type(operation, f"{argument} must be a number, got {type(value).__name__}")
+    try:
+        return float(value)
+    except Exception:
+        fail_type(operation, f"{argument} must be a number, got {type(value).__name__}")
+
+
+def finite(operation: str, argument: str, value: Any) -> float:
+    """Return a finite float."""
+    found = number(operation, argument, value)
+    if not math.isfinite(found):
+        fail_value(operation, f"{argument} must be finite, got {found:g}")
+    return found
+
+
+def in_range(operation: str, argument: str, value: Any, low: float, high: float) -> float:
+    """Return a float in [low, high]."""
+    found = number(operation, argument, value)
+    if not low <= found <= high:
+        fail_value(operation, f"{argument} must be in [{low:g}, {high:g}], got {found:g}")
+    return found
+
+
+def integer(operation: str, argument: str, value: Any) -> int:
+    """Return an integer of 64 bits."""
+    try:
+        found = operator.index(value)
+    except Exception:
+        fail_type(operation, f"{argument} must be an integer, got {type(value).__name__}")
+    if not -(2**63) <= found < 2**63:
+        fail_value(operation, f"{argument} must fit in 64 bits, got {found}")
+    return found
+
+
+def word(operation: str, argument: str, value: int) -> int:
+    """Return an integer in [0, 2**32)."""
+    if not 0 <= value < 2**32:
+        fail_value(operation, f"{argument} must be in [0, 2**32), got {value}")
+    return value
+
+
+def boolean(operation: str, argument: str, value: Any) -> bool:
+    """Return a truth."""
+    try:
+        return bool(value)
+    except Exception:
+        fail_type(operation, f"{argument} must be True or False, got {type(value).__name__}")
+
+
+def text(operation: str, argument: str, value: Any) -> str:
+    """Return a string."""
+    if not isinstance(value, str):
+        fail_type(operation, f"{argument} must be a string, got {type(value).__name__}")
+    return value
+
+
+def starts(operation: str, argument: str, x: Any, packed: str, total: int) -> Any:
+    """Return where packed sequences begin, int64 on the host: lengths are checked before anything is launched."""
+    if isinstance(x, namespace.ndarray):
+        fail_type(
+            operation, f"{argument} must be a numpy.ndarray: lengths are read before anything is launched, got cupy's"
+        )
+    if not isinstance(x, np.ndarray):
+        fail_type(operation, f"{argument} must be a numpy.ndarray, got {type(x).__name__}")
+    require_integers(operation, argument, x)
+    if x.ndim != 1 or x.size == 0:
+        fail_value(operation, f"{argument} must have shape (sequences + 1,), got {x.shape}")
+    values = x.astype(np.int64)
+    if values[0] != 0:
+        fail_value(operation, f"{argument} must begin with 0, got {values[0]}")
+    if (wrong := np.flatnonzero(values[1:] < values[:-1])).size:
+        i = wrong[0]
+        fail_value(operation, f"{argument} must not decrease, got {values[i + 1]} after {values[i]}")
+    if values[-1] != total:
+        fail_value(operation, f"{argument} must end with the rows of {packed}, {total}, got {values[-1]}")
+    return values
+
+
+# Memory
+
+
+def empty(shape: Sequence[int], dtype: Any) -> Array:
+    """Return a new array of CuPy's pool, not initialised."""
+    return namespace.empty(tuple(shape), dtype)
+
+
+def to_device(x: Any) -> Array:
+    """Return a copy, on the GPU, of an array of the host."""
+    return namespace.asarray(np.ascontiguousarray(x) if x.ndim else x)
+
+
+def to_host(x: Array) -> Any:
+    """Return a copy, on the host, of an array on the GPU, once it is computed."""
+    with named():
+        return x.get()
+
+
+def number_of(x: Array) -> float:
+    """Return the number that an array of no axes holds, once it is computed."""
+    with named():
+        return float(x)
+
+
+def scratch() -> Callable[[int], int]:
+    """Return what gives the native module memory to work in.
+
+    It goes back to the pool with the function, that is when the launches that use it are on the stream: CuPy's pool
+    gives memory of a stream to what comes later on that stream only.
+    """
+    held: list[Any] = []
+
+    def allocate(count: int) -> int:
+        memory = namespace.cuda.alloc(count)
+        held.append(memory)
+        return int(memory.ptr)
+
+    return allocate
+
+
+class Result:
+    """Where a result goes: a new array, or the caller's. What cannot be written in place is computed beside and copied.
+
+    Parameters
+    ----------
+    given : array or None
+        That of the caller.
+    shape, dtype
+        Of a new one.
+    keep : bool
+        Whether the result is added to what is there.
+    reads : iterable of arrays
+        What the kernel reads, of which nothing may be overwritten.
+    in_place : array, optional
+        May be the very same array as `given`.
+    """
+
+    def __init__(
+        self,
+        given: Array | None,
+        shape: tuple[int, ...],
+        dtype: Any,
+        *,
+        keep: bool = False,
+        reads: Iterable[Array | None] = (),
+        in_place: Array | None = None,
+    ) -> None:
+        self.given = given
+        if given is not None and self._is_direct(given, reads, in_place):
+            self.target: Array = given
+            return
+        self.target = empty(shape, dtype)
+        if given is not None and keep:
+            self.target[...] = given
+
+    @staticmethod
+    def _is_direct(given: Array, reads: Iterable[Array | None], in_place: Array | None) -> bool:
+        if not given.flags.c_contiguous or any(x is not None and overlap(given, x) for x in reads):
+            return False
+        return in_place is None or in_place.data.ptr == given.data.ptr or not overlap(given, in_place)
+
+    def finish(self) -> Array:
+        """Return the result."""
+        if self.given is None or self.given is self.target:
+            return self.target
+        self.given[...] = self.target
+        return self.given
+
+
+def _extent(x: Array) -> tuple[int, int] | None:
+    if x.size == 0:
+        return None
+    low = high = int(x.data.ptr)
+    for size, stride in zip(x.shape, x.strides, strict=True):
+        reach = (size - 1) * stride
+        low, high = low + min(reach, 0), high + max(reach, 0)
+    return low, high + x.dtype.itemsize
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Whether two arrays may touch a common range of memory, by their extents."""
+    one, other = _extent(a), _extent(b)
+    return one is not None and other is not None and one[0] < other[1] and other[0] < one[1]
+
+
+# Calls
+
+
+def describe(x: Array | None) -> Described | None:
+    """Return an array as the native module takes it; None for None."""
+    if x is None:
+        return None
+    item = x.dtype.itemsize
+    return int(x.data.ptr), x.shape, tuple(stride // item for stride in x.strides), x.dtype.name
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Give errors of CUDA their name."""
+    try:
+        yield
+    except namespace.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(f"the GPU reports an error, perhaps of an earlier call: {error}") from error
+
+
+def launch(name: str, *arguments: Any) -> None:
+    """Call the native module on the current stream; arrays among the arguments are described."""
+    kernel = getattr(_core, name, None)
+    if kernel is None:
+        raise NotImplementedError(f"{name}: it is not implemented on a GPU yet")
+    given = [describe(x) if isinstance(x, namespace.ndarray) else x for x in arguments]
+    try:
+        given.append(int(namespace.cuda.get_current_stream().ptr))
+        if timing.on:
+            timing.run(name, kernel, tuple(given))
+        else:
+            kernel(*given)
+    except NotImplementedError:
+        raise
+    except RuntimeError as error:
+        raise DeviceError(f"{name}: {error}") from error

@@ -1,0 +1,240 @@
+"""Steps of the optimizers on a GPU, in place: all arrays of a list in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from numformer_cuda.arrays import (
+    Array,
+    array,
+    boolean,
+    describe,
+    empty,
+    fail_type,
+    fail_value,
+    finite,
+    floats,
+    integer,
+    launch,
+    namespace,
+    number,
+    output,
+    require_shape,
+    scratch,
+)
+
+
+def _list(
+    operation: str, name: str, objects: Any, *, written: bool, dtype: Any = None, update: bool = True
+) -> list[Array]:
+    """Return a list of arrays, for an update all of one dtype; those that are written must be contiguous."""
+    if not isinstance(objects, Iterable) or isinstance(objects, (np.ndarray, namespace.ndarray)):
+        fail_type(operation, f"{name} must be a list of arrays, got {type(objects).__name__}")
+    found: list[Array] = []
+    for index, item in enumerate(objects):
+        argument = f"{name}[{index}]"
+        x = output(operation, argument, item) if written else array(operation, argument, item)
+        x = floats(operation, argument, x, layout="any")
+        if update and x.dtype.name not in ("float32", "float64"):
+            fail_type(operation, f"{argument} must have dtype float32 or float64, got {x.dtype}")
+        dtype = dtype or x.dtype
+        if update and x.dtype != dtype:
+            fail_type(operation, f"{argument} must have the dtype of the first array, {dtype}, got {x.dtype}")
+        if not x.flags.c_contiguous:
+            fail_value(operation, f"{argument} must be C-contiguous, it is updated in place")
+        found.append(x)
+    return found
+
+
+class _Lists:
+    """Values, gradients and what a rule keeps, of one dtype."""
+
+    def __init__(self, operation: str, values: Any, grads: Any, copies: Any) -> None:
+        self.operation = operation
+        self.values = _list(operation, "values", values, written=True)
+        self.dtype = self.values[0].dtype if self.values else None
+        self.grads = _list(operation, "grads", grads, written=False, dtype=self.dtype)
+        self._require_like("grads", self.grads)
+        self.copies = self._copies(copies)
+
+    def kept(self, name: str, objects: Any) -> list[Array]:
+        """Return arrays that the rule keeps."""
+        found = _list(self.operation, name, objects, written=True, dtype=self.dtype)
+        self._require_like(name, found)
+        return found
+
+    def _require_like(self, name: str, arrays: list[Array]) -> None:
+        if len(arrays) != len(self.values):
+            count = len(self.values)
+            fail_value(self.operation, f"{name} must have {count} arrays, as values, got {len(arrays)}")
+        for index, (x, value) in enumerate(zip(arrays, self.values, strict=True)):
+            require_shape(self.operation, f"{name}[{index}]", x, value.shape)
+
+    def _copies(self, objects: Any) -> list[Array | None] | None:
+        """Return None, or for each value an array of 16 bits or None; they are all of one dtype."""
+        name = self.operation
+        if objects is None:
+            return None
+        if not isinstance(objects, Iterable) or isinstance(objects, (np.ndarray, namespace.ndarray)):
+            fail_type(name, f"copies must be a list of arrays and None, got {type(objects).__name__}")
+        found: list[Array | None] = []
+        dtype = None
+        for index, item in enumerate(objects):
+            if item is None:
+                found.append(None)
+                continue
+            argument = f"copies[{index}]"
+            x = output(name, argument, item)
+            fits = x.dtype.name in ("float16", "bfloat16") and x.dtype == (dtype or x.dtype)
+            if not fits or (self.dtype is not None and self.dtype.name == "float64"):
+                fail_type(
+                    name, f"{argument} must have dtype float16 or bfloat16, one for all, beside float32, got {x.dtype}"
+                )
+            if not x.flags.c_contiguous:
+                fail_value(name, f"{argument} must be C-contiguous, it is written in place")
+            dtype = x.dtype
+            found.append(x)
+        if len(found) != len(self.values):
+            fail_value(name, f"copies must have {len(self.values)} arrays, as values, got {len(found)}")
+        for index, (copy, value) in enumerate(zip(found, self.values, strict=True)):
+            if copy is not None:
+                require_shape(name, f"copies[{index}]", copy, value.shape)
+        return found
+
+    def launch(self, name: str, kept: list[list[Array] | None], *options: Any) -> None:
+        """Call the kernel, unless there is nothing to update."""
+        if self.values:
+            lists = [self.values, self.grads, *kept, self.copies]
+            launch(name, *(None if one is None else [describe(x) for x in one] for one in lists), *options)
+
+
+def _not_negative(operation: str, argument: str, value: Any) -> float:
+    found = finite(operation, argument, value)
+    if found < 0:
+        fail_value(operation, f"{argument} must not be negative, got {found}")
+    return found
+
+
+def _below_one(operation: str, argument: str, value: Any) -> float:
+    found = number(operation, argument, value)
+    if not 0 <= found < 1:
+        fail_value(operation, f"{argument} must be in [0, 1), got {found}")
+    return found
+
+
+def sgd_update(
+    values: Any,
+    grads: Any,
+    momenta: Any,
+    lr: Any,
+    momentum: Any,
+    nesterov: Any,
+    weight_decay: Any,
+    grad_scale: Any,
+    copies: Any,
+) -> None:
+    """See `numformer.sgd_update`."""
+    name = "sgd_update"
+    lists = _Lists(name, values, grads, copies)
+    kept = None if momenta is None else lists.kept("momenta", momenta)
+    rate, share = number(name, "lr", lr), number(name, "momentum", momentum)
+    if kept is None and share != 0:
+        fail_value(name, f"momenta must be given with momentum {share}, got None")
+    finite(name, "lr", rate)
+    _below_one(name, "momentum", share)
+    decay, scale = _not_negative(name, "weight_decay", weight_decay), finite(name, "grad_scale", grad_scale)
+    ahead = boolean(name, "nesterov", nesterov)
+    if ahead and share == 0:
+        fail_value(name, "nesterov needs a momentum above 0, got 0")
+    lists.launch(name, [kept], rate, share, ahead, decay, scale, None, 0.0)
+
+
+def _adam(
+    name: str,
+    decoupled: bool,
+    values: Any,
+    grads: Any,
+    m: Any,
+    v: Any,
+    lr: Any,
+    beta1: Any,
+    beta2: Any,
+    eps: Any,
+    weight_decay: Any,
+    step: Any,
+    grad_scale: Any,
+    copies: Any,
+) -> None:
+    lists = _Lists(name, values, grads, copies)
+    kept = [lists.kept("m", m), lists.kept("v", v)]
+    rate = finite(name, "lr", lr)
+    betas = _below_one(name, "beta1", beta1), _below_one(name, "beta2", beta2)
+    small, decay = _not_negative(name, "eps", eps), _not_negative(name, "weight_decay", weight_decay)
+    count = integer(name, "step", step)
+    if count < 1:
+        fail_value(name, f"step must be at least 1, got {count}")
+    scale = finite(name, "grad_scale", grad_scale)
+    lists.launch("adam_update", list(kept), rate, *betas, small, decay, count, scale, decoupled, None, 0.0)
+
+
+def adam_update(*arguments: Any) -> None:
+    """See `numformer.adam_update`."""
+    _adam("adam_update", False, *arguments)
+
+
+def adamw_update(*arguments: Any) -> None:
+    """See `numformer.adamw_update`."""
+    _adam("adamw_update", True, *arguments)
+
+
+def adagrad_update(
+    values: Any, grads: Any, sums: Any, lr: Any, eps: Any, weight_decay: Any, grad_scale: Any, copies: Any
+) -> None:
+    """See `numformer.adagrad_update`."""
+    name = "adagrad_update"
+    lists = _Lists(name, values, grads, copies)
+    kept = lists.kept("sums", sums)
+    options = finite(name, "lr", lr), _not_negative(name, "eps", eps), _not_negative(name, "weight_decay", weight_decay)
+    lists.launch(name, [kept], *options, finite(name, "grad_scale", grad_scale), None, 0.0)
+
+
+def rmsprop_update(
+    values: Any,
+    grads: Any,
+    squares: Any,
+    means: Any,
+    momenta: Any,
+    lr: Any,
+    alpha: Any,
+    eps: Any,
+    weight_decay: Any,
+    momentum: Any,
+    grad_scale: Any,
+    copies: Any,
+) -> None:
+    """See `numformer.rmsprop_update`."""
+    name = "rmsprop_update"
+    lists = _Lists(name, values, grads, copies)
+    others = {"squares": squares, "means": means, "momenta": momenta}
+    kept = [None if one is None and what != "squares" else lists.kept(what, one) for what, one in others.items()]
+    share = number(name, "momentum", momentum)
+    if kept[2] is None and share != 0:
+        fail_value(name, f"momenta must be given with momentum {share}, got None")
+    rate, slow = finite(name, "lr", lr), _below_one(name, "alpha", alpha)
+    small, decay = _not_negative(name, "eps", eps), _not_negative(name, "weight_decay", weight_decay)
+    _below_one(name, "momentum", share)
+    lists.launch(name, kept, rate, slow, small, decay, share, finite(name, "grad_scale", grad_scale), None, 0.0)
+
+
+def global_norm(arrays: Any) -> Array:
+    """See `numformer.global_norm`; an array of no axes, which its caller waits for when it asks for the number."""
+    found = _list("global_norm", "arrays", arrays, written=False, update=False)
+    out = empty((), np.float64)
+    if found:
+        launch("global_norm", out, [describe(x) for x in found], scratch())
+    else:
+        out.fill(0)
+    return out
