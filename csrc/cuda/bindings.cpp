@@ -473,8 +473,7 @@ AttentionInputs attention_inputs(const Arguments &arguments, py::handle q, py::h
             *to[i] = word(arguments, "seed", words[size_t(i)]);
     }
     const py::object tf32 = option(options, "tf32");
-    if (!tf32.is_none() && py::cast<bool>(tf32))
-        throw NotThere(std::string(arguments.operation()) + ": tf32 is not there yet");
+    in.tf32 = !tf32.is_none() && py::cast<bool>(tf32);
     return in;
 }
 
