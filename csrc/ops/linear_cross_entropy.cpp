@@ -16,9 +16,9 @@ namespace {
 
 constexpr const char *kName = "linear_cross_entropy";
 // Of logits at once. A chunk of r rows reads the weight twice, reads and writes its gradient, and does 6 r
-// multiply-adds and additions for each of their elements: 16 bytes against 6 r operations, so 300 rows (64 MiB at a
-// vocabulary of 50,000) cost a twentieth for memory where a processor does 10 operations in the time of a byte.
-constexpr int64_t kChunkBytes = int64_t(64) << 20;
+// multiply-adds and additions for each of their elements: 16 bytes against 6 r operations, so 250 rows (48 MiB at a
+// vocabulary of 50,000) cost a tenth for memory where a processor does 10 operations in the time of a byte.
+constexpr int64_t kChunkBytes = int64_t(48) << 20;
 // However large the vocabulary: matmul has another order of sums up to 16 rows, and little use of a weight that it
 // reads.
 constexpr int64_t kLeastRows = 64;

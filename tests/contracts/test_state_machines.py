@@ -82,8 +82,12 @@ class CacheOfKeys(RuleBasedStateMachine):
 
 
 def capacity_of(size: int) -> tuple[int, int]:
-    """The least and the most that the pool may take for so many bytes: an eighth is the step between classes."""
-    return size, max(256, size + size // 8 + 64)
+    """The least and the most that the pool may take for so many bytes.
+
+    An eighth is the step between classes, and a free block may be a quarter larger.
+    """
+    step = max(256, size + size // 8 + 64)
+    return size, step + step // 4
 
 
 class Pool(RuleBasedStateMachine):

@@ -161,7 +161,7 @@ def linear_cross_entropy(
     accumulate : bool
         Add to `dweight` and `dbias` instead of writing them.
     chunk : int, optional
-        Rows whose logits are held at once. By default as many as 64 MiB have room for, but 64 or more.
+        Rows whose logits are held at once. By default as many as 48 MiB have room for, but 64 or more.
 
     Returns
     -------
