@@ -25,6 +25,11 @@ def test_versions_agree():
     assert project("cuda/pyproject.toml")["build-system"] == project("pyproject.toml")["build-system"]
 
 
+def test_licences_are_those_of_the_tree():
+    for name in ("LICENSE", "licenses/pybind11.txt"):
+        assert (gpu.PACKAGE / name).read_bytes() == (gpu.ROOT / name).read_bytes()
+
+
 def test_numformer_is_built_without_it():
     text = (gpu.ROOT / "CMakeLists.txt").read_text()
     assert re.search(r"option\(NUMFORMER_CUDA .* OFF\)", text)
