@@ -39,6 +39,13 @@ def test_numformer_is_built_without_it():
     assert project("cuda/pyproject.toml")["tool"]["scikit-build"]["cmake"]["define"] == {"NUMFORMER_CUDA": "ON"}
 
 
+def test_its_own_wheel_is_told_by_its_name():
+    """scikit-build-core gives CMake the name with an underscore."""
+    for path in ("CMakeLists.txt", "cmake/cuda.cmake"):
+        names = re.findall(r'SKBUILD_PROJECT_NAME STREQUAL "(.*?)"', (gpu.ROOT / path).read_text())
+        assert names == [project("cuda/pyproject.toml")["project"]["name"].replace("-", "_")]
+
+
 def test_no_file_of_it_is_in_the_package():
     """Of the package that runs here; tools/check-wheel looks at wheels."""
     folder = Path(nf.__file__).parent
