@@ -47,6 +47,7 @@ struct AttentionInputs {
     bool causal = false, top_left = false;
     std::optional<int64_t> left, right;
     double scale = 1, softcap = 0;
+    bool tf32 = false;
     DropoutKey dropout;
 };
 void attention(const AttentionInputs &in, const Array &out, const MaybeArray &lse, Stream stream);

@@ -473,8 +473,7 @@ AttentionInputs attention_inputs(const Arguments &arguments, py::handle q, py::h
             *to[i] = word(arguments, "seed", words[size_t(i)]);
     }
     const py::object tf32 = option(options, "tf32");
-    if (!tf32.is_none() && py::cast<bool>(tf32))
-        throw NotThere(std::string(arguments.operation()) + ": tf32 is not there yet");
+    in.tf32 = !tf32.is_none() && py::cast<bool>(tf32);
     return in;
 }
 
@@ -635,7 +634,7 @@ UpdateInputs update_inputs(const Arguments &arguments, py::handle values, py::ha
     in.values = list_of(arguments, "values", values, nullptr, true);
     in.grads = list_of(arguments, "grads", grads, &in.values, true);
     if (!copies.is_none()) {
-        const Array *first = nullptr;
+        std::optional<DType> kind; // of all copies
         for (const py::handle object : copies) {
             const std::string name = "copies[" + std::to_string(in.copies.size()) + "]";
             if (in.copies.size() >= in.values.size())
@@ -644,12 +643,12 @@ UpdateInputs update_inputs(const Arguments &arguments, py::handle values, py::ha
             if (object.is_none())
                 continue;
             const Array array = arguments.floats(name.c_str(), object);
-            if (!is_half(array.dtype) || in.values[0].dtype != DType::f32 || (first && first->dtype != array.dtype))
+            if (!is_half(array.dtype) || in.values[0].dtype != DType::f32 || (kind && *kind != array.dtype))
                 arguments[name.c_str()].fail_type("have dtype float16 or bfloat16, one for all, beside float32",
                                                   dtype_text(array.dtype));
             require_shape(arguments[name.c_str()], array, in.values[in.copies.size() - 1].shape);
             in.copies.back() = array;
-            first = &*in.copies.back();
+            kind = array.dtype;
         }
         if (in.copies.size() != in.values.size())
             arguments["copies"].fail_value("have as many arrays as values", std::to_string(in.copies.size()));

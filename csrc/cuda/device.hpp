@@ -97,6 +97,22 @@ NF_DEVICE void multiply_add(float c[4], const uint32_t a[4], const uint32_t b[2]
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// c (16 x 8) += a (16 x 8) b (8 x 8), of floats that are rounded to TF32, 10 bits of mantissa: a lane holds of a (g,
+// t), (g + 8, t), (g, t + 4), (g + 8, t + 4), of b (t, g), (t + 4, g), of c as above. (PTX ISA, "Matrix fragments for
+// mma.m16n8k8".)
+NF_DEVICE uint32_t to_tf32(float x) {
+    uint32_t bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return bits;
+}
+NF_DEVICE void multiply_add_tf32(float c[4], const float a[4], const float b[2]) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(to_tf32(a[0])), "r"(to_tf32(a[1])), "r"(to_tf32(a[2])), "r"(to_tf32(a[3])), "r"(to_tf32(b[0])),
+                   "r"(to_tf32(b[1])));
+}
+
 } // namespace nf::cuda
 #else
 #include "host/device.hpp"

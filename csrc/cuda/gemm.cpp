@@ -173,7 +173,7 @@ bool gemm(const Gemm &p, const Allocate &allocate, Stream stream) {
                 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
             for (int i = 0; i < 4; ++i)
                 preference.set(names[i], alignments[i]);
-            // A sum over K is made by one block: results must not depend on what else runs.
+            // Sums over K are made by one block, or in parts that are added in one order: results repeat.
             preference.set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                            uint32_t(CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
             cublasLtMatmulHeuristicResult_t result{};

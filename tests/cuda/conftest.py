@@ -1,6 +1,7 @@
 from typing import Any
 
 import cuda_host
+import numpy as np
 import pytest
 
 
@@ -12,3 +13,9 @@ def core() -> Any:
 @pytest.fixture(scope="session")
 def gpu(core: Any) -> Any:
     return cuda_host.Calls(core)
+
+
+@pytest.fixture(autouse=True)
+def schedule(core: Any, rng: np.random.Generator) -> None:
+    """Threads and blocks run in an order of each test's own: a result that depends on it would miss a barrier."""
+    core.set_schedule(int(rng.integers(1, 2**63)))

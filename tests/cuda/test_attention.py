@@ -210,6 +210,26 @@ def test_heavy_tails(gpu, rng, dtype):
     judge(gpu, q, k, v, dout, "heavy tails", causal=True)
 
 
+@pytest.mark.parametrize(("d", "n"), [(20, 70), (72, 40)])
+def test_tf32_on_request(gpu, rng, monkeypatch, d, n):
+    """Of operands with no more bits than TF32 has, products lose nothing: what is left is the rounding of P and dS."""
+    few_bits = lambda *shape, **kind: normal(*shape, dtype=DTYPES[3]).astype(np.float32)
+    q, k, v, dout = inputs(rng, np.dtype(np.float32), lead=(1,), n=n, m=n + 9, d=d, make=few_bits)
+    options = {"causal": True, "window": (50, None)}
+    monkeypatch.setattr(tolerance, "of_pairs", lambda dtype, options: 2.0**-11)
+    out, lse = run(gpu, q, k, v, tf32=True, **options)
+    want_out, want_lse = reference.attention(q, k, v, return_lse=True, **options)
+    bound_out, bound_lse = tolerance.attention(q, k, v, q.dtype, **options)
+    check(lse, want_lse, rounded(bound_lse, want_lse, lse.dtype), "lse")
+    check(out, want_out, rounded(bound_out, want_out, q.dtype), "out")
+    assert bits(out) != bits(run(gpu, q, k, v, **options)[0])
+    got = run_backward(gpu, dout, q, k, v, out, lse, tf32=True, **options)
+    want = reference.attention_backward(dout, q, k, v, out, lse, **options)
+    bounds = tolerance.attention_backward(dout, q, k, v, out, lse, q.dtype, **options)
+    for which, g, w, bound in zip(("dq", "dk", "dv"), got, want, bounds, strict=False):
+        check(g, w, rounded(bound, w, q.dtype), which)
+
+
 @pytest.mark.parametrize("dtype", FEW, ids=name)
 @pytest.mark.parametrize("integer", [np.int32, np.int64])
 def test_packed_sequences(gpu, rng, dtype, integer):

@@ -27,6 +27,15 @@ def test_sums_of_a_block(core):
     assert np.array_equal(core.probe(12, 2), np.repeat(64 * blocks.sum(axis=1) + 63, 64))
 
 
+def test_a_missing_barrier_shows_in_some_order(core):
+    want = np.arange(64)[::-1]
+    for seed in range(1, 20):
+        core.set_schedule(seed)
+        assert np.array_equal(core.probe(2, 1), want)  # with the barrier in any
+    core.set_schedule(0)
+    assert not np.array_equal(core.probe(13, 1), want)
+
+
 @pytest.mark.parametrize(
     ("which", "message"),
     [
@@ -39,6 +48,7 @@ def test_sums_of_a_block(core):
     ],
 )
 def test_wrong_use_is_reported(core, which, message):
+    core.set_schedule(0)
     with pytest.raises(core.KernelError, match=message):
         core.probe(which, 1)
     assert len(core.probe(0, 1)) == 64  # and the next kernel runs

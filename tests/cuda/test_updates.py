@@ -101,6 +101,9 @@ def test_a_norm_that_is_not_finite_changes_nothing(gpu, rng, bad):
 
 
 def test_bad_lists(gpu):
+    two, copies = [np.ones(3, np.float32) for _ in range(2)], [np.ones(3, np.float16), np.ones(3, DTYPES[3])]
+    with pytest.raises(TypeError, match=r"sgd_update: copies\[1\] must have dtype float16 or bfloat16, one for all"):
+        gpu.sgd_update(two, two, None, copies, 1.0, 0.0, False, 0.0, 1.0, None, 0.0)
     w, half = [np.ones(3, np.float32)], [np.ones(3, np.float16)]
     with pytest.raises(ValueError, match=r"sgd_update: grads\[0\] must have shape \(3,\), got \(2,\)"):
         gpu.sgd_update(w, [np.ones(2, np.float32)], None, None, 1.0, 0.0, False, 0.0, 1.0, None, 0.0)

@@ -9,6 +9,8 @@
 #pragma once
 #include "cuda/kernels/elementwise.hpp"
 
+#include <type_traits>
+
 namespace nf::cuda {
 
 constexpr int kMostLeading = 4;
@@ -51,6 +53,7 @@ struct AttentionArgs {
     bool causal, top_left;
     int64_t left, right;   // the window; kNoLimit: none on that side
     double scale, softcap; // softcap 0: none
+    bool tf32;             // float32 may be rounded to TF32 in products
     Dropout dropout;
     // Packed sequences: sequence s has the rows [starts[s], starts[s + 1]) of q and of k. Then `batches` is 1.
     const void *query_starts, *key_starts;
@@ -177,7 +180,7 @@ NF_DEVICE bool copy_tile(Shared<T> tile, int stride, const T *x, int64_t row, in
 
 // c (16 x 8 COLUMNS) += a (16 x depth) b^T, b with 8 COLUMNS rows; both in shared memory, the warp's rows from `a` on.
 template <class T, int COLUMNS>
-NF_DEVICE void multiply_rows(Acc<T> (&c)[COLUMNS][4], Shared<T> a, Shared<T> b, int stride, int depth) {
+NF_DEVICE void multiply_rows(Acc<T> (&c)[COLUMNS][4], Shared<T> a, Shared<T> b, int stride, int depth, bool tf32) {
     if constexpr (sizeof(T) == 2) {
         NF_NO_UNROLL
         for (int k = 0; k < depth; k += 16) {
@@ -193,6 +196,21 @@ NF_DEVICE void multiply_rows(Acc<T> (&c)[COLUMNS][4], Shared<T> a, Shared<T> b, 
         }
     } else {
         const int g = lane() / 4, t = lane() % 4;
+        if constexpr (std::is_same<T, float>::value) {
+            if (tf32) {
+                NF_NO_UNROLL
+                for (int k = 0; k < depth; k += 8) {
+                    const float x[4] = {a[g * stride + k + t], a[(g + 8) * stride + k + t], a[g * stride + k + t + 4],
+                                        a[(g + 8) * stride + k + t + 4]};
+                    NF_UNROLL
+                    for (int n = 0; n < COLUMNS; ++n) {
+                        const float y[2] = {b[(n * 8 + g) * stride + k + t], b[(n * 8 + g) * stride + k + t + 4]};
+                        multiply_add_tf32(c[n], x, y);
+                    }
+                }
+                return;
+            }
+        }
         NF_NO_UNROLL
         for (int k = 0; k < depth; ++k) {
             const T a0 = a[g * stride + k], a1 = a[(g + 8) * stride + k];
@@ -213,7 +231,7 @@ NF_DEVICE void multiply_rows(Acc<T> (&c)[COLUMNS][4], Shared<T> a, Shared<T> b, 
 // not looked at (0 times infinity is NaN).
 template <class T, int DEPTH, int COLUMNS>
 NF_DEVICE void multiply_weights(Acc<T> (&c)[COLUMNS][4], const Acc<T> (&w)[DEPTH][4], Shared<T> b, int stride,
-                                int width, bool careful) {
+                                int width, bool careful, bool tf32) {
     if constexpr (sizeof(T) == 2) {
         if (!careful) {
             NF_UNROLL
@@ -228,6 +246,25 @@ NF_DEVICE void multiply_weights(Acc<T> (&c)[COLUMNS][4], const Acc<T> (&w)[DEPTH
                         load_matrices<true>(b.from((k * 8 + lane() % 16) * stride + n * 8 + lane() / 16 * 8), y);
                         multiply_add(c[n], x, y, T());
                         multiply_add(c[n + 1], x, y + 2, T());
+                    }
+            }
+            return;
+        }
+    }
+    if constexpr (std::is_same<T, float>::value) {
+        if (tf32 && !careful) {
+            const int g = lane() / 4, column = lane() % 4 * 2;
+            NF_UNROLL
+            for (int k = 0; k < DEPTH; ++k) {
+                // The order of the depth is free: a lane's columns 2t and 2t + 1 are taken for t and t + 4, here and in
+                // b.
+                const float x[4] = {w[k][0], w[k][2], w[k][1], w[k][3]};
+                NF_UNROLL
+                for (int n = 0; n < COLUMNS; ++n)
+                    if (n * 8 < width) {
+                        const float y[2] = {b[(k * 8 + column) * stride + n * 8 + g],
+                                            b[(k * 8 + column + 1) * stride + n * 8 + g]};
+                        multiply_add_tf32(c[n], x, y);
                     }
             }
             return;
@@ -448,7 +485,7 @@ template <class T, int D> NF_KERNEL((AttentionTile<T, D>::kThreads)) attention(N
         const bool sees = scores.all_seen(first, Tile::kRows, key0, kColumns);
         const bool careful = barrier_any(odd && !sees);
         A s[kTiles][4] = {};
-        multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim);
+        multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim, args.tf32);
         if (sees && scores.plain()) {
             NF_UNROLL
             for (int i = 0; i < kTiles * 4; ++i)
@@ -488,7 +525,7 @@ template <class T, int D> NF_KERNEL((AttentionTile<T, D>::kThreads)) attention(N
         if (scores.drops())
             change_each(s,
                         [&](int n, int e, A &x) { x *= scores.kept(mine + e / 2 * 8, key0 + n * 8 + 2 * t + e % 2); });
-        multiply_weights<T, kTiles, D / 8>(o, s, v, kStride, value_dim, careful);
+        multiply_weights<T, kTiles, D / 8>(o, s, v, kStride, value_dim, careful, args.tf32);
     }
 
     NF_UNROLL

@@ -129,14 +129,14 @@ attention_backward_queries(NF_ARGS AttentionArgs args) {
         const bool sees = scores.all_seen(first, Tile::kRows, key0, kColumns);
         const bool careful = barrier_any(odd && !sees);
         A s[kTiles][4] = {}, ds[kTiles][4] = {};
-        multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim);
-        multiply_rows<T, kTiles>(ds, dout.from(warp() * 16 * kStride), v, kStride, value_dim);
+        multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim, args.tf32);
+        multiply_rows<T, kTiles>(ds, dout.from(warp() * 16 * kStride), v, kStride, value_dim, args.tf32);
         change_to_gradients(
             scores, sees, true, s, ds, [&](int, int e) { return mine + e / 2 * 8; },
             [&](int n, int e) { return key0 + n * 8 + 2 * t + e % 2; },
             [&](int, int e) { return e < 2 ? lse[0] : lse[1]; },
             [&](int, int e) { return e < 2 ? delta[0] : delta[1]; });
-        multiply_weights<T, kTiles, D / 8>(dq, ds, k, kStride, dim, careful);
+        multiply_weights<T, kTiles, D / 8>(dq, ds, k, kStride, dim, careful, args.tf32);
     }
     NF_UNROLL
     for (int r = 0; r < 2; ++r) {
@@ -198,14 +198,14 @@ attention_backward_keys(NF_ARGS AttentionArgs args) {
             const bool sees = scores.all_seen(query0, kColumns, first, Tile::kRows);
             const bool careful = barrier_any(odd && !sees);
             A s[kTiles][4] = {}, ds[kTiles][4] = {}; // rows: keys, columns: queries
-            multiply_rows<T, kTiles>(s, k.from(warp() * 16 * kStride), q, kStride, dim);
-            multiply_rows<T, kTiles>(ds, v.from(warp() * 16 * kStride), dout, kStride, value_dim);
+            multiply_rows<T, kTiles>(s, k.from(warp() * 16 * kStride), q, kStride, dim, args.tf32);
+            multiply_rows<T, kTiles>(ds, v.from(warp() * 16 * kStride), dout, kStride, value_dim, args.tf32);
             change_to_gradients(
                 scores, sees, true, s, ds, [&](int n, int e) { return query0 + n * 8 + 2 * t + e % 2; },
                 [&](int, int e) { return mine + e / 2 * 8; }, [&](int n, int e) { return lse[n * 8 + 2 * t + e % 2]; },
                 [&](int n, int e) { return delta[n * 8 + 2 * t + e % 2]; });
-            multiply_weights<T, kTiles, D / 8>(dv, s, dout, kStride, value_dim, careful);
-            multiply_weights<T, kTiles, D / 8>(dk, ds, q, kStride, dim, careful);
+            multiply_weights<T, kTiles, D / 8>(dv, s, dout, kStride, value_dim, careful, args.tf32);
+            multiply_weights<T, kTiles, D / 8>(dk, ds, q, kStride, dim, careful, args.tf32);
         }
     }
     NF_UNROLL
@@ -287,8 +287,8 @@ attention_bias_backward(NF_ARGS AttentionArgs args) {
                                        here, value_dim);
                 barrier();
                 A s[kTiles][4] = {}, ds[kTiles][4] = {};
-                multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim);
-                multiply_rows<T, kTiles>(ds, dout.from(warp() * 16 * kStride), v, kStride, value_dim);
+                multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim, args.tf32);
+                multiply_rows<T, kTiles>(ds, dout.from(warp() * 16 * kStride), v, kStride, value_dim, args.tf32);
                 change_to_gradients(
                     scores, false, false, s, ds, [&](int, int e) { return mine + e / 2 * 8; },
                     [&](int n, int e) { return key0 + n * 8 + 2 * t + e % 2; },

@@ -75,6 +75,7 @@ AttentionArgs attention_args(const AttentionInputs &in) {
     args.right = in.right ? std::min(*in.right, kNoLimit) : kNoLimit;
     args.scale = in.scale;
     args.softcap = in.softcap;
+    args.tf32 = in.tf32;
     if (in.dropout.p > 0)
         args.dropout = {in.dropout.seed,
                         in.dropout.layer,

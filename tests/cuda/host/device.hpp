@@ -147,4 +147,29 @@ template <class T> void multiply_add(float c[4], const uint32_t a[4], const uint
     }
 }
 
+inline float to_tf32(float x) { // to nearest, ties away from zero
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7f800000) != 0x7f800000)
+        bits = (bits + 0x1000) & ~uint32_t(0x1fff);
+    std::memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+inline void multiply_add_tf32(float c[4], const float a[4], const float b[2]) {
+    const struct {
+        float a[4], b[2];
+    } mine{{to_tf32(a[0]), to_tf32(a[1]), to_tf32(a[2]), to_tf32(a[3])}, {to_tf32(b[0]), to_tf32(b[1])}};
+    typedef std::remove_const_t<decltype(mine)> Given;
+    const char *given = host::meet_warp("multiply_add_tf32", &mine, sizeof mine);
+    const int g = thread() % 32 / 4, t = thread() % 4;
+    for (int k = 0; k < 8; ++k) {
+        const Given row = of_lane<Given>(given, g * 4 + k % 4);
+        for (int n = 0; n < 2; ++n) {
+            const float b0 = of_lane<Given>(given, (2 * t + n) * 4 + k % 4).b[k / 4];
+            c[n] += row.a[k / 4 * 2] * b0;
+            c[2 + n] += row.a[k / 4 * 2 + 1] * b0;
+        }
+    }
+}
+
 } // namespace nf::cuda

@@ -112,6 +112,15 @@ struct Grid {
 };
 
 thread_local Grid *grid = nullptr;
+thread_local uint64_t schedule = 0;
+
+// Marsaglia's xorshift64, 2003.
+uint64_t next_random() {
+    schedule ^= schedule << 13;
+    schedule ^= schedule >> 7;
+    schedule ^= schedule << 17;
+    return schedule;
+}
 
 // AddressSanitizer must know which stack is in use.
 void announce([[maybe_unused]] void **fake_stack, [[maybe_unused]] const void *stack, [[maybe_unused]] size_t size) {
@@ -145,8 +154,9 @@ void to_main(Fibre &from, bool for_good) {
 }
 
 int next_ready() {
-    for (int i = 1; i <= grid->threads; ++i) {
-        const int candidate = (grid->current + i) % grid->threads;
+    const int first = schedule ? int(next_random() % uint64_t(grid->threads)) : grid->current + 1;
+    for (int i = 0; i < grid->threads; ++i) {
+        const int candidate = (first + i) % grid->threads;
         if (grid->fibres[size_t(candidate)].state == State::ready)
             return candidate;
     }
@@ -211,6 +221,7 @@ void run_block() {
     all.shared.reset(new char[all.shared_size ? all.shared_size : 1]);
     std::memset(all.shared.get(), 0xff, all.shared_size ? all.shared_size : 1);
     all.ended = all.at_barrier = 0;
+    all.current = all.threads - 1; // without a schedule thread 0 is next
     all.any = false;
     all.warps.assign(size_t(all.threads / kLanes), Warp());
     for (Fibre &fibre : all.fibres) {
@@ -221,7 +232,7 @@ void run_block() {
         fibre.state = State::ready;
         fibre.fake_stack = nullptr;
     }
-    to_fibre(0, all.main, &all.main_fake_stack);
+    to_fibre(next_ready(), all.main, &all.main_fake_stack);
 #ifdef NF_ASAN
     __sanitizer_finish_switch_fiber(all.main_fake_stack, nullptr, nullptr);
 #endif
@@ -248,9 +259,14 @@ void run_grid(int64_t blocks, int threads, size_t shared, const std::function<vo
     struct Leave {
         ~Leave() { grid = nullptr; }
     } leave;
-    for (all.block = 0; all.block < blocks; ++all.block)
+    const bool backwards = schedule && next_random() % 2;
+    for (int64_t i = 0; i < blocks; ++i) {
+        all.block = backwards ? blocks - 1 - i : i;
         run_block();
+    }
 }
+
+void set_schedule(uint64_t seed) { schedule = seed; }
 
 int thread() { return grid->current; }
 int threads() { return grid->threads; }

@@ -12,6 +12,10 @@ struct KernelError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// In which order threads that could go on do so, and blocks run: 0, as they are numbered; else an order that each seed
+// has of its own. Results must not depend on it, or a barrier is missing.
+void set_schedule(uint64_t seed);
+
 // body() once for each thread of each block. Shared memory is not initialised: it holds NaNs.
 void run_grid(int64_t blocks, int threads, size_t shared, const std::function<void()> &body);
 

@@ -68,6 +68,12 @@ NF_KERNEL(64) probe(NF_ARGS ProbeArgs args) {
         end[64 * 8] = 1;
         break;
     }
+    case 13: { // what the other warp wrote, without a barrier
+        Shared<int64_t> values = SharedMemory().take<int64_t>(64);
+        values[thread()] = at;
+        args.out[at] = values[63 - thread()];
+        break;
+    }
     case 11: // read before anything was written
         args.out[at] = SharedMemory().take<double>(64)[thread()] != SharedMemory().take<double>(64)[thread()];
         break;
@@ -111,6 +117,7 @@ template <class T> NF_KERNEL(32) fragments(NF_ARGS FragmentArgs args) {
 
 void bind_probes(py::module_ &m) {
     py::register_exception<host::KernelError>(m, "KernelError", PyExc_RuntimeError);
+    m.def("set_schedule", &host::set_schedule);
     m.def("probe", [](int which, int64_t blocks) {
         std::vector<int64_t> out(size_t(blocks * 64), -1);
         launch("probe", blocks, 64, 64 * 8, nullptr, probe, ProbeArgs{out.data(), which});
