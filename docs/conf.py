@@ -74,7 +74,7 @@ html_theme_options = {
     "show_nav_level": 1,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 5,
     "show_prev_next": True,
     "footer_start": ["copyright"],
     "footer_end": ["theme-version"],
