@@ -137,6 +137,8 @@ void multiply_block(const Plan<E, T> &plan, const E *packed_a, const E *packed_b
                 multiply(steps, a, b, NR, to, to_row, add ? Store::add : Store::write);
                 continue;
             }
+            if (!plan.direct && last)
+                fetch_output(args, plan.product, i0 + i, tile_rows, j0 + j, tile_columns);
             if (kByMatrices<E> && add) { // matrix registers continue a chain
                 put(to, to_row, tile_rows, tile_columns, tile, NR, false);
                 multiply(steps, a, b, NR, tile, NR, Store::add);

@@ -20,6 +20,7 @@ void finish_rows(const MatmulArgs &args, const A *column_scale, const A *bias, c
     const Vec<A> scale = broadcast(A(args.scale));
     for (int64_t i = 0; i < rows; ++i) {
         O *to = out + i * args.out_row;
+        const O *more = residual ? residual + i * args.residual_row : nullptr;
         for_each_vector<A>(columns, [&](int64_t j, int n) {
             Vec<A> y = load_some(sums + i * sums_row + j, n) * scale;
             if (column_scale)
@@ -29,8 +30,8 @@ void finish_rows(const MatmulArgs &args, const A *column_scale, const A *bias, c
             if (preactivation)
                 store_some(preactivation + i * args.preactivation_row + j, y, n);
             y = activate<A>(args.activation, y);
-            if (residual)
-                y += load_some(residual + i * args.residual_row + j, n);
+            if (more)
+                y += load_some(more + j, n);
             if (args.accumulate)
                 y += load_some(to + j, n);
             store_some(to + j, y, n);
@@ -65,6 +66,24 @@ void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, co
         default:
             return write(float{});
         }
+    }
+}
+
+// Fetch what finish() reads and writes, ahead of a tile whose sums are ready when it has come.
+template <class T>
+void fetch_output(const MatmulArgs &args, const Product<T> &product, int64_t i0, int64_t rows, int64_t j0,
+                  int64_t columns) {
+    const int64_t size = kItemSize[static_cast<int>(args.out_type)];
+    auto fetch = [&](const char *from, auto write) __attribute__((always_inline)) {
+        const char *last = from + columns * size - 1; // rows need not begin with a line
+        for (; from <= last; from += 64)
+            __builtin_prefetch(from, decltype(write)::value);
+        __builtin_prefetch(last, decltype(write)::value);
+    };
+    for (int64_t i = i0; i < i0 + rows; ++i) {
+        fetch(product.out + (i * args.out_row + j0) * size, std::integral_constant<int, 1>{});
+        if (product.residual)
+            fetch(product.residual + (i * args.residual_row + j0) * size, std::integral_constant<int, 0>{});
     }
 }
 

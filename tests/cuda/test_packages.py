@@ -25,6 +25,11 @@ def test_versions_agree():
     assert project("cuda/pyproject.toml")["build-system"] == project("pyproject.toml")["build-system"]
 
 
+def test_licences_are_those_of_the_tree():
+    for name in ("LICENSE", "licenses/pybind11.txt"):
+        assert (gpu.PACKAGE / name).read_bytes() == (gpu.ROOT / name).read_bytes()
+
+
 def test_numformer_is_built_without_it():
     text = (gpu.ROOT / "CMakeLists.txt").read_text()
     assert re.search(r"option\(NUMFORMER_CUDA .* OFF\)", text)
@@ -32,6 +37,13 @@ def test_numformer_is_built_without_it():
     assert build["wheel"]["packages"] == ["python/numformer"]
     assert "NUMFORMER_CUDA" not in str(build)
     assert project("cuda/pyproject.toml")["tool"]["scikit-build"]["cmake"]["define"] == {"NUMFORMER_CUDA": "ON"}
+
+
+def test_its_own_wheel_is_told_by_its_name():
+    """scikit-build-core gives CMake the name with an underscore."""
+    for path in ("CMakeLists.txt", "cmake/cuda.cmake"):
+        names = re.findall(r'SKBUILD_PROJECT_NAME STREQUAL "(.*?)"', (gpu.ROOT / path).read_text())
+        assert names == [project("cuda/pyproject.toml")["project"]["name"].replace("-", "_")]
 
 
 def test_no_file_of_it_is_in_the_package():

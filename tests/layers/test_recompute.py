@@ -61,12 +61,13 @@ def test_not_a_bit_changes(name: str) -> None:
 
 
 def test_memory_is_that_of_one_block() -> None:
-    layers = 8
+    layers = 12  # of eight, a fifth of the peak is what a single product packs
     model = GPT(GPTConfig(vocab_size=16, context=128, layers=layers, heads=4, width=64), rng=0)
     ids, targets = RNG.integers(0, 16, (2, 8, 128))
 
     def peak(recompute: bool) -> int:
         gc.collect()
+        nf.empty_pool()
         nf._core.pool_reset_peak()
         before = nf.info()["pool"]["bytes_in_use"]
         _, backward = model.loss((ids, targets), ctx=replace(CTX, recompute=recompute))
@@ -74,7 +75,7 @@ def test_memory_is_that_of_one_block() -> None:
         return int(nf.info()["pool"]["peak_bytes"] - before)
 
     all_blocks, one_block = (peak(recompute) for recompute in (False, True))
-    assert one_block < all_blocks / 2.5
+    assert one_block < all_blocks / 3
 
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")

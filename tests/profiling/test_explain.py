@@ -28,6 +28,7 @@ def _explained_and_done(operation: Any, *args: Any, **options: Any) -> tuple[Any
     """The plan of a call's last kernel, and its record, after the pool's peak was found to be the plan's."""
     plans = nf.explain(operation, *args, **options)
     kept = operation(*args, **options)  # results may lie in the pool: it holds them before and after
+    nf.empty_pool()  # a block that is kept may be larger than what is asked for
     _core.pool_reset_peak()
     before = _core.pool_statistics()["peak_bytes"]
     with nf.profile() as p:
