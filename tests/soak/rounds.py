@@ -238,6 +238,7 @@ IDLE = """
     nf.set_num_threads(2)
     x = np.ones((700, 700), np.float32)
     nf.matmul(x, x)
+    time.sleep(0.5)  # threads of NumPy's OpenBLAS take some 60 ms after their start
     total = 0.0
     for _ in range(10):
         nf.matmul(x, x)
