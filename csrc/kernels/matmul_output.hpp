@@ -69,7 +69,7 @@ void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, co
     }
 }
 
-// Fetch what finish() reads and writes, ahead of a tile whose sums are ready when it has come.
+// Fetch the lines of the output and the residual that finish() will touch, ahead of the tile whose sums it finishes.
 template <class T>
 void fetch_output(const MatmulArgs &args, const Product<T> &product, int64_t i0, int64_t rows, int64_t j0,
                   int64_t columns) {

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import cupy
 import ml_dtypes
 import numpy as np
+from numformer.ops.dispatch import GPU
 
 from numformer_cuda import DeviceError
 from numformer_cuda.timing import timing
@@ -29,7 +30,6 @@ Described = tuple[int, tuple[int, ...], tuple[int, ...], str]
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 _KNOWN = (*FLOATS, "int32", "int64", "bool")
-_CUDA, _CUDA_MANAGED = 2, 13  # DLPack's numbers
 MAX_AXES = 32
 
 
@@ -83,7 +83,7 @@ def _taken(operation: str, argument: str, x: Any) -> Array:
     if device is None:
         fail_type(operation, f"{argument} must be a cupy.ndarray (or have __dlpack__ of a GPU's memory), got {kind}")
     where = device()[0]
-    if where not in (_CUDA, _CUDA_MANAGED):
+    if where not in GPU:
         fail_type(
             operation,
             f"{argument} must be on the GPU, where other arguments are, got a {kind} on a device of type {int(where)}",

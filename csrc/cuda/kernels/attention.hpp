@@ -442,6 +442,16 @@ NF_DEVICE KeyRange queries_of(const AttentionArgs &args, const AttentionPlace &p
 
 template <class A> NF_DEVICE A exp_of_difference(A s, A shift) { return exp2_of((s - shift) * A(kLog2e)); }
 
+// Write a row of an output, its first `columns` columns, of which this lane holds those of row r of its fragments.
+template <class T, int N> NF_DEVICE void store_row(T *to, const Acc<T> (&x)[N][4], int r, int columns, Acc<T> factor) {
+    NF_UNROLL
+    for (int i = 0; i < 2 * N; ++i) {
+        const int n = i / 2, column = n * 8 + 2 * (lane() % 4) + i % 2;
+        if (column < columns)
+            store(to, column, x[n][2 * r + i % 2] * factor);
+    }
+}
+
 // D: at least dim and value_dim.
 template <class T, int D> NF_KERNEL((AttentionTile<T, D>::kThreads)) attention(NF_ARGS AttentionArgs args) {
     typedef Acc<T> A;
@@ -536,13 +546,8 @@ template <class T, int D> NF_KERNEL((AttentionTile<T, D>::kThreads)) attention(N
         if (query >= place.queries)
             continue;
         const A inverse = sum[r] == 0 ? A(0) : A(1) / sum[r]; // nothing to attend to: zeros
-        T *out = rows_of<T>(args, args.out, place.batch, place.head, place.query_start + query);
-        NF_UNROLL
-        for (int n = 0; n < D / 8; ++n)
-            NF_UNROLL
-        for (int i = 0; i < 2; ++i)
-            if (n * 8 + 2 * t + i < value_dim)
-                store(out, n * 8 + 2 * t + i, o[n][2 * r + i] * inverse);
+        store_row(rows_of<T>(args, args.out, place.batch, place.head, place.query_start + query), o, r, value_dim,
+                  inverse);
         if (t == 0 && args.lse)
             static_cast<A *>(
                 args.lse)[(place.batch * args.heads + place.head) * args.queries + place.query_start + query] =

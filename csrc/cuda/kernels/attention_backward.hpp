@@ -84,6 +84,20 @@ NF_DEVICE void change_to_gradients(const Scores<T> &scores, bool sees, bool thro
     });
 }
 
+// What the forward pass found of this lane's queries, `mine` and `mine` + 8 of `queries`, the first of which has the
+// number `row0` among all; one that is not there sees nothing.
+template <class A> struct RowStatistics {
+    A lse[2], delta[2];
+    NF_DEVICE RowStatistics(const AttentionArgs &args, int64_t row0, int64_t mine, int64_t queries) {
+        for (int r = 0; r < 2; ++r) {
+            const int64_t query = mine + 8 * r;
+            const bool there = query < queries;
+            lse[r] = there ? static_cast<const A *>(args.lse)[row0 + query] : -infinity<A>();
+            delta[r] = there ? static_cast<const A *>(args.delta)[row0 + query] : A(0);
+        }
+    }
+};
+
 template <class T, int D>
 NF_KERNEL((AttentionTile<T, D>::kThreads))
 attention_backward_queries(NF_ARGS AttentionArgs args) {
@@ -111,12 +125,7 @@ attention_backward_queries(NF_ARGS AttentionArgs args) {
     const int t = lane() % 4;
     const int64_t mine = first + warp() * 16 + lane() / 4;
     const int64_t row0 = (place.batch * args.heads + place.head) * args.queries + place.query_start;
-    A lse[2], delta[2];
-    for (int r = 0; r < 2; ++r) {
-        const bool there = mine + 8 * r < place.queries;
-        lse[r] = there ? static_cast<const A *>(args.lse)[row0 + mine + 8 * r] : -infinity<A>();
-        delta[r] = there ? static_cast<const A *>(args.delta)[row0 + mine + 8 * r] : A(0);
-    }
+    const RowStatistics<A> of_row(args, row0, mine, place.queries);
     A dq[D / 8][4] = {};
     const KeyRange range = keys_of(args, place, first, rows);
     for (int64_t key0 = range.first / kColumns * kColumns; key0 < range.last; key0 += kColumns) {
@@ -134,8 +143,8 @@ attention_backward_queries(NF_ARGS AttentionArgs args) {
         change_to_gradients(
             scores, sees, true, s, ds, [&](int, int e) { return mine + e / 2 * 8; },
             [&](int n, int e) { return key0 + n * 8 + 2 * t + e % 2; },
-            [&](int, int e) { return e < 2 ? lse[0] : lse[1]; },
-            [&](int, int e) { return e < 2 ? delta[0] : delta[1]; });
+            [&](int, int e) { return e < 2 ? of_row.lse[0] : of_row.lse[1]; },
+            [&](int, int e) { return e < 2 ? of_row.delta[0] : of_row.delta[1]; });
         multiply_weights<T, kTiles, D / 8>(dq, ds, k, kStride, dim, careful, args.tf32);
     }
     NF_UNROLL
@@ -143,13 +152,8 @@ attention_backward_queries(NF_ARGS AttentionArgs args) {
         const int64_t query = mine + 8 * r;
         if (query >= place.queries)
             continue;
-        T *to_row = rows_of<T>(args, args.dq, place.batch, place.head, place.query_start + query);
-        NF_UNROLL
-        for (int n = 0; n < D / 8; ++n)
-            NF_UNROLL
-        for (int i = 0; i < 2; ++i)
-            if (n * 8 + 2 * t + i < dim)
-                store(to_row, n * 8 + 2 * t + i, dq[n][2 * r + i] * A(args.scale));
+        store_row(rows_of<T>(args, args.dq, place.batch, place.head, place.query_start + query), dq, r, dim,
+                  A(args.scale));
     }
 }
 
@@ -213,18 +217,8 @@ attention_backward_keys(NF_ARGS AttentionArgs args) {
         const int64_t key = mine + 8 * r;
         if (key >= place.keys)
             continue;
-        T *to_keys = rows_of<T>(args, args.dk, place.batch, place.head, place.key_start + key);
-        T *to_values = rows_of<T>(args, args.dv, place.batch, place.head, place.key_start + key);
-        NF_UNROLL
-        for (int n = 0; n < D / 8; ++n)
-            NF_UNROLL
-        for (int i = 0; i < 2; ++i) {
-            const int column = n * 8 + 2 * t + i;
-            if (column < dim)
-                store(to_keys, column, dk[n][2 * r + i] * A(args.scale));
-            if (column < value_dim)
-                store(to_values, column, dv[n][2 * r + i]);
-        }
+        store_row(rows_of<T>(args, args.dk, place.batch, place.head, place.key_start + key), dk, r, dim, A(args.scale));
+        store_row(rows_of<T>(args, args.dv, place.batch, place.head, place.key_start + key), dv, r, value_dim, A(1));
     }
 }
 
@@ -269,13 +263,7 @@ attention_bias_backward(NF_ARGS AttentionArgs args) {
                                 dim);
             copy_tile<T, kRows>(dout, kStride, rows_of<T>(args, args.dout, place.batch, place.head, query0),
                                 args.dout.row, rows, value_dim);
-            A lse[2], delta[2];
-            for (int r = 0; r < 2; ++r) {
-                const bool there = mine + 8 * r < args.queries;
-                const int64_t row = member * args.queries + mine + 8 * r;
-                lse[r] = there ? static_cast<const A *>(args.lse)[row] : -infinity<A>();
-                delta[r] = there ? static_cast<const A *>(args.delta)[row] : A(0);
-            }
+            const RowStatistics<A> of_row(args, member * args.queries, mine, args.queries);
             for (int64_t key0 = first_key; key0 < last_key; key0 += kColumns) {
                 if (key0 + kColumns <= range.first || key0 >= range.last)
                     continue;
@@ -292,8 +280,8 @@ attention_bias_backward(NF_ARGS AttentionArgs args) {
                 change_to_gradients(
                     scores, false, false, s, ds, [&](int, int e) { return mine + e / 2 * 8; },
                     [&](int n, int e) { return key0 + n * 8 + 2 * t + e % 2; },
-                    [&](int, int e) { return e < 2 ? lse[0] : lse[1]; },
-                    [&](int, int e) { return e < 2 ? delta[0] : delta[1]; });
+                    [&](int, int e) { return e < 2 ? of_row.lse[0] : of_row.lse[1]; },
+                    [&](int, int e) { return e < 2 ? of_row.delta[0] : of_row.delta[1]; });
                 NF_UNROLL
                 for (int i = 0; i < kTiles * 4; ++i)
                     sum[i / 4][i % 4] += ds[i / 4][i % 4];

@@ -21,8 +21,8 @@ from numformer import _core
 
 Array = np.ndarray
 
-_CUDA, _CUDA_MANAGED = 2, 13
-"""DLPack's numbers of devices whose memory the CUDA backend reads."""
+GPU = (2, 13)
+"""DLPack's numbers of devices whose memory the CUDA backend reads: kDLCUDA, kDLCUDAManaged."""
 
 # How many arguments a function has, by position; the first one decides where the call goes.
 _ARITY = {
@@ -84,7 +84,7 @@ def backend_of(x: Any) -> ModuleType | None:
         where = device(x)[0]
     except Exception:  # whoever reads the array says what is wrong with it
         return None
-    return cuda() if where in (_CUDA, _CUDA_MANAGED) else None
+    return cuda() if where in GPU else None
 
 
 def cuda() -> ModuleType | None:
