@@ -1,11 +1,12 @@
 """Short versions of the rounds of tests/soak, which says under which stress numformer holds."""
 
 import os
+import random
 import sys
 
 import pytest
 from conftest import SEED
-from soak import rounds, watched
+from soak import hostile, rounds, watched
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measured by Linux's means")
 
@@ -54,3 +55,13 @@ Direct leak of 64 byte(s) in 1 object(s) allocated from:
 def test_what_is_ours_in_a_report():
     found = watched.blocks(REPORT)
     assert len(found) == 2 and "softmax" in found[0] and "PackedMatrix" in found[1]
+
+
+@pytest.mark.parametrize("depth", [10, 400, 900, 1200, 5000])
+def test_alterations_of_deep_files(depth):
+    """What alterations made too deep for our own JSON is altered still: guided fuzzing alters what it altered."""
+    value = b"[" * depth + b"]" * depth
+    header = b'{"a": ' + value + b"}"
+    for content in (value, len(header).to_bytes(8, "little") + header):
+        for seed in range(40):
+            assert isinstance(hostile.altered(content, random.Random(seed)), bytes)

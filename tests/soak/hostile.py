@@ -199,14 +199,13 @@ def is_safetensors(content: bytes) -> bool:
 
 def altered(content: bytes, random_: random.Random) -> bytes:
     """Alter a file at random: a value of its JSON, or its bytes."""
-    kind = random_.random()
-    if is_safetensors(content) and kind < 0.7:
-        header, body = _parts(content)
-        return _with_header(_odd(header, random_), body)
-    if kind < 0.7:
+    if random_.random() < 0.7:
         try:
+            if is_safetensors(content):
+                header, body = _parts(content)
+                return _with_header(_odd(header, random_), body)
             return _odd(json.loads(content), random_)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError):  # no JSON, or after some alterations too deep for ours
             pass
     raw = bytearray(content)
     for _ in range(random_.choice((1, 1, 2, 8))):
