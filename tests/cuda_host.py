@@ -83,7 +83,7 @@ class Calls:
         self.core = core
 
     def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any, scratch: bool = False) -> None:
+        def call(*arguments: Any, scratch: bool = False) -> Any:
             def describe(x: Any) -> Any:
                 if isinstance(x, np.ndarray):
                     return array(x)
@@ -94,7 +94,8 @@ class Calls:
                 return x
 
             memory = Scratch()
-            getattr(self.core, name)(*map(describe, arguments), *([memory] if scratch else []), 0)
+            result = getattr(self.core, name)(*map(describe, arguments), *([memory] if scratch else []), 0)
             memory.check()
+            return result
 
         return call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, NamedTuple
 
 from numformer_cuda.arrays import (
@@ -145,6 +146,9 @@ class _Call:
             found["global_rows"] = boolean(name, "global_rows", options.global_rows)
         if options.rel is not None:
             raise NotImplementedError(f"{name}: rel is not implemented on a GPU yet")
+        kernel = os.environ.get("NUMFORMER_CUDA_ATTENTION")  # docs/cuda.md
+        if kernel:
+            found["kernel"] = kernel
         self.starts: list[Array] = []
         if self.packed:
             given = (("cu_seqlens_q", "q", self.q), ("cu_seqlens_k", "k", self.k))
