@@ -44,7 +44,6 @@ def onnxruntime_product(x: np.ndarray, weight: np.ndarray, threads: int) -> Prod
     """
     if not _installed("onnxruntime", "onnx", "onnxruntime"):
         return None
-    import onnx
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
