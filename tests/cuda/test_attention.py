@@ -5,60 +5,11 @@ import pytest
 import tolerance
 from arrays import DTYPES, bits, heavy, name, normal
 from attention_judge import inputs
+from cuda_attention import FEW, judge, run, run_backward
 from numformer import reference
 from tolerance import check, rounded, working
 
-FEW = [np.dtype(np.float32), DTYPES[3]]  # where a case is about the options and not about the arithmetic
-
-
-@pytest.fixture(autouse=True)
-def fragments(monkeypatch):
-    """16-bit operands of the fragment product are P and dS, rounded; float16 has nothing between 0 and 2^-24."""
-    plain = tolerance.flush
-    monkeypatch.setattr(
-        tolerance, "of_pairs", lambda dtype, options: tolerance.u(dtype) if dtype.itemsize == 2 else 0.0
-    )
-    monkeypatch.setattr(tolerance, "flush", lambda dtype: 2.0**-24 if dtype == np.float16 else plain(dtype))
-
-
-def empty_like(x):
-    """To be written everywhere: NaN until then."""
-    return np.full(x.shape, np.nan, x.dtype)
-
-
-def run(gpu, q, k, v, **options):
-    out = np.full((*q.shape[:-1], v.shape[-1]), np.nan, q.dtype)
-    lse = np.full(q.shape[:-1], np.nan, working(q.dtype))
-    gpu.attention(out, lse, q, k, v, options)
-    return out, lse
-
-
-def run_backward(gpu, dout, q, k, v, out, lse, dlse=None, grads=(), **options):
-    dq, dk, dv = map(empty_like, (q, k, v))
-    more = {which: empty_like(options[which]) for which in grads}
-    gpu.attention_backward(dq, dk, dv, dout, q, k, v, out, lse, dlse, options, more, scratch=True)
-    return dq, dk, dv, more
-
-
-def judge(gpu, q, k, v, dout, what, *, dlse=None, grads=(), poison=None, **options):
-    """Output, lse and gradients; `poison`: arrays that the kernels get instead, different where nobody may look."""
-    dtype = q.dtype
-    given = {"q": q, "k": k, "v": v, "dout": dout, **(poison or {})}
-    dout_given = given.pop("dout")
-    out, lse = run(gpu, **given, **options)
-    want_out, want_lse = reference.attention(q, k, v, return_lse=True, **options)
-    bound_out, bound_lse = tolerance.attention(q, k, v, dtype, **options)
-    check(lse, want_lse, rounded(bound_lse, np.nan_to_num(want_lse), lse.dtype), f"lse, {what}")
-    check(out, want_out, rounded(bound_out, want_out, dtype), f"out, {what}")
-    got = run_backward(gpu, dout_given, **given, out=out, lse=lse, dlse=dlse, grads=grads, **options)
-    more = {"dlse": dlse, "grads": grads}
-    want = reference.attention_backward(dout, q, k, v, out, lse, **more, **options)
-    bounds = tolerance.attention_backward(dout, q, k, v, out, lse, dtype, **more, **options)
-    for which, g, w, bound in zip(("dq", "dk", "dv"), got, want, bounds, strict=False):
-        check(g, w, rounded(bound, w, dtype), f"{which}, {what}")
-    for which in grads:
-        g, w, bound = got[3][which], want[3][which], bounds[3][which]
-        check(g, w, rounded(bound, w, g.dtype), f"gradient of {which}, {what}")
+pytestmark = pytest.mark.usefixtures("fragments")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -74,6 +25,26 @@ def test_lengths(gpu, rng, dtype, causal):
 def test_head_dimensions(gpu, rng, dtype, d, dv):
     q, k, v, dout = inputs(rng, dtype, lead=(), heads=1, kv_heads=1, n=19, m=37, d=d, dv=dv)
     judge(gpu, q, k, v, dout, f"D={d}, Dv={dv}", causal=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize(("d", "dv"), [(257, 300), (72, 520), (520, 9), (1024, 1024)])
+def test_wide_heads(gpu, rng, dtype, d, dv):
+    """Wider than what a block holds at once: in chunks of columns."""
+    q, k, v, dout = inputs(rng, dtype, lead=(), heads=2, kv_heads=1, n=19, m=21, d=d, dv=dv)
+    bias = normal(rng, 2, 1, 21, dtype=dtype)
+    judge(gpu, q, k, v, dout, f"D={d}, Dv={dv}", causal=True, bias=bias, grads=("bias",))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_what_is_not_seen_of_wide_heads_reaches_nothing(gpu, rng, dtype):
+    q, k, v, dout = inputs(rng, dtype, lead=(), n=20, m=20, d=270, dv=300)
+    mask = np.ones((20, 20), bool)
+    mask[:, 3] = mask[7] = False
+    poison = {"q": q.copy(), "k": k.copy(), "v": v.copy(), "dout": dout.copy()}
+    poison["k"][:, 3, 260], poison["v"][:, 3, 290] = np.nan, np.inf
+    poison["q"][:, 7, 260], poison["dout"][:, 7, 290] = np.inf, np.nan
+    judge(gpu, q, k, v, dout, "poison", mask=mask, poison=poison)
 
 
 @pytest.mark.parametrize("dtype", FEW, ids=name)
@@ -97,7 +68,7 @@ def test_strides(gpu, rng, dtype):
     q, k, v, dout = (normal(rng, 2, 30, 3, 40, dtype=dtype)[::-1, :, :, 3:27].swapaxes(1, 2) for _ in range(4))
     k = np.broadcast_to(k[:1], k.shape)
     out, lse = (np.empty((2, 30, 3, 24), dtype).swapaxes(1, 2), np.empty((2, 3, 30), np.float32))
-    gpu.attention(out, lse, q, k, v, {})
+    gpu.attention(out, lse, q, k, v, {}, scratch=True)
     want = run(gpu, *map(np.ascontiguousarray, (q, k, v)))
     assert bits(out) == bits(want[0]) and bits(lse) == bits(want[1])
     dq, dk, dv = (np.empty((2, 30, 3, 24), dtype).swapaxes(1, 2) for _ in range(3))
@@ -259,9 +230,10 @@ def test_packed_sequences(gpu, rng, dtype, integer):
 
 def test_bad_calls(core, gpu, rng):
     q, k, v, _ = inputs(rng, np.dtype(np.float32), n=5, m=6, d=8)
-    wide = normal(rng, 1, 5, 257)
+    r, u = normal(rng, 2, 10, 8), normal(rng, 2, 8)
     for error, words, arguments, options in (
-        (ValueError, "attention: q must have a last axis of at most 256 on a device, got 257", (wide, wide, wide), {}),
+        (ValueError, "attention: rel's r must have shape \\(2, L, 8\\)", (q, k, v), {"rel": (r[..., :7], u, u, 5)}),
+        (TypeError, "attention: rel's u must have dtype float32", (q, k, v), {"rel": (r, u.astype(float), u, 5)}),
         (ValueError, "attention: k must have a last axis of 8", (q, k[..., :5], v), {}),
         (ValueError, "attention: mask must broadcast to", (q, k, v), {"mask": np.ones((4, 6), bool)}),
         (TypeError, "attention: mask must have dtype bool", (q, k, v), {"mask": np.ones((5, 6), np.int32)}),
@@ -269,166 +241,7 @@ def test_bad_calls(core, gpu, rng):
         (ValueError, "attention: softcap must be finite and greater than 0", (q, k, v), {"softcap": 0.0}),
         (ValueError, "attention: seed must be given with dropout > 0, got None", (q, k, v), {"dropout": 0.5}),
         (ValueError, "attention: causal must be False, True, 'bottom_right'", (q, k, v), {"causal": "top"}),
-        (NotImplementedError, "attention: rel is not there on a device", (q, k, v), {"rel": (1,)}),
+        (NotImplementedError, "attention: colour is not there on a device", (q, k, v), {"colour": 1}),
     ):
         with pytest.raises(error, match=words):
             run(gpu, *arguments, **options)
-
-
-# ---- the kernel for compute capability 9.0
-
-HALVES = DTYPES[2:]
-
-
-@pytest.fixture
-def hopper(core):
-    core.set_capability(90)
-    yield
-    core.set_capability(80)
-
-
-def judge_forward(gpu, q, k, v, what, *, kernel="wgmma", poison=None, **options):
-    given = {"q": q, "k": k, "v": v, **(poison or {})}
-    out, lse = np.full((*q.shape[:-1], v.shape[-1]), np.nan, q.dtype), np.full(q.shape[:-1], np.nan, np.float32)
-    assert gpu.attention(out, lse, *given.values(), options) == kernel
-    want_out, want_lse = reference.attention(q, k, v, return_lse=True, **options)
-    bound_out, bound_lse = tolerance.attention(q, k, v, q.dtype, **options)
-    check(lse, want_lse, rounded(bound_lse, np.nan_to_num(want_lse), lse.dtype), f"lse, {what}")
-    check(out, want_out, rounded(bound_out, want_out, q.dtype), f"out, {what}")
-    return out, lse
-
-
-@pytest.mark.parametrize("dtype", HALVES, ids=name)
-@pytest.mark.parametrize("causal", [False, True, "top_left"])
-def test_hopper_lengths(gpu, hopper, rng, dtype, causal):
-    """Around the rows of a warpgroup, of a block and of a tile, beyond the ring; rows that see nothing."""
-    for n, m in ((1, 1), (64, 128), (65, 129), (130, 60), (20, 700), (rng.integers(1, 200), rng.integers(1, 400))):
-        q, k, v, _ = inputs(rng, dtype, lead=(), heads=1, kv_heads=1, n=n, m=m, d=int(rng.choice([16, 64, 128])))
-        judge_forward(gpu, q, k, v, f"N={n}, M={m}, D={q.shape[-1]}, causal={causal}", causal=causal)
-    for n, m in ((5, 0), (0, 5)):
-        q, k, v, _ = inputs(rng, dtype, n=n, m=m)
-        judge_forward(gpu, q, k, v, f"N={n}, M={m}", kernel="mma.sync", causal=causal)
-
-
-@pytest.mark.parametrize("dtype", HALVES, ids=name)
-@pytest.mark.parametrize(("d", "dv"), [(8, 8), (40, 72), (64, 64), (64, 128), (96, 24), (128, 128)])
-def test_hopper_head_dimensions(gpu, hopper, rng, dtype, d, dv):
-    q, k, v, _ = inputs(rng, dtype, lead=(), heads=1, kv_heads=1, n=70, m=150, d=d, dv=dv)
-    judge_forward(gpu, q, k, v, f"D={d}, Dv={dv}", causal=True)
-
-
-@pytest.mark.parametrize("window", [(0, 0), (3, 0), (None, 2), (5, None), (140, 130), (0, 200)])
-def test_hopper_windows(gpu, hopper, rng, window):
-    for n, m in ((70, 300), (300, 70), (200, 200)):
-        q, k, v, _ = inputs(rng, HALVES[1], lead=(), heads=1, kv_heads=1, n=n, m=m)
-        causal = [False, True, "top_left"][rng.integers(3)]
-        judge_forward(gpu, q, k, v, f"N={n}, M={m}, window={window}, causal={causal}", window=window, causal=causal)
-
-
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "lead"), [(6, 2, (2,)), (4, 1, ()), (2, 2, (2, 1, 2)), (2, 2, (0,)), (0, 1, (1,))]
-)
-def test_hopper_heads_share_keys(gpu, hopper, rng, heads, kv_heads, lead):
-    q, k, v, _ = inputs(rng, HALVES[1], lead=lead, heads=heads, kv_heads=kv_heads, n=21, m=37)
-    nothing = heads == 0 or 0 in lead
-    judge_forward(gpu, q, k, v, f"{heads} heads over {kv_heads}", kernel="mma.sync" if nothing else "wgmma")
-
-
-def test_hopper_strides(gpu, hopper, rng):
-    """Heads between rows, as a layer has them, and rows of more than is read; what TMA cannot read."""
-    memory = normal(rng, 2, 2, 150, 3, 3, 40, dtype=HALVES[1])  # batch twice, row, q k v, head, column
-    q, k, v = (memory[:, :, :, which, :, :24].transpose(0, 1, 3, 2, 4) for which in range(3))
-    want = judge_forward(gpu, *map(np.ascontiguousarray, (q, k, v)), "contiguous", causal=True)
-    assert all(
-        bits(a) == bits(b) for a, b in zip(judge_forward(gpu, q, k, v, "strided", causal=True), want, strict=True)
-    )
-    swapped = [x.swapaxes(0, 1) for x in (q, k, v)]  # no one stride leads through both leading axes
-    judge_forward(gpu, *swapped, "two leading axes", kernel="mma.sync")
-    shifted = [memory[:, :, :, which, :, 1:25].transpose(0, 1, 3, 2, 4) for which in range(3)]
-    judge_forward(gpu, *shifted, "not aligned", kernel="mma.sync")
-    wide = np.full((2, 2, 3, 150, 27), np.nan, HALVES[1])  # and rows of the output that begin anywhere
-    gpu.attention(wide[..., 1:25], None, q, k, v, {"causal": True})
-    assert bits(wide[..., 1:25]) == bits(want[0]) and np.isnan(wide[..., [0, 25, 26]].astype(np.float32)).all()
-
-
-@pytest.mark.parametrize("dtype", HALVES, ids=name)
-@pytest.mark.parametrize("d", [64, 128])
-def test_hopper_what_is_not_seen_reaches_nothing(gpu, hopper, rng, dtype, d):
-    """NaN and infinity in keys and values of tiles that other rows see; NaN in a query stays in its row."""
-    q, k, v, _ = inputs(rng, dtype, lead=(), heads=1, kv_heads=1, n=200, m=300, d=d)
-    q[0, 5] = np.nan
-    v[0, 250], k[0, 260] = np.inf, np.nan  # causal: seen from query 150 and 160 on
-    out, lse = np.empty(q.shape, dtype), np.empty(q.shape[:-1], np.float32)
-    assert gpu.attention(out, lse, q, k, v, {"causal": True}) == "wgmma"
-    clean = [x.copy() for x in (q, k, v)]
-    clean[0][0, 5] = clean[2][0, 250] = clean[1][0, 260] = 1
-    want_out, want_lse = reference.attention(*clean, return_lse=True, causal=True)
-    bound_out, bound_lse = tolerance.attention(*clean, dtype, causal=True)
-    rows = [i for i in range(150) if i != 5]
-    check(lse[:, rows], want_lse[:, rows], rounded(bound_lse, want_lse, lse.dtype)[:, rows], "lse")
-    check(out[:, rows], want_out[:, rows], rounded(bound_out, want_out, dtype)[:, rows], "out")
-    wide = out.astype(np.float32)
-    assert np.isnan(wide[0, 5]).all() and np.isinf(wide[0, 150:160]).all() and np.isnan(wide[0, 160:]).all()
-    assert np.isnan(lse[0, 5]) and np.isfinite(lse[0, 150:160]).all() and np.isnan(lse[0, 160:]).all()
-
-
-def test_hopper_heavy_tails(gpu, hopper, rng):
-    make = lambda *a, **b: heavy(*a, **b, limit=20.0)
-    for dtype in HALVES:
-        q, k, v, _ = inputs(rng, dtype, lead=(1,), n=140, m=140, d=64, make=make)
-        judge_forward(gpu, q, k, v, "heavy tails", causal=True)
-
-
-@pytest.mark.parametrize("integer", [np.int32, np.int64])
-def test_hopper_packed_sequences(gpu, hopper, rng, integer):
-    """The bits of a sequence are those that it has alone; NaN in another one does not reach it."""
-    dtype = HALVES[1]
-    lengths, of_keys = np.array([5, 0, 150, 64, 1]), np.array([9, 3, 200, 0, 129])
-    starts, key_starts = (np.concatenate([[0], np.cumsum(x)]).astype(integer) for x in (lengths, of_keys))
-    q = normal(rng, 4, starts[-1], 64, dtype=dtype)
-    k, v = (normal(rng, 2, key_starts[-1], 64, dtype=dtype) for _ in range(2))
-    v[:, key_starts[2] + 7] = np.nan
-    out, lse = np.full(q.shape, np.nan, dtype), np.full(q.shape[:-1], np.nan, np.float32)
-    options = {"causal": True, "window": (100, None)}
-    packed = {"cu_seqlens_q": starts, "cu_seqlens_k": key_starts}
-    assert gpu.attention(out, lse, q, k, v, {**options, **packed}) == "wgmma"
-    for s in range(5):
-        rows, keys = slice(*starts[s : s + 2]), slice(*key_starts[s : s + 2])
-        alone = run(gpu, *(np.ascontiguousarray(x) for x in (q[:, rows], k[:, keys], v[:, keys])), **options)
-        assert bits(out[:, rows]) == bits(alone[0]) and bits(lse[:, rows]) == bits(alone[1])
-        assert s == 2 or np.isfinite(out[:, rows].astype(np.float32)).all()
-
-
-def test_hopper_backward_goes_on_from_it(gpu, hopper, rng):
-    q, k, v, dout = inputs(rng, HALVES[1], lead=(), heads=2, kv_heads=1, n=140, m=150, d=64)
-    judge(gpu, q, k, v, dout, "forward by wgmma", causal=True, window=(60, None))
-
-
-def test_which_kernel_runs(gpu, core, hopper, rng):
-    q, k, v, _ = inputs(rng, HALVES[1], n=9, m=9, d=64)
-    out = np.empty(q.shape, q.dtype)
-    which = lambda **options: gpu.attention(out, None, q, k, v, options)
-    assert which() == which(kernel="wgmma") == which(causal=True, window=(3, None)) == "wgmma"
-    for options in (
-        {"kernel": "mma.sync"},
-        {"mask": np.ones((9, 9), bool)},
-        {"bias": np.zeros((9, 9), np.float32)},
-        {"softcap": 3.0},
-        {"alibi_slopes": np.ones(2, np.float32)},
-        {"sinks": np.ones(2, np.float32)},
-        {"dropout": 0.5, "seed": (1, 2, 3, 4)},
-        {"global_tokens": np.zeros((2, 9), bool)},
-        {"scale": -1.0},
-        {"scale": 0.0},
-    ):
-        assert which(**options) == "mma.sync"
-    with pytest.raises(ValueError, match="attention: kernel must not be 'wgmma' for this call"):
-        which(kernel="wgmma", softcap=3.0)
-    with pytest.raises(ValueError, match=r"attention: kernel must be None, 'mma\.sync' or 'wgmma', got 'best'"):
-        which(kernel="best")
-    wide = normal(rng, 1, 9, 136, dtype=HALVES[1])
-    assert gpu.attention(wide.copy(), None, wide, wide, wide, {}) == "mma.sync"
-    single = normal(rng, 1, 9, 64)
-    assert gpu.attention(single.copy(), None, single, single, single, {}) == "mma.sync"
-    core.set_capability(100)
-    assert which() == "mma.sync"

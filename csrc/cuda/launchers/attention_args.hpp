@@ -70,6 +70,13 @@ inline AttentionArgs attention_args(const AttentionInputs &in) {
         args.global.row = tokens.strides.back();
         args.global_rows = in.global_rows;
     }
+    if (in.relative) {
+        args.relative.r = operand(in.relative->r);
+        args.relative.u = per_head(in.relative->u, in.q.dtype);
+        args.relative.v = per_head(in.relative->v, in.q.dtype);
+        args.relative.length = in.relative->r.shape[1];
+        args.relative.origin = in.relative->origin;
+    }
     args.causal = in.causal;
     args.top_left = in.top_left;
     args.left = in.left ? std::min(*in.left, kNoLimit) : kNoLimit;
@@ -94,10 +101,10 @@ inline AttentionArgs attention_args(const AttentionInputs &in) {
     return args;
 }
 
-inline int64_t blocks_of(const AttentionArgs &args, bool by_keys, int rows) {
+inline int64_t blocks_of(const AttentionArgs &args, bool by_keys, int rows, int chunks = 1) {
     const int64_t heads = by_keys ? args.kv_heads : args.heads;
     const int64_t each = ceil_div(by_keys ? args.keys : args.queries, rows);
-    return args.query_starts ? heads * (each + args.sequences) : args.batches * heads * each;
+    return chunks * (args.query_starts ? heads * (each + args.sequences) : args.batches * heads * each);
 }
 
 // Runs attention's forward by the kernel for compute capability 9.0. False, and nothing is done, where that one is not

@@ -53,8 +53,8 @@ template <class T, int D> bool run(const AttentionInputs &in, const AttentionArg
 
 // What the kernel can do, but for where the arrays lie.
 bool suits(const AttentionInputs &in, const AttentionArgs &args) {
-    return !in.mask && !in.bias && !in.slopes && !in.sinks && !in.global && in.softcap == 0 && in.dropout.p == 0 &&
-           in.scale > 0 && std::max(args.dim, args.value_dim) <= 128;
+    return !in.mask && !in.bias && !in.relative && !in.slopes && !in.sinks && !in.global && in.softcap == 0 &&
+           in.dropout.p == 0 && in.scale > 0 && std::max(args.dim, args.value_dim) <= 128;
 }
 
 } // namespace
