@@ -543,7 +543,7 @@ void bind_attention(py::module_ &m) {
                 arguments[name.c_str()].fail_value("be given where its gradient is wanted", "None");
             (name == "sinks" ? dsinks : dbias) = arguments.like(name.c_str(), item.second, of->dtype, of->shape);
         }
-        attention_backward(
+        return attention_backward(
             in, operand_like(arguments, "dout", dout, type, shape), operand_like(arguments, "out", out, type, shape),
             arguments.like("lse", lse, statistics, leading(shape)),
             arguments.maybe_like("dlse", dlse, statistics, leading(shape)),

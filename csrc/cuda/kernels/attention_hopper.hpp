@@ -18,8 +18,8 @@
 namespace nf::cuda {
 
 // Shared memory for D = 128: queries 32 KiB, two stages of keys and values of 32 KiB each: 160 of 227 KiB.
-// Registers: 65536 = 128 * 24 + 256 * 240 + 1024. A consumer needs D / 2 for the output, 64 for scores and 32 for
-// probabilities.
+// Registers: the 384 threads begin with 168 each, which are 128 * 24 + 256 * 240. A consumer needs D / 2 for the
+// output, 64 for scores and 32 for probabilities.
 template <int D> struct HopperTile {
     static constexpr int kConsumers = 2, kThreads = (1 + kConsumers) * kGroup;
     static constexpr int kGroupRows = 64, kRows = kConsumers * kGroupRows, kColumns = 128;
@@ -93,6 +93,56 @@ NF_DEVICE void bring_tiles(const HopperAttentionArgs &args, const AttentionPlace
     }
 }
 
+// This warp has read a stage.
+NF_DEVICE void release(Shared<uint64_t> read) {
+    warp_barrier();
+    if (lane() == 0)
+        arrive_phase(read);
+}
+
+// A result becomes a left operand: two of its 8 columns are the fragment of 16.
+template <class T, int N> NF_DEVICE void to_operand(const float (&c)[N][4], uint32_t (&a)[N / 2][4]) {
+    NF_UNROLL
+    for (int i = 0; i < N * 2; ++i) {
+        const int n = i / 4 * 2 + i % 4 / 2, e = i % 2 * 2;
+        a[i / 4][i % 4] = pack_pair<T>(c[n][e], c[n][e + 1]);
+    }
+}
+
+// Does this thread find something that is not finite in its part of a tile? A warpgroup looks through all of it.
+template <class T> NF_DEVICE bool not_finite(Shared<T> tile, int elements) {
+    constexpr int kChunk = 16 / int(sizeof(T));
+    bool odd = false;
+    for (int at = thread() % kGroup * kChunk; at < elements; at += kGroup * kChunk) {
+        const T *chunk = tile.part(at, kChunk);
+        NF_UNROLL
+        for (int e = 0; e < kChunk; ++e)
+            odd = odd || !finite(chunk[e]);
+    }
+    return odd;
+}
+
+// c (16 rows of the warp) += a b, b a tile of 16 DEPTH rows; where a is 0, b is not looked at.
+template <class T, int N, int DEPTH>
+NF_DEVICE void add_by_hand(float (&c)[N][4], const uint32_t (&a)[DEPTH][4], Shared<T> b) {
+    uint32_t weights[DEPTH * 4]; // where they can be indexed
+    NF_UNROLL
+    for (int i = 0; i < DEPTH * 4; ++i)
+        weights[i] = a[i / 4][i % 4];
+    NF_NO_UNROLL
+    for (int k = 0; k < DEPTH * 16; ++k) {
+        const int from = lane() / 4 * 4 + k % 8 / 2, word = k / 16 * 4 + k % 16 / 8 * 2, shift = k % 2 * 16;
+        const float w[2] = {widen(T{uint16_t(shuffle(weights[word], from) >> shift)}),
+                            widen(T{uint16_t(shuffle(weights[word + 1], from) >> shift)})};
+        NF_UNROLL
+        for (int n = 0; n < N; ++n)
+            NF_UNROLL
+        for (int e = 0; e < 4; ++e)
+            if (w[e / 2] != 0)
+                c[n][e] += w[e / 2] * widen(b[swizzled(k, n * 8 + 2 * (lane() % 4) + e % 2, DEPTH * 16)]);
+    }
+}
+
 // What a consumer keeps: outputs and statistics of the rows `mine` and `mine` + 8 of each lane, and the probabilities
 // of the tile whose values are not yet in the outputs.
 template <class T, int D> class HopperConsumer {
@@ -120,13 +170,13 @@ template <class T, int D> class HopperConsumer {
             pin(s);
             release(shared_.keys_read(0));
             to_probabilities(s, 0, factor); // nothing is summed yet: the factors are 0
-            keep(s);
+            to_operand<T>(s, p_);
             for (int i = 1; i < tiles_.count; ++i) {
                 const int stage = i % Tile::kStages, before = (i - 1) % Tile::kStages;
                 wait_phase(shared_.keys_came(stage), i / Tile::kStages % 2);
                 wait_phase(shared_.values_came(before), (i - 1) / Tile::kStages % 2);
                 if (must_look(i - 1)) {
-                    add_values_by_hand(before);
+                    add_by_hand(o_, p_, shared_.values_of(before));
                     wait_turn();
                     begin_scores(s, stage);
                     end_turn(i);
@@ -152,12 +202,12 @@ template <class T, int D> class HopperConsumer {
                     NF_UNROLL
                 for (int e = 0; e < 4; ++e)
                     o_[n][e] *= factor[e / 2];
-                keep(s);
+                to_operand<T>(s, p_);
             }
             const int last = (tiles_.count - 1) % Tile::kStages;
             wait_phase(shared_.values_came(last), (tiles_.count - 1) / Tile::kStages % 2);
             if (must_look(tiles_.count - 1)) {
-                add_values_by_hand(last);
+                add_by_hand(o_, p_, shared_.values_of(last));
             } else {
                 begin_values(last);
                 wait_products<0>();
@@ -175,11 +225,6 @@ template <class T, int D> class HopperConsumer {
     NF_DEVICE void end_turn(int i) const {
         if (group_ == 0 || i + 1 < tiles_.count) // group 0 waits once less for group 1, which began by passing
             pass_turn();
-    }
-    NF_DEVICE void release(Shared<uint64_t> read) const {
-        warp_barrier();
-        if (lane() == 0)
-            arrive_phase(read);
     }
 
     // ---- products
@@ -212,35 +257,7 @@ template <class T, int D> class HopperConsumer {
     NF_DEVICE bool must_look(int i) const {
         if (all_seen(i))
             return false;
-        constexpr int kChunk = 16 / int(sizeof(T));
-        const Shared<T> values = shared_.values_of(i % Tile::kStages);
-        bool odd = false;
-        for (int at = thread() % kGroup * kChunk; at < Tile::kTile; at += kGroup * kChunk) {
-            const T *chunk = values.part(at, kChunk);
-            NF_UNROLL
-            for (int e = 0; e < kChunk; ++e)
-                odd = odd || !finite(chunk[e]);
-        }
-        return group_any(3 + group_, kGroup, odd);
-    }
-    NF_DEVICE void add_values_by_hand(int stage) {
-        const Shared<T> values = shared_.values_of(stage);
-        uint32_t weights[kDepth * 4]; // where they can be indexed
-        NF_UNROLL
-        for (int i = 0; i < kDepth * 4; ++i)
-            weights[i] = p_[i / 4][i % 4];
-        NF_NO_UNROLL
-        for (int k = 0; k < kColumns; ++k) {
-            const int from = lane() / 4 * 4 + k % 8 / 2, word = k / 16 * 4 + k % 16 / 8 * 2, shift = k % 2 * 16;
-            const float w[2] = {widen(T{uint16_t(shuffle(weights[word], from) >> shift)}),
-                                widen(T{uint16_t(shuffle(weights[word + 1], from) >> shift)})};
-            NF_UNROLL
-            for (int n = 0; n < D / 8; ++n)
-                NF_UNROLL
-            for (int e = 0; e < 4; ++e)
-                if (w[e / 2] != 0)
-                    o_[n][e] += w[e / 2] * widen(values[swizzled(k, n * 8 + 2 * (lane() % 4) + e % 2, kColumns)]);
-        }
+        return group_any(3 + group_, kGroup, not_finite(shared_.values_of(i % Tile::kStages), Tile::kTile));
     }
 
     // ---- softmax
@@ -295,15 +312,6 @@ template <class T, int D> class HopperConsumer {
             sum_[e / 2] += s[n][e];
         }
     }
-    // Two tiles of a result are the fragment of a left operand.
-    NF_DEVICE void keep(const float (&s)[kScores][4]) {
-        NF_UNROLL
-        for (int i = 0; i < kDepth * 4; ++i) {
-            const int n = i / 4 * 2 + i % 4 / 2, e = i % 2 * 2;
-            p_[i / 4][i % 4] = pack_pair<T>(s[n][e], s[n][e + 1]);
-        }
-    }
-
     // ---- the end
 
     NF_DEVICE void write() {

@@ -66,10 +66,11 @@ const char *attention(const AttentionInputs &in, const Array &out, const MaybeAr
     return "mma.sync";
 }
 
-void attention_backward(const AttentionInputs &in, const Array &dout, const Array &out, const Array &lse,
-                        const MaybeArray &dlse, const Array &dq, const Array &dk, const Array &dv,
-                        const MaybeArray &dsinks, const MaybeArray &dbias,
-                        const std::optional<RelativeGradients> &drelative, const Allocate &allocate, Stream stream) {
+const char *attention_backward(const AttentionInputs &in, const Array &dout, const Array &out, const Array &lse,
+                               const MaybeArray &dlse, const Array &dq, const Array &dk, const Array &dv,
+                               const MaybeArray &dsinks, const MaybeArray &dbias,
+                               const std::optional<RelativeGradients> &drelative, const Allocate &allocate,
+                               Stream stream) {
     AttentionArgs args = attention_args(in);
     args.out = operand(out);
     args.dout = operand(dout);
@@ -92,6 +93,7 @@ void attention_backward(const AttentionInputs &in, const Array &dout, const Arra
     }
     const int64_t rows = args.batches * args.heads * args.queries;
     args.delta = rows > 0 ? allocate(rows * kItemSize[int(lse.dtype)]) : nullptr;
+    bool by_wgmma = false;
     with_width(args, in.q.dtype, [&](auto t, auto width, auto relative) {
         typedef decltype(t) T;
         typedef Acc<T> A;
@@ -111,6 +113,10 @@ void attention_backward(const AttentionInputs &in, const Array &dout, const Arra
         }
         launch(in.operation, blocks_for(rows, kDeltaThreads / kWarp), kDeltaThreads, 0, stream,
                cuda::attention_delta<T>, args);
+        if ((by_wgmma = attention_backward_by_wgmma(in, args, stream)))
+            return;
+        if (in.kernel == "wgmma")
+            fail_value(in.operation, "kernel must not be 'wgmma' for this call on this device");
         launch(in.operation, blocks_of(args, false, Tile::kRows, chunks_of(args.dim, D)), Tile::kThreads, kShared,
                stream, cuda::attention_backward_queries<T, D, kRelative>, args);
         launch(in.operation, blocks_of(args, true, Tile::kRows, chunks_of(std::max(args.dim, args.value_dim), D)),
@@ -139,6 +145,7 @@ void attention_backward(const AttentionInputs &in, const Array &dout, const Arra
                 }
             }
     });
+    return by_wgmma ? "wgmma" : "mma.sync";
 }
 
 } // namespace nf::cuda

@@ -110,5 +110,7 @@ inline int64_t blocks_of(const AttentionArgs &args, bool by_keys, int rows, int 
 // Runs attention's forward by the kernel for compute capability 9.0. False, and nothing is done, where that one is not
 // in this build, the device is another, or the call has what it cannot do.
 bool attention_by_wgmma(const AttentionInputs &in, const AttentionArgs &args, Stream stream);
+// ... dq, dk and dv of the backward; delta was made.
+bool attention_backward_by_wgmma(const AttentionInputs &in, const AttentionArgs &args, Stream stream);
 
 } // namespace nf::cuda
