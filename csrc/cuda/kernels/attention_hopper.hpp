@@ -64,10 +64,10 @@ struct HopperTiles {
     int count;
 };
 
+// The bytes were announced.
 template <class T, int D>
 NF_DEVICE void load_panels(Shared<T> tile, int rows, const TensorMap &from, int64_t row, int64_t head, int64_t batch,
                            Shared<uint64_t> came) {
-    expect_bytes(came, rows * D * int(sizeof(T)));
     NF_UNROLL
     for (int column = 0; column < D; column += kPanel)
         load_tile(tile.from(column * rows), from, column, int(row), int(head), int(batch), came);
@@ -79,15 +79,18 @@ NF_DEVICE void bring_tiles(const HopperAttentionArgs &args, const AttentionPlace
                            const HopperShared<T, D> &shared) {
     typedef HopperTile<D> Tile;
     const int64_t kv_head = place.head / (args.attention.heads / args.attention.kv_heads);
+    expect_bytes(shared.queries_came(), Tile::kQueries * int(sizeof(T)));
     load_panels<T, D>(shared.queries, Tile::kRows, args.q, place.query_start + place.first, place.head, place.batch,
                       shared.queries_came());
     for (int i = 0; i < tiles.count; ++i) {
         const int stage = i % Tile::kStages, round = i / Tile::kStages;
         const int64_t row = place.key_start + tiles.first + int64_t(i) * Tile::kColumns;
         wait_phase(shared.keys_read(stage), (round + 1) % 2); // at once in the first round
+        expect_bytes(shared.keys_came(stage), Tile::kTile * int(sizeof(T)));
         load_panels<T, D>(shared.keys_of(stage), Tile::kColumns, args.k, row, kv_head, place.batch,
                           shared.keys_came(stage));
         wait_phase(shared.values_read(stage), (round + 1) % 2);
+        expect_bytes(shared.values_came(stage), Tile::kTile * int(sizeof(T)));
         load_panels<T, D>(shared.values_of(stage), Tile::kColumns, args.v, row, kv_head, place.batch,
                           shared.values_came(stage));
     }
