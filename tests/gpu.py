@@ -150,7 +150,7 @@ class ndarray:
         GPU.wait("to_host")
         return bool(self.host)
 
-    for _name in ("add", "sub", "rsub", "mul", "truediv", "eq", "ne", "lt", "ge", "neg"):
+    for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "eq", "ne", "lt", "ge", "neg"):
         locals()[f"__{_name}__"] = _operator(f"__{_name}__")
     __hash__ = None
 
