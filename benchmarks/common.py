@@ -20,7 +20,10 @@ from numformer.profiling.timing import Call
 
 @dataclass
 class Result:
-    """One line of a table: seconds of each contender (medians) and what follows from them."""
+    """One line of a table: seconds of each contender (medians) and what follows from them.
+
+    `note` is what is printed behind the name of the case, which must be the same each time it is measured.
+    """
 
     subject: str
     case: str
@@ -31,6 +34,7 @@ class Result:
     aim: float
     extra: dict[str, Any] = field(default_factory=dict)
     cap: float | None = None
+    note: str = ""
 
     @property
     def best_peer(self) -> str:
@@ -108,8 +112,8 @@ def print_header(subject: str, peers: list[str]) -> None:
         f"{about['blas']}"
     )
     print(
-        f"{'case':34}{'thr':>4}{'ms':>10}{'GFLOP/s':>9}{'share':>7}"
-        + "".join(f"{'x ' + peer:>12}" for peer in peers)
+        f"{'case':42}{'thr':>4}{'ms':>10}{'GFLOP/s':>9}{'share':>7}"
+        + "".join(f"{'x ' + peer:>14}" for peer in peers)
         + f"{'best':>7}{'aim':>6}"
     )
 
@@ -118,11 +122,11 @@ def print_result(result: Result, peers: list[str]) -> None:
     """One line: time, rate, share of the ceiling, how many times faster than each peer, and whether the aim is met."""
     ours = result.seconds["numformer"]
     columns = "".join(
-        f"{result.seconds[peer] / ours:12.2f}" if peer in result.seconds else f"{'-':>12}" for peer in peers
+        f"{result.seconds[peer] / ours:14.2f}" if peer in result.seconds else f"{'-':>14}" for peer in peers
     )
     verdict = "met" if result.met else "below"
     print(
-        f"{result.case:34}{result.threads:4}{ours * 1e3:10.3f}"
+        f"{result.case + (result.note and ': ') + result.note:42}{result.threads:4}{ours * 1e3:10.3f}"
         f"{result.flops / ours * 1e-9:9.1f}{result.share:7.0%}{columns}"
         f"{result.ratio:7.2f}{result.aim:6.2f} {verdict} ({result.decides})",
         flush=True,

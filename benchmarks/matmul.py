@@ -1,9 +1,10 @@
-"""Matrix multiply against NumPy (OpenBLAS) and PyTorch (MKL, oneDNN): shapes of Transformers, layouts, dtypes, few
-rows, batches, what follows a product, and what a small call costs.
+"""Matrix multiply against NumPy (OpenBLAS), PyTorch (MKL, oneDNN), BLIS and onnxruntime: shapes of Transformers,
+layouts, dtypes, few rows, batches, a weight that was packed once, what follows a product, and what a small call costs.
 """
 
+import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 from numformer import _core
 
 from benchmarks import common
+from benchmarks.matmul_peers import blis_product, onednn_product, onnxruntime_product
 from benchmarks.torch_peer import tensor
 
-PEERS = ["numpy", "torch"]
+PEERS = ["numpy", "torch", "blis", "onednn", "onnxruntime"]
+PACKED, FUSED, SMALL = "packed", "bias + gelu", "4, 4, 4"  # beginnings of the cases that are no `Case`
 
 
 @dataclass(frozen=True)
@@ -74,23 +77,19 @@ CASES = [
 
 def run(threads: list[int], folder: pathlib.Path, parts: Sequence[str] | None = None) -> pathlib.Path:
     """All cases with each number of threads; of `parts`, only those whose name begins with one of them."""
-    chosen = common.of_parts("matmul", [case.name for case in CASES], parts)
+    chosen = common.of_parts("matmul", [*(case.name for case in CASES), PACKED, FUSED, SMALL], parts)
     rng = np.random.default_rng()
     results = []
     common.print_header("matmul", PEERS)
     for count in threads:
         common.set_threads(count)
         tops = {dtype: common.ceiling(dtype) for dtype in ("float32", "float64", "bfloat16")}
-        for case in (case for case in CASES if case.name in chosen):
-            results.append(_compare(rng, case, count, tops[case.dtype]))
-            common.print_result(results[-1], PEERS)
-        if parts:
-            continue
-        for result in (
-            *_prepacked(rng, count, tops["float32"]),
-            *_fused(rng, count, tops["float32"]),
-            _small(rng, count, tops["float32"]),
-        ):
+        lines: list[Iterable[common.Result]] = [
+            (_compare(rng, case, count, tops[case.dtype]) for case in CASES if case.name in chosen)
+        ]
+        more = {PACKED: _prepacked, FUSED: _fused, SMALL: _small}
+        lines += [measure(rng, count, tops["float32"]) for name, measure in more.items() if name in chosen]
+        for result in itertools.chain.from_iterable(lines):
             results.append(result)
             common.print_result(result, PEERS)
     return common.write("matmul", results, folder, keep=bool(parts))
@@ -115,6 +114,8 @@ def _compare(rng: np.random.Generator, case: Case, count: int, top: float) -> co
     calls: dict[str, Callable[[], Any]] = {"numformer": lambda: nf.matmul(a, b), "torch": lambda: ta @ tb}
     if case.dtype != "bfloat16":  # NumPy has no BLAS for it
         calls["numpy"] = lambda: a @ b
+        if not case.batch and (blis := blis_product(a, b, count)):
+            calls["blis"] = blis
     seconds = common.take_turns(calls)
     extra: dict[str, Any] = {}
     if case.m == 1:
@@ -122,42 +123,45 @@ def _compare(rng: np.random.Generator, case: Case, count: int, top: float) -> co
         read = max(_core.ceiling_bandwidth(b.nbytes // count // 1024 * 1024, 3) for _ in range(9))
         extra = {"GB/s": rate, "read GB/s": read, "share of read": rate / read}
     cap = None if case.cap is None else case.cap[0 if count == 1 else 1]
-    name = case.name + (f": {extra['share of read']:.0%} of a read" if extra else "")
-    return common.Result("matmul", name, count, case.flops, seconds, top, case.aim, extra, cap)
+    note = f"{extra['share of read']:.0%} of a read" if extra else ""
+    return common.Result("matmul", case.name, count, case.flops, seconds, top, case.aim, extra, cap, note)
 
 
 def _prepacked(rng: np.random.Generator, count: int, top: float) -> Iterator[common.Result]:
-    """A weight packed once, as float32 and in fewer bits; torch's is oneDNN's prepacked one where it can be had."""
+    """A weight packed once, as float32 and in fewer bits, beside others that prepare theirs."""
     k, n = 768, 3072
     b = rng.standard_normal((k, n), np.float32)
     weights = {stored: nf.PackedMatrix(b, stored) for stored in (np.float32, ml_dtypes.bfloat16, np.int8)}
     for m in (1, 8, 16, 64, 512):
         a = rng.standard_normal((m, k), np.float32)
-        theirs = _linear_of_torch(torch.from_numpy(a), torch.from_numpy(b))
-        calls: dict[str, Callable[[], Any]] = {
-            "torch": theirs,
+        peers: dict[str, Callable[[], Any] | None] = {
             "numpy": lambda a=a: a @ b,
-            "array": lambda a=a: nf.matmul(a, b),
+            "onednn": onednn_product(a, b),
+            "onnxruntime": onnxruntime_product(a, b, count),
         }
+        calls = {name: call for name, call in peers.items() if call}
+        for name, call in calls.items():
+            np.testing.assert_allclose(call(), nf.matmul(a, b), rtol=1e-3, atol=1e-3, err_msg=name)
+        theirs = list(calls)
+        calls["array"] = lambda a=a: nf.matmul(a, b)
         for stored, weight in weights.items():
             calls[np.dtype(stored).name] = lambda a=a, weight=weight: nf.matmul(a, weight)
-        np.testing.assert_allclose(theirs().numpy(), calls["float32"](), rtol=1e-3, atol=1e-3)
         seconds = common.take_turns(calls)
-        peers = {name: seconds[name] for name in PEERS}
         for stored in weights:
             ours = seconds[np.dtype(stored).name]
             extra = {"times as fast as the array": seconds["array"] / ours}
-            name = f"{m}, {k}, {n} packed as {np.dtype(stored).name}: {seconds['array'] / ours:.2f}x the array"
-            cap = 0.96 if stored is np.float32 and m > 1 else None
             yield common.Result(
-                "matmul", name, count, 2.0 * m * k * n, {"numformer": ours, **peers}, top, 1.0, extra, cap
+                "matmul",
+                f"{PACKED} as {np.dtype(stored).name} {m}, {k}, {n}",
+                count,
+                2.0 * m * k * n,
+                {"numformer": ours, **{name: seconds[name] for name in theirs}},
+                top,
+                1.0,
+                extra,
+                0.96 if stored is np.float32 and m > 1 else None,
+                f"{extra['times as fast as the array']:.2f}x the array",
             )
-
-
-def _linear_of_torch(a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """x @ b with b in oneDNN's own order, prepared for as many rows as x has."""
-    weight = torch.ops.mkldnn._reorder_linear_weight(b.T.contiguous(), a.shape[0])
-    return lambda: torch.ops.mkldnn._linear_pointwise(a, weight, None, "none", [], "")
 
 
 def _fused(rng: np.random.Generator, count: int, top: float) -> Iterator[common.Result]:
@@ -178,16 +182,16 @@ def _fused(rng: np.random.Generator, count: int, top: float) -> Iterator[common.
         np.testing.assert_allclose(ours(), theirs().numpy(), rtol=1e-3, atol=1e-3)
         seconds = common.take_turns({"numformer": ours, "torch": theirs, "plain": lambda: nf.matmul(a, b, out=out)})
         extra = {"over the plain product": seconds["numformer"] / seconds.pop("plain") - 1}
-        name = f"bias + {activation} + residual: {extra['over the plain product']:+.1%}"
-        yield common.Result("matmul", name, count, 2.0 * m * k * n, seconds, top, 1.3, extra)
+        name, note = f"bias + {activation} + residual", f"{extra['over the plain product']:+.1%}"
+        yield common.Result("matmul", name, count, 2.0 * m * k * n, seconds, top, 1.3, extra, note=note)
 
 
-def _small(rng: np.random.Generator, count: int, top: float) -> common.Result:
+def _small(rng: np.random.Generator, count: int, top: float) -> Iterator[common.Result]:
     """What a call costs: 4 x 4 matrices."""
     a, b = rng.standard_normal((2, 4, 4), np.float32)
     ta, tb = torch.from_numpy(a), torch.from_numpy(b)
     calls = {"numformer": lambda: nf.matmul(a, b), "numpy": lambda: a @ b, "torch": lambda: ta @ tb}
     seconds = common.take_turns(calls)
     over = (seconds["numformer"] - seconds["numpy"]) * 1e6
-    name = f"4, 4, 4: {over:+.2f} us beside NumPy"
-    return common.Result("matmul", name, count, 128.0, seconds, top, 0.0, {"us beside numpy": over})
+    extra, note = {"us beside numpy": over}, f"{over:+.2f} us beside NumPy"
+    yield common.Result("matmul", SMALL, count, 128.0, seconds, top, 0.0, extra, note=note)

@@ -58,6 +58,10 @@ def _host(x):
     return x
 
 
+def _key(key):
+    return tuple(map(_host, key)) if isinstance(key, tuple) else _host(key)
+
+
 def _operator(name):
     def method(self, *others):
         return ndarray(np.asarray(getattr(self.host, name)(*map(_host, others))))
@@ -103,14 +107,22 @@ class ndarray:
         return len(self.host)
 
     def __getitem__(self, key):
-        found = self.host[tuple(map(_host, key)) if isinstance(key, tuple) else _host(key)]
+        found = self.host[_key(key)]
         return ndarray(found if isinstance(found, np.ndarray) else np.asarray(found))
 
     def __setitem__(self, key, value):
-        self.host[key] = _host(value)
+        self.host[_key(key)] = _host(value)
 
     def __iadd__(self, other):
         self.host += _host(other)
+        return self
+
+    def __isub__(self, other):
+        self.host -= _host(other)
+        return self
+
+    def __imul__(self, other):
+        self.host *= _host(other)
         return self
 
     def reshape(self, *shape):
@@ -236,7 +248,10 @@ def cupy():
         moveaxis=lambda x, source, target: ndarray(np.moveaxis(_host(x), source, target)),
         split=lambda x, parts: [ndarray(part) for part in np.split(_host(x), parts)],
         take=lambda x, rows, axis: ndarray(np.take(_host(x), _host(rows), axis=axis)),
+        concatenate=lambda arrays, axis=0: ndarray(np.concatenate(list(map(_host, arrays)), axis=axis)),
         tanh=lambda x: ndarray(np.asarray(np.tanh(_host(x)))),
+        exp=lambda x: ndarray(np.asarray(np.exp(_host(x)))),
+        logaddexp=lambda x, y: ndarray(np.asarray(np.logaddexp(_host(x), _host(y)))),
         stack=lambda arrays, axis: ndarray(np.stack(list(map(_host, arrays)), axis=axis)),
         where=lambda condition, x, y: ndarray(np.where(*map(_host, (condition, x, y)))),
         cuda=SimpleNamespace(

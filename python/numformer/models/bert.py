@@ -73,7 +73,7 @@ class Encoder(Module):
         self, ids: Array, types: Array, numbers: Array | None, mask: Array | None, *, ctx: Context | None = None
     ) -> tuple[Array, Backward]:
         """Return the hidden states, (batch, positions, width), and their backward, which gives nothing."""
-        mask = None if mask is None else beside(mask, self.tokens.weight.value)
+        mask = self._seen(mask)
         x, tokens = self.tokens(ids, ctx=ctx)
         t, kinds = self.types(types, ctx=ctx)
         x, positions = self.positions(ops.add(x, t), ids=numbers)
@@ -84,6 +84,10 @@ class Encoder(Module):
             x, backward = block(x, mask=mask, ctx=ctx)
             blocks.append(backward)
         return x, Backward(self._backward, [tokens, kinds, [positions, norm, dropout, *blocks]])
+
+    def _seen(self, mask: Array | None) -> Array | None:
+        """Return a mask where the model is; integers stay on the host, where layers look at them."""
+        return mask if mask is None or mask.dtype != np.bool_ else beside(mask, self.tokens.weight.value)
 
     def _backward(self, saved: list[Any], dx: Array) -> None:
         tokens, kinds, rest = take(saved)
@@ -103,7 +107,7 @@ class Encoder(Module):
         dtype: np.dtype[Any] | None = None,
     ) -> Array:
         """Return the hidden states; those before and after each block are appended to `hidden`."""
-        mask = None if mask is None else beside(mask, self.tokens.weight.value)
+        mask = self._seen(mask)
         x = ops.add(self.tokens.infer(ids, dtype=dtype), self.types.infer(types, dtype=dtype))
         x = self.norm.infer(self.positions.infer(x, ids=numbers))
         if hidden is not None:

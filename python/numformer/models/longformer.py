@@ -15,6 +15,7 @@ from numformer.models.bert_config import BERTConfig, RoBERTaConfig
 from numformer.models.roberta import RoBERTa
 from numformer.nn import SlidingAttention, initial
 from numformer.nn.sliding_attention import GLOBAL, LOCAL, UNREAD
+from numformer.ops.memory import on_host
 
 Array = NDArray[Any]
 
@@ -165,7 +166,7 @@ class Longformer(RoBERTa):
         given = model.config
         same = {field.name: getattr(given, field.name) for field in fields(given)}
         long = cls(LongformerConfig(**(same | {"context": context, "window": window} | options)), rng=rng)
-        state = dict(model.encoder.state_dict())
+        state = {name: on_host(value) for name, value in model.encoder.state_dict().items()}
         table = state["positions.weight"]
         first = given.pad_id + 1
         state["positions.weight"] = table[np.r_[:first, np.arange(context) % given.context + first]]

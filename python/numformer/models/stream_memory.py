@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numformer.ops.memory import beside, namespace, on_host
+
 Array = NDArray[Any]
 
 
@@ -24,7 +26,7 @@ class StreamMemory:
         self._new: dict[int, tuple[int, list[Array]]] = {}
         self._step = -1
 
-    def read(self, places: Array, step: int) -> list[Array]:
+    def read(self, places: Array, step: int, like: Array) -> list[Array]:
         """Return the states before these segments, (rows, positions, width) of each layer; none at their beginning.
 
         Parameters
@@ -33,6 +35,8 @@ class StreamMemory:
             (rows, 2): stream and segment.
         step : int
             Number of the training step.
+        like : array
+            In whose memory they are to be: what a checkpoint had is on the host.
         """
         if step != self._step:
             self._before |= self._new
@@ -46,7 +50,9 @@ class StreamMemory:
             )
         if lengths == {0}:
             return []
-        return [np.stack(states) for states in zip(*rows, strict=True)]
+        return [
+            namespace(like).stack([beside(one, like) for one in states], axis=0) for states in zip(*rows, strict=True)
+        ]
 
     def _find(self, stream: int, segment: int) -> list[Array]:
         for known in (self._new, self._before):
@@ -62,7 +68,9 @@ class StreamMemory:
     def state(self, step: int) -> dict[str, Array]:
         """Return what a run that goes on at `step` needs: arrays (layers, positions, width)."""
         known = self._before | (self._new if self._step < step else {})
-        return {f"{stream}.{segment}": np.stack(states) for stream, (segment, states) in known.items()}
+        return {
+            f"{stream}.{segment}": np.stack(list(map(on_host, states))) for stream, (segment, states) in known.items()
+        }
 
     def load(self, arrays: Mapping[str, Array], layers: int, width: int) -> None:
         """Set what :meth:`state` returned; ValueError for what does not fit the model."""

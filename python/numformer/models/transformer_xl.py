@@ -23,6 +23,7 @@ from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
 from numformer.nn.relative_attention import RelativeCache
 from numformer.nn.relative_block import RelativeBlock
+from numformer.ops.memory import beside, namespace
 
 Array = NDArray[Any]
 
@@ -149,7 +150,7 @@ class TransformerXL(pretrained.PretrainedModel):
         """
         ids, places, targets = self._batch(batch, memory)
         ctx = ctx or DEFAULT
-        before = self._training.read(places, ctx.step) if places is not None else self._memory(memory, ids)
+        before = self._before(self._training, places, ctx.step, memory, ids)
         x, backward = self.embedding(ids, ctx=ctx)
         backwards = [backward]
         x, backward = self.dropout(x, ctx=ctx)
@@ -178,7 +179,7 @@ class TransformerXL(pretrained.PretrainedModel):
         The memory of streams is one of its own, so that an evaluation in the course of a training changes nothing.
         """
         ids, places, targets = self._batch(batch, memory)
-        before = self._evaluation.read(places, -1) if places is not None else self._memory(memory, ids)
+        before = self._before(self._evaluation, places, -1, memory, ids)
         x = self.embedding.infer(ids, dtype=(ctx or DEFAULT).dtype)
         states = []
         for index, block in enumerate(self.blocks):
@@ -227,10 +228,11 @@ class TransformerXL(pretrained.PretrainedModel):
         for first, x, layers in self._segments(rows, real, cache, dtype):
             states.append(layers)
             if not last or first + x.shape[1] == rows.shape[1]:
-                parts.append(self.softmax.infer(np.ascontiguousarray(x[:, -1:]) if last else x))
+                parts.append(self.softmax.infer(x[:, -1:] if last else x))
+        xp = namespace(parts[0])
         if hidden is not None:
-            hidden.extend(np.concatenate(layer, axis=1) for layer in zip(*states, strict=True))
-        scores = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            hidden.extend(xp.concatenate(layer, axis=1) for layer in zip(*states, strict=True))
+        scores = parts[0] if len(parts) == 1 else xp.concatenate(parts, axis=1)
         return scores[0] if tokens.ndim == 1 else scores
 
     def new_cache(self, memory: int | None = None, *, zeros: bool = False, batch: int = 1) -> list[RelativeCache]:
@@ -254,7 +256,8 @@ class TransformerXL(pretrained.PretrainedModel):
         if zeros:
             shape = (batch, self.config.heads, reach, self.config.width // self.config.heads)
             for cache in caches:
-                cache.append(np.zeros(shape, self.config.dtype), np.zeros(shape, self.config.dtype))
+                zero = namespace(self._table).zeros(shape, self.config.dtype)
+                cache.append(zero, zero)
         return caches
 
     def log_likelihood(self, ids: ArrayLike | Sequence[ArrayLike], *, memory: int | None = None) -> Array:
@@ -369,7 +372,7 @@ class TransformerXL(pretrained.PretrainedModel):
             if mask is not None:
                 end = before + first + piece.shape[1]
                 keys = min(before + first, cache[0].window or 0) + piece.shape[1]
-                seen = mask[:, None, None, end - keys : end]
+                seen = beside(mask[:, None, None, end - keys : end], self._table)
             x = self.embedding.infer(piece, dtype=dtype)
             states = [x]
             for block, one in zip(self.blocks, cache, strict=True):
@@ -392,12 +395,25 @@ class TransformerXL(pretrained.PretrainedModel):
         kept = []
         for index, x in enumerate(states):
             if before and x.shape[1] < reach:
-                x = np.concatenate([before[index], x], axis=1)
+                x = namespace(x).concatenate([before[index], x], axis=1)
             kept.append(x[:, max(0, x.shape[1] - reach) :])
         if places is not None:
             streams.write(places, kept)
         elif memory is not None:
             memory[:] = kept
+
+    @property
+    def _table(self) -> Array:
+        """An array that is where the model is."""
+        return self.embedding.tables[0].weight.value
+
+    def _before(
+        self, streams: StreamMemory, places: Array | None, step: int, memory: list[Array] | None, ids: Array
+    ) -> list[Array]:
+        """Return what each layer remembers, where the model is; nothing at the beginning of a text."""
+        if places is not None:
+            return streams.read(places, step, self._table)
+        return [beside(array, self._table) for array in self._memory(memory, ids)]
 
     def _memory(self, memory: list[Array] | None, ids: Array) -> list[Array]:
         """Check a memory that was given."""
@@ -414,7 +430,7 @@ class TransformerXL(pretrained.PretrainedModel):
                     f"TransformerXL: memory must have arrays of shape ({len(ids)}, positions, {width}), "
                     f"got {array.shape}"
                 )
-        return list(memory)
+        return memory
 
     def _options(
         self,

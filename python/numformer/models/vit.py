@@ -28,6 +28,7 @@ from numformer.nn import (
 from numformer.nn.backward import chain
 from numformer.nn.context import DEFAULT
 from numformer.nn.dropout import number_dropouts
+from numformer.ops.memory import beside, empty, namespace, number
 
 Array = NDArray[Any]
 
@@ -242,19 +243,21 @@ class ViT(pretrained.PretrainedModel):
         backwards.append(backward)
         loss, backward = self.cross_entropy(x, labels)
         backwards.append(backward)
-        return float(loss), Backward(self._backward, backwards)
+        return number(loss, wait=(ctx or DEFAULT).wait), Backward(self._backward, backwards)
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> None:
         chain(saved, dloss)
 
     def _token_backward(self, saved: list[Any], dx: Array) -> Array:
-        self.token.add(dx[:, 0].sum(axis=0, dtype=self.token.value.dtype)[None])
-        return np.ascontiguousarray(dx[:, 1:])
+        ops.sum_rows(dx[:, 0], out=self.token.buffer()[0], accumulate=not self.token.fresh)
+        self.token.done()
+        patches: Array = namespace(dx).ascontiguousarray(dx[:, 1:])
+        return patches
 
     def infer_loss(self, batch: tuple[ArrayLike, ArrayLike], *, ctx: Context | None = None) -> float:
         """Return the mean cross-entropy of a batch without dropout; nothing is kept."""
         images, labels = self._batch(batch)
-        return float(ops.cross_entropy(self._infer(images, (ctx or DEFAULT).dtype), labels))
+        return number(self.cross_entropy.infer(self._infer(images, (ctx or DEFAULT).dtype), labels))
 
     def infer(
         self, images: ArrayLike, *, hidden: list[Array] | None = None, dtype: np.dtype[Any] | None = None
@@ -287,19 +290,21 @@ class ViT(pretrained.PretrainedModel):
             x = block.infer(x)
             if hidden is not None:
                 hidden.append(x)
-        return self.classifier.logits(self.norm.infer(np.ascontiguousarray(x[:, 0])))
+        return self.classifier.logits(self.norm.infer(first_position(x)[0]))
 
     def _cut(self, images: Array, dtype: np.dtype[Any] | None) -> Array:
-        """Return the patches of images, row by row, (batch, patches, channels * patch * patch)."""
+        """Return patches of images, row by row, (batch, patches, channels * patch * patch), where the weights are."""
         c, n = self.config, self.config.image // self.config.patch
         x = images.reshape(-1, c.channels, n, c.patch, n, c.patch).transpose(0, 2, 4, 1, 3, 5)
-        return np.ascontiguousarray(
-            x.reshape(-1, n * n, c.channels * c.patch**2), dtype or self.patches.weight.value.dtype
+        weight = self.patches.weight.value
+        return beside(
+            np.ascontiguousarray(x.reshape(-1, n * n, c.channels * c.patch**2), dtype or weight.dtype), weight
         )
 
     def _with_token(self, x: Array) -> Array:
-        token = np.broadcast_to(self.token.read(x.dtype), (x.shape[0], 1, x.shape[2]))
-        return np.concatenate([token, x], axis=1)
+        y = empty((x.shape[0], x.shape[1] + 1, x.shape[2]), x.dtype, like=x)
+        y[:, 0], y[:, 1:] = self.token.read(x.dtype), x
+        return y
 
     def _images(self, images: ArrayLike) -> Array:
         c, array = self.config, np.asarray(images)

@@ -16,6 +16,7 @@ from numformer.nn.context import Context
 from numformer.nn.embedding import Embedding
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
+from numformer.ops.memory import beside, empty
 
 Array = NDArray[Any]
 
@@ -138,7 +139,7 @@ class AdaptiveEmbedding(Module):
         (parts,) = take(saved)
         flat = dy.reshape(-1, self.width)
         for places, backwards in parts:
-            chain(backwards, ops.embedding(flat, places))
+            chain(backwards, ops.embedding(flat, beside(places, flat)))
 
     def infer(self, ids: Array, *, dtype: np.dtype[Any] | None = None) -> Array:
         """Return the rows, in `dtype` where one is given."""
@@ -163,7 +164,8 @@ class AdaptiveEmbedding(Module):
         return [(i, places, flat[places] - self.clusters.edges[i]) for i, places in found if places.size]
 
     def _joined(self, ids: Array, pieces: list[tuple[Array, Array]]) -> Array:
-        y = np.empty((ids.size, self.width), pieces[0][1].dtype if pieces else self.tables[0].weight.value.dtype)
+        table = self.tables[0].weight.value
+        y = empty((ids.size, self.width), pieces[0][1].dtype if pieces else table.dtype, like=table)
         for places, x in pieces:
-            y[places] = x
+            y[beside(places, y)] = x
         return y.reshape(*ids.shape, self.width)

@@ -16,7 +16,7 @@ from numformer.nn.context import Context
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
-from numformer.ops.memory import empty
+from numformer.ops.memory import beside, empty, namespace, number, on_host
 
 Array = NDArray[Any]
 
@@ -103,9 +103,9 @@ class AdaptiveSoftmax(Module):
         count = max(int(np.count_nonzero(wanted != IGNORE)), 1)
         # float16 has no room for the gradient of a mean over many rows before that is scaled.
         made = float(count) if x.dtype == np.float16 else 1.0
-        total, parts = 0.0, []
-        for cluster, places, classes in self._parts_of(wanted):
-            rows = flat if places is None else flat[places]
+        losses, parts = [], []
+        for cluster, places, classes in self._parts_of(wanted, flat):
+            rows = flat if places is None else ops.embedding(flat, places)
             rows, project = self.maps[cluster](rows) if self.maps else (rows, None)
             pieces = self._pieces(cluster)
             weight = _join([one.use(x.dtype)[part] for one, _, part in pieces])
@@ -118,11 +118,12 @@ class AdaptiveSoftmax(Module):
                 bias=bias,
                 reduction="sum",
                 dloss=made / count,
-                dweight=empty(weight.shape, dtype),
-                dbias=empty(bias.shape, dtype),
+                dweight=empty(weight.shape, dtype, like=weight),
+                dbias=empty(bias.shape, dtype, like=bias),
             )
-            total += float(loss)
+            losses.append(loss)
             parts.append([places, project, dx, pieces, dweight, dbias])
+        total = sum(map(number, losses))  # a GPU is waited for when it has got all its work
         return total / count, Backward(self._backward, [x.shape, parts, made])
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> Array:
@@ -139,13 +140,13 @@ class AdaptiveSoftmax(Module):
                 first = some.stop
             del dweight
             if scale != 1.0:
-                dx *= dx.dtype.type(scale)
+                dx = ops.cast(dx, dx.dtype, scale=scale, out=dx)
             if project is not None:
                 dx = project(dx)
             if places is None:
                 flat = dx
             else:
-                flat[places] += dx
+                ops.embedding_backward(dx, places, len(flat), out=flat, accumulate=True)
         return flat.reshape(shape)
 
     def infer_loss(self, x: Array, targets: Array) -> float:
@@ -161,23 +162,27 @@ class AdaptiveSoftmax(Module):
         """
         flat, wanted = self._flat(x, targets)
         result = np.zeros(len(flat))
-        for cluster, places, classes in self._parts_of(wanted):
+        for cluster, places, classes in self._parts_of(wanted, flat):
             pieces = self._pieces(cluster)
             weight = _join([one.read(x.dtype)[part] for one, _, part in pieces])
             bias = _join([one.read(x.dtype)[part] for _, one, part in pieces])
-            every = np.arange(len(flat)) if places is None else places
-            for first in range(0, len(every), 1024):
-                some = every[first : first + 1024]
-                rows = self.maps[cluster].infer(flat[some]) if self.maps else flat[some]
+            asked = flat if places is None else ops.embedding(flat, places)
+            found = []
+            for first in range(0, len(asked), 1024):
+                some = slice(first, first + 1024)
+                rows = self.maps[cluster].infer(asked[some]) if self.maps else asked[some]
                 logits = ops.matmul(rows, weight.T, bias=bias)
-                result[some] += ops.cross_entropy(logits, classes[first : first + 1024], reduction="none")
+                found.append(ops.cross_entropy(logits, classes[some], reduction="none"))
+            every = slice(None) if places is None else on_host(places)
+            result[every] += np.concatenate([on_host(one) for one in found])
         return result.reshape(np.shape(targets))
 
     def infer(self, x: Array) -> Array:
         """Return log p of every token, (..., vocab_size)."""
-        flat = np.ascontiguousarray(x.reshape(-1, self.width))
+        xp = namespace(x)
+        flat = xp.ascontiguousarray(x.reshape(-1, self.width))
         first = self.clusters.edges[1]
-        y = np.empty((len(flat), self.clusters.edges[-1]), x.dtype)
+        y = empty((len(flat), self.clusters.edges[-1]), x.dtype, like=x)
         inner: Array | None = None
         for cluster in range(len(self.clusters)):
             rows = self.maps[cluster].infer(flat) if self.maps else flat
@@ -185,8 +190,8 @@ class AdaptiveSoftmax(Module):
                 ops.matmul(rows, weight.read(x.dtype)[part].T, bias=bias.read(x.dtype)[part])
                 for weight, bias, part in self._pieces(cluster)
             ]
-            whole = np.concatenate(logits, axis=1) if len(logits) > 1 else logits[0]
-            _, lse = ops.cross_entropy(whole, np.zeros(len(whole), np.int64), reduction="none", return_lse=True)
+            whole = xp.concatenate(logits, axis=1) if len(logits) > 1 else logits[0]
+            _, lse = ops.cross_entropy(whole, xp.zeros(len(whole), np.int64), reduction="none", return_lse=True)
             whole -= lse[:, None].astype(whole.dtype)
             if inner is None:
                 y[:, :first], inner = whole[:, :first], whole[:, first:]
@@ -209,19 +214,22 @@ class AdaptiveSoftmax(Module):
                 f"AdaptiveSoftmax: targets must be in [0, {self.clusters.edges[-1]}) or {IGNORE}, "
                 f"got {wanted[wrong].flat[0]}"
             )
-        return np.ascontiguousarray(x.reshape(-1, self.width)), wanted.reshape(-1).astype(np.int64)
+        return namespace(x).ascontiguousarray(x.reshape(-1, self.width)), wanted.reshape(-1).astype(np.int64)
 
-    def _parts_of(self, targets: Array) -> list[tuple[int, Array | None, Array]]:
-        """Return for each softmax that is asked: its cluster, which rows ask (None: all), and their classes in it."""
+    def _parts_of(self, targets: Array, x: Array) -> list[tuple[int, Array | None, Array]]:
+        """Return for each softmax that is asked: its cluster, which rows ask (None: all), and their classes in it.
+
+        Targets are those of the host; the arrays are where x is.
+        """
         edges = self.clusters.edges
         of = self.clusters.of(targets)
         parts: list[tuple[int, Array | None, Array]] = [
-            (0, None, np.where(targets < edges[1], targets, edges[1] + of - 1))
+            (0, None, beside(np.where(targets < edges[1], targets, edges[1] + of - 1), x))
         ]
         for cluster in range(1, len(self.clusters)):
             places = np.flatnonzero(of == cluster)
             if places.size:
-                parts.append((cluster, places, targets[places] - edges[cluster]))
+                parts.append((cluster, beside(places, x), beside(targets[places] - edges[cluster], x)))
         return parts
 
     def _pieces(self, cluster: int) -> list[tuple[Parameter, Parameter, slice]]:
@@ -236,7 +244,8 @@ class AdaptiveSoftmax(Module):
 
 
 def _join(arrays: list[Array]) -> Array:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    whole: Array = arrays[0] if len(arrays) == 1 else namespace(arrays[0]).concatenate(arrays)
+    return whole
 
 
 def _add(parameter: Parameter, rows: slice, gradient: Array, scale: float) -> None:
@@ -246,7 +255,7 @@ def _add(parameter: Parameter, rows: slice, gradient: Array, scale: float) -> No
         grad[...] = 0
         parameter.fresh = False
     if parameter.fresh:
-        np.multiply(gradient, scale, out=grad[rows])
+        ops.cast(gradient, gradient.dtype, scale=scale, out=grad[rows])
     else:  # grad += scale * gradient is a step of gradient descent
         ops.sgd_update([grad[rows]], [gradient], None, lr=-scale)
     parameter.done()

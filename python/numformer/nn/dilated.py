@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numformer import ops
+from numformer.ops.memory import beside, empty, namespace
 
 Array = NDArray[Any]
 
@@ -40,7 +41,7 @@ def attend_dilated(
     window : pair of int
         Steps to the left and to the right.
     mask : boolean array, optional
-        (batch, 1, 1, positions): True where a key is read.
+        (batch, 1, 1, positions): True where a key is read. On the host, as `global_tokens`, also where q is on a GPU.
     global_tokens : boolean array, optional
         (batch, positions).
 
@@ -49,23 +50,24 @@ def attend_dilated(
     array
         lse, (batch, heads, positions); -inf in the rows of global tokens.
     """
-    lse = np.empty(q.shape[:3], np.float64 if q.dtype == np.float64 else np.float32)
-    near = _near(mask, global_tokens)
+    xp = namespace(q)
+    lse = empty(q.shape[:3], np.float64 if q.dtype == np.float64 else np.float32, like=q)
+    near = _near(mask, global_tokens, q)
     for heads, rows in _views(dilations, q.shape[2]):
         part = np.s_[:, heads, rows]
         seen = None if near is None else near[..., rows]
         _, lse[part] = ops.attention(
             q[part], k[part], v[part], window=window, mask=seen, return_lse=True, out=out[part]
         )
-    for row, keys in _everywhere(mask, global_tokens):
+    for row, keys in _everywhere(mask, global_tokens, q):
         far, far_lse = ops.attention(q[row], k[row][:, keys], v[row][:, keys], return_lse=True)
-        whole = np.logaddexp(lse[row], far_lse)
-        for share, source in ((np.exp(lse[row] - whole), out[row]), (np.exp(far_lse - whole), far)):
+        whole = xp.logaddexp(lse[row], far_lse)
+        for share, source in ((xp.exp(lse[row] - whole), out[row]), (xp.exp(far_lse - whole), far)):
             source *= share[..., None].astype(out.dtype)
         out[row] += far
         lse[row] = whole
     if global_tokens is not None:
-        rows_of = np.nonzero(global_tokens)
+        rows_of = tuple(beside(one, q) for one in np.nonzero(global_tokens))
         out.swapaxes(1, 2)[rows_of] = 0
         lse.swapaxes(1, 2)[rows_of] = -np.inf
     return lse
@@ -89,7 +91,7 @@ def attend_dilated_backward(
 
     With the lse and the output of the whole softmax, each part gives its own share.
     """
-    near = _near(mask, global_tokens)
+    near = _near(mask, global_tokens, q)
     for heads, rows in _views(dilations, q.shape[2]):
         part = np.s_[:, heads, rows]
         ops.attention_backward(
@@ -104,7 +106,7 @@ def attend_dilated_backward(
             into=tuple(one[part] for one in into),  # type: ignore[arg-type]
         )
     dq, dk, dv = into
-    for row, keys in _everywhere(mask, global_tokens):
+    for row, keys in _everywhere(mask, global_tokens, q):
         more = ops.attention_backward(dout[row], q[row], k[row][:, keys], v[row][:, keys], out[row], lse[row])
         dq[row] += more[0]
         dk[row][:, keys] += more[1]
@@ -120,17 +122,17 @@ def _views(dilations: tuple[int, ...], positions: int) -> Iterator[tuple[slice, 
             yield heads, slice(remainder, None, dilation)
 
 
-def _near(mask: Array | None, tokens: Array | None) -> Array | None:
-    """Return which keys the views read: no global ones."""
-    if tokens is None:
-        return mask
-    local = ~tokens[:, None, None, :]
-    return local if mask is None else mask & local
+def _near(mask: Array | None, tokens: Array | None, q: Array) -> Array | None:
+    """Return which keys the views read, where q is: no global ones."""
+    if tokens is not None:
+        local = ~tokens[:, None, None, :]
+        mask = local if mask is None else mask & local
+    return None if mask is None else beside(mask, q)
 
 
-def _everywhere(mask: Array | None, tokens: Array | None) -> Iterator[tuple[int, Array]]:
-    """Give each sequence that has any and the places of the global tokens that it reads."""
+def _everywhere(mask: Array | None, tokens: Array | None, q: Array) -> Iterator[tuple[int, Array]]:
+    """Give each sequence that has any and the places, where q is, of the global tokens that it reads."""
     if tokens is not None:
         read = tokens if mask is None else tokens & mask[:, 0, 0]
         for row in np.flatnonzero(read.any(axis=1)):
-            yield int(row), np.flatnonzero(read[row])
+            yield int(row), beside(np.flatnonzero(read[row]), q)

@@ -18,7 +18,7 @@ from numformer.nn.heads import by_head, check
 from numformer.nn.linear import Linear
 from numformer.nn.module import Module
 from numformer.nn.parameter import Parameter
-from numformer.ops.memory import empty
+from numformer.ops.memory import beside, device_of, empty, moved, namespace
 
 Array = NDArray[Any]
 
@@ -32,16 +32,16 @@ def distance_sines(length: int, width: int, dtype: DTypeLike = np.float32, *, cl
     initial.size("distance_sines", width=width)
     if width % 2:
         raise ValueError(f"distance_sines: width must be even, got {width}")
-    return _sines(length, width, np.dtype(dtype), clamp)
+    return _sines(length, width, np.dtype(dtype), clamp, "cpu")
 
 
 @functools.lru_cache(maxsize=4)
-def _sines(length: int, width: int, dtype: np.dtype[Any], clamp: int | None) -> Array:
+def _sines(length: int, width: int, dtype: np.dtype[Any], clamp: int | None, device: str) -> Array:
     distances = np.arange(length) if clamp is None else np.minimum(np.arange(length), clamp)
     angles = distances[:, None] / 10000.0 ** (np.arange(0, width, 2) / width)
     rows = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(dtype)
     rows.flags.writeable = False
-    return rows
+    return moved(rows, device)
 
 
 class RelativeCache(KVCache):
@@ -154,7 +154,8 @@ class RelativeAttention(Module):
             raise ValueError(
                 f"RelativeAttention: memory must have shape ({x.shape[0]}, positions, {width}), got {memory.shape}"
             )
-        return np.concatenate([memory.astype(x.dtype, copy=False), x], axis=1), memory.shape[1]
+        memory = beside(memory, x).astype(x.dtype, copy=False)
+        return namespace(x).concatenate([memory, x], axis=1), memory.shape[1]
 
     def __call__(
         self,
@@ -215,10 +216,10 @@ class RelativeAttention(Module):
         dr, du, dv = more["rel"]
         self.bias_u.add(du)
         self.bias_v.add(dv)
-        project_positions(np.ascontiguousarray(dr.transpose(1, 0, 2)).reshape(r.shape))
+        project_positions(dr.swapaxes(0, 1).reshape(r.shape))
         if before == 0:
             return project(dqkv, residual=residual)
-        dx = np.ascontiguousarray(project(dqkv)[:, before:])
+        dx: Array = namespace(dqkv).ascontiguousarray(project(dqkv)[:, before:])
         return dx if residual is None else ops.add(dx, residual)
 
     def infer(
@@ -255,7 +256,7 @@ class RelativeAttention(Module):
         return self.output.infer(merged, residual=residual)
 
     def _sines(self, length: int, x: Array) -> Array:
-        return distance_sines(length, x.shape[2], x.dtype, clamp=self.clamp)
+        return _sines(length, x.shape[2], x.dtype, self.clamp, device_of(x))
 
     def _kept_rows(self, cache: RelativeCache, length: int, x: Array) -> Array:
         """Return projected sines of at least so many distances; their number doubles when they do not reach."""

@@ -19,7 +19,7 @@ from numformer.nn.dropout import map_and_drop
 from numformer.nn.heads import by_head, check
 from numformer.nn.linear import Linear
 from numformer.nn.parameter import Parameter
-from numformer.ops.memory import empty
+from numformer.ops.memory import beside, empty, namespace
 
 Array = NDArray[Any]
 
@@ -107,7 +107,7 @@ class SlidingAttention(MultiHeadAttention):
             (batch, positions, width).
         mask : integer array, optional
             (batch, positions): 0 for tokens that are not read (padding), 1 for others, 2 for global ones. None: all
-            are 1.
+            are 1. It is looked at, so it is on the host, also where x is on a GPU.
         residual : array, optional
             Added to the output; its gradient is dy.
         again : callable, optional
@@ -130,12 +130,13 @@ class SlidingAttention(MultiHeadAttention):
         lse = self._near(*self._split(qkv), heads, options)
         far = []
         for sequence, places in rows:
-            q, query = self.query_global(x[sequence, places])
+            q, query = self.query_global(ops.embedding(x[sequence], places))
             maps = self._maps(x.dtype, Parameter.use)
             if self.key_global.bias is not None:
                 self.key_global.bias.use(x.dtype)
-            read = _read(options, sequence)
-            merged[sequence, places], *kept = self._far(q, x[sequence], read, *maps)
+            read = _read(options, sequence, x)
+            y, *kept = self._far(q, x[sequence], read, *maps)
+            _add_rows(merged[sequence], places, y)  # to zeros
             far.append([sequence, places, read, query, q, *maps[:2], *kept])
         y, ends = map_and_drop(self.output, self.dropout, merged, residual=residual, ctx=ctx)
         return y, Backward(self._backward, [x if far else None, project, qkv, heads, lse, options, far, ends])
@@ -155,8 +156,9 @@ class SlidingAttention(MultiHeadAttention):
         dx = project(dqkv, residual=residual)
         while far:
             sequence, places, *kept = far.pop()
-            drows = self._far_backward(kept, dmerged[sequence, places], x[sequence], dx[sequence])
-            dx[sequence, places] += drows
+            dfar = ops.embedding(dmerged[sequence], places)
+            drows = self._far_backward(kept, dfar, x[sequence], dx[sequence])
+            _add_rows(dx[sequence], places, drows)
         return dx
 
     def infer(
@@ -173,9 +175,10 @@ class SlidingAttention(MultiHeadAttention):
         merged, heads = self._merged(x)
         self._near(*self._split(self.qkv.infer(x)), heads, options)
         for sequence, places in rows:
-            q = self.query_global.infer(x[sequence, places])
+            q = self.query_global.infer(ops.embedding(x[sequence], places))
             maps = self._maps(x.dtype, Parameter.read)
-            merged[sequence, places] = self._far(q, x[sequence], _read(options, sequence), *maps)[0]
+            y = self._far(q, x[sequence], _read(options, sequence, x), *maps)[0]
+            _add_rows(merged[sequence], places, y)
         return self.output.infer(merged, residual=residual)
 
     def _seen(self, x: Array, mask: Array | None, **unused: object) -> tuple[dict[str, Any], list[tuple[int, Array]]]:
@@ -192,13 +195,15 @@ class SlidingAttention(MultiHeadAttention):
             raise ValueError(
                 f"SlidingAttention: mask must be integers of shape {x.shape[:2]}, got {mask.dtype} of {mask.shape}"
             )
-        if not (mask != UNREAD).all():
-            options["mask"] = (mask != UNREAD)[:, None, None, :]
-        tokens = mask == GLOBAL
+        read, tokens = mask != UNREAD, mask == GLOBAL
+        near = mask if self._is_dilated() else x  # strided views are made of what is looked at
+        if not read.all():
+            options["mask"] = beside(read[:, None, None, :], near)
         if tokens.any():
-            options |= {"global_tokens": tokens, "global_rows": False}
+            options |= {"global_tokens": beside(tokens, near), "global_rows": False}
         # One sequence after the other: each has the bits that it has alone.
-        return options, [(int(i), np.flatnonzero(tokens[i])) for i in np.flatnonzero(tokens.any(axis=1))]
+        rows = np.flatnonzero(tokens.any(axis=1))
+        return options, [(int(i), beside(np.flatnonzero(tokens[i]), x)) for i in rows]
 
     def _is_dilated(self) -> bool:
         return any(one != 1 for one in self.dilations)
@@ -232,15 +237,16 @@ class SlidingAttention(MultiHeadAttention):
         )
         means = means.reshape(asked.shape)
         far = ops.matmul(means, value.swapaxes(1, 2)).swapaxes(0, 1).reshape(q.shape)
-        return far if bias is None else far + bias, asked, means, lse
+        return far if bias is None else ops.add(far, bias), asked, means, lse
 
     def _far_backward(self, saved: list[Any], dfar: Array, x: Array, dx: Array) -> Any:
         """Add to dx and to the gradients of the global projections; return the gradient of the global rows."""
         read, query, q, key, value, asked, means, lse = take(saved)
         if (bias := self.value_global.bias) is not None:
-            bias.add(dfar.sum(axis=0, dtype=bias.value.dtype))
+            ops.sum_rows(dfar, out=bias.buffer(), accumulate=not bias.fresh)
+            bias.done()
         if (bias := self.key_global.bias) is not None:
-            bias.add(np.zeros_like(bias.value))
+            bias.add(namespace(x).zeros(bias.value.shape, bias.value.dtype))
         d = self._by_head(dfar)
         self._add(self.value_global, d, means)
         flat = (-1, x.shape[1])
@@ -273,7 +279,12 @@ def _without_rows(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "global_rows"}
 
 
-def _read(options: dict[str, Any], sequence: int) -> Array | None:
-    """Return which keys of a sequence are read, (1, positions); None where all are."""
+def _read(options: dict[str, Any], sequence: int, x: Array) -> Array | None:
+    """Return which keys of a sequence are read, (1, positions), where x is; None where all are."""
     mask = options["mask"]
-    return None if mask is None else mask[sequence, 0]
+    return None if mask is None else beside(mask[sequence, 0], x)
+
+
+def _add_rows(x: Array, places: Array, rows: Array) -> None:
+    """Add rows to those of a matrix at different places."""
+    ops.embedding_backward(rows, places, len(x), out=x, accumulate=True)
