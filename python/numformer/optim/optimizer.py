@@ -91,14 +91,12 @@ class Launched:
         FloatingPointError
             Where the loss, or the norm that was asked for, is NaN or infinite; nothing was changed.
         """
-        given = [x for x in (self.loss, self._norm) if x is not None]
-        found = dict(zip(map(id, given), numbers(given), strict=True))
-        norm = None if self._norm is None else self._scale * found[id(self._norm)]
+        found = iter(numbers([x for x in (self.loss, self._norm) if x is not None]))
+        self.loss = None if self.loss is None else next(found)
+        norm = None if self._norm is None else self._scale * next(found)
         try:
-            if self.loss is not None:
-                self.loss = found[id(self.loss)]
-                if not math.isfinite(self.loss):
-                    raise FloatingPointError(f"the loss is {self.loss}")
+            if self.loss is not None and not math.isfinite(self.loss):
+                raise FloatingPointError(f"the loss is {self.loss}")
             if norm is not None:
                 self._optimizer._require_finite(norm)
         except FloatingPointError:
