@@ -27,7 +27,7 @@ ONLY = {
         "runtime/kernels.hpp",
         "runtime/parallel.hpp",
         "runtime/plan.hpp",
-    }
+    },
 }
 PYTHON = {
     "reference": set(),
