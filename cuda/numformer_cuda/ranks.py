@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from numformer_cuda import driver
-from numformer_cuda.arrays import Array, named, namespace
+from numformer_cuda.arrays import Array, namespace
+from numformer_cuda.errors import named
 
 _cuda: Any = namespace.cuda
 
