@@ -121,8 +121,8 @@ class Calls:
             def describe(x: Any) -> Any:
                 if isinstance(x, np.ndarray):
                     return array(x) if device is None else device.array(x)
-                if isinstance(x, list):
-                    return [describe(one) for one in x]
+                if isinstance(x, (list, tuple)):
+                    return type(x)(describe(one) for one in x)
                 if isinstance(x, dict):
                     return {key: describe(one) for key, one in x.items()}
                 return x

@@ -239,6 +239,8 @@ def _options(options):
     """Those of the twin, and whether sequences are packed."""
     arrays = ("mask", "bias", "alibi_slopes", "sinks", "global_tokens", "cu_seqlens_q", "cu_seqlens_k")
     found = {name: view(value) if name in arrays else value for name, value in options.items() if value is not None}
+    if "rel" in found:
+        found["rel"] = (*map(view, found["rel"][:3]), found["rel"][3])
     starts = [found.pop(name) for name in ("cu_seqlens_q", "cu_seqlens_k") if name in found]
     return found, starts
 
@@ -247,7 +249,7 @@ def _outside(starts, *arrays):
     return [x.swapaxes(0, 1) for x in arrays] if starts else arrays
 
 
-def attention(out, lse, q, k, v, options, stream):
+def attention(out, lse, q, k, v, options, allocate, stream):
     found, starts = _options(options)
     out, q, k, v = _outside(starts, *(view(one) for one in (out, q, k, v)))
     if not np.isfinite(found.get("alibi_slopes", 0.0)).all():
@@ -269,7 +271,9 @@ def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, dlse, options, grads
     for target, gradient in zip(written, result, strict=False):
         target[...] = gradient
     for name, given in grads.items():
-        view(given)[...] = result[3][name]
+        several = zip(given, result[3][name], strict=True) if name == "rel" else [(given, result[3][name])]
+        for target, gradient in several:
+            view(target)[...] = gradient
 
 
 def _noted(name, function):

@@ -451,6 +451,8 @@ def attention_backward(
     dv = np.matmul(t(kept * (p * (r + gamma(group, dtype) + TERMS * w + e_rounded) + sees * flush(dtype))), do)
     if e_rounded:  # subnormal operands and products count as zero there
         dq = dq + flush(dtype) * np.matmul(sees, np.abs(k) + 1)
+        if relative is not None:
+            dq = dq + flush(dtype) * np.matmul(relative.by_row(sees), relative.r + 1)
         dk = dk + flush(dtype) * np.matmul(t(sees), np.abs(q) + 1)
         dv = dv + flush(dtype) * np.matmul(t(sees), do + 1)
     bounds = dq, _ungroup(dk, shapes[0]), _ungroup(dv, shapes[1])
@@ -471,7 +473,9 @@ def attention_backward(
         more["sinks"] = e_sink.sum(axis=tuple(a for a in range(e_sink.ndim) if a != e_sink.ndim - 2)).reshape(-1)
     if "rel" in grads:
         samples = max(1, int(np.prod(q.shape[:-3])))
-        e_r = relative.by_row(e_through + (gamma(samples * q.shape[-2], dtype) + TERMS * w) * ds)
+        e_r = relative.by_row(e_through + (gamma(samples * q.shape[-2], dtype) + TERMS * w + e_rounded) * ds)
+        if e_rounded:
+            e_r = e_r + flush(dtype) * relative.by_row(sees)
         e_bias = e_through + (gamma(samples * q.shape[-2] * m, dtype) + TERMS * w) * ds
         sizes = (
             np.matmul(t(e_r), np.abs(q) + relative.v),

@@ -39,10 +39,19 @@ struct DropoutKey {
 void dropout(const Array &out, const Array &x, const MaybeArray &residual, const DropoutKey &key, int64_t samples,
              const MaybeArray &starts, Stream stream);
 
+struct RelativeInputs {
+    Array r, u, v; // (heads, L, D), unit stride on the last axis; (heads, D)
+    int64_t origin;
+};
+struct RelativeGradients {
+    Array r, u, v;
+};
+
 struct AttentionInputs {
     const char *operation;
     Array q, k, v;
     MaybeArray mask, bias, slopes, sinks, query_starts, key_starts, global;
+    std::optional<RelativeInputs> relative;
     bool global_rows = true;
     bool causal = false, top_left = false;
     std::optional<int64_t> left, right;
@@ -50,10 +59,12 @@ struct AttentionInputs {
     bool tf32 = false;
     DropoutKey dropout;
 };
-void attention(const AttentionInputs &in, const Array &out, const MaybeArray &lse, Stream stream);
+void attention(const AttentionInputs &in, const Array &out, const MaybeArray &lse, const Allocate &allocate,
+               Stream stream);
 void attention_backward(const AttentionInputs &in, const Array &dout, const Array &out, const Array &lse,
                         const MaybeArray &dlse, const Array &dq, const Array &dk, const Array &dv,
-                        const MaybeArray &dsinks, const MaybeArray &dbias, const Allocate &allocate, Stream stream);
+                        const MaybeArray &dsinks, const MaybeArray &dbias,
+                        const std::optional<RelativeGradients> &drelative, const Allocate &allocate, Stream stream);
 
 struct CrossEntropyInputs {
     Array logits, targets; // targets: integers

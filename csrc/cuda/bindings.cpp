@@ -324,8 +324,7 @@ void bind_elements(py::module_ &m) {
 
 // ---- attention
 
-constexpr int64_t kMostWidth = 256; // of a head; kernels/attention.hpp
-constexpr int kMostAxes = 7;        // 4 leading ones, heads, rows, columns
+constexpr int kMostAxes = 7; // 4 leading ones, heads, rows, columns
 
 // Float, unit stride on the last axis.
 Array operand(const Arguments &arguments, const char *name, py::handle object) {
@@ -362,6 +361,24 @@ py::object option(const py::dict &options, const char *name) {
     return options.contains(name) ? py::object(options[name]) : py::object(py::none());
 }
 
+// (r, u, v, origin). That r has a row for each distance, numformer_cuda has checked.
+RelativeInputs relative_inputs(const Arguments &arguments, const py::object &rel, const AttentionInputs &in,
+                               int64_t heads) {
+    const py::tuple parts = py::cast<py::tuple>(rel);
+    const int64_t dim = in.q.shape.back();
+    if (in.query_starts)
+        arguments["rel"].fail_value("be None with cu_seqlens_q", "a tuple");
+    if (parts.size() != 4)
+        arguments["rel"].fail_value("be (r, u, v, origin)", std::to_string(parts.size()) + " elements");
+    const Array r = operand(arguments, "rel's r", parts[0]);
+    require_dtype(arguments["rel's r"], r, in.q.dtype);
+    if (r.ndim() != 3 || r.shape[0] != heads || r.shape[2] != dim)
+        arguments["rel's r"].fail_value("have shape (" + std::to_string(heads) + ", L, " + std::to_string(dim) + ")",
+                                        shape_text(r.shape));
+    return {r, arguments.wide("rel's u", parts[1], in.q.dtype, {heads, dim}),
+            arguments.wide("rel's v", parts[2], in.q.dtype, {heads, dim}), py::cast<int64_t>(parts[3])};
+}
+
 AttentionInputs attention_inputs(const Arguments &arguments, py::handle q, py::handle k, py::handle v,
                                  const py::dict &options) {
     AttentionInputs in{};
@@ -370,7 +387,7 @@ AttentionInputs attention_inputs(const Arguments &arguments, py::handle q, py::h
     in.k = operand(arguments, "k", k);
     in.v = operand(arguments, "v", v);
     const size_t axes = in.q.shape.size();
-    const int64_t dim = in.q.shape.back(), value_dim = in.v.shape.back(), keys = in.k.shape[in.k.shape.size() - 2];
+    const int64_t dim = in.q.shape.back(), keys = in.k.shape[in.k.shape.size() - 2];
     const int64_t heads = axes > 2 ? in.q.shape[axes - 3] : 1;
     for (const auto &[name, array] : {std::pair<const char *, const Array &>{"k", in.k}, {"v", in.v}}) {
         require_dtype(arguments[name], array, in.q.dtype);
@@ -389,15 +406,12 @@ AttentionInputs attention_inputs(const Arguments &arguments, py::handle q, py::h
         arguments["k"].fail_value("have a last axis of " + std::to_string(dim), shape_text(in.k.shape));
     if (dim == 0)
         arguments["q"].fail_value("have a last axis of at least 1", shape_text(in.q.shape));
-    if (std::max(dim, value_dim) > kMostWidth)
-        arguments[dim > kMostWidth ? "q" : "v"].fail_value("have a last axis of at most 256 on a device",
-                                                           std::to_string(std::max(dim, value_dim)));
 
     for (const auto &item : options) {
         const std::string name = py::cast<std::string>(item.first);
-        const char *const known[] = {"causal",  "window",        "mask",        "bias",         "scale",
-                                     "softcap", "alibi_slopes",  "sinks",       "dropout",      "seed",
-                                     "tf32",    "global_tokens", "global_rows", "cu_seqlens_q", "cu_seqlens_k"};
+        const char *const known[] = {"causal",       "window",       "mask",         "bias", "scale", "softcap",
+                                     "alibi_slopes", "sinks",        "dropout",      "seed", "tf32",  "global_tokens",
+                                     "global_rows",  "cu_seqlens_q", "cu_seqlens_k", "rel"};
         if (std::find(std::begin(known), std::end(known), name) == std::end(known) && !item.second.is_none())
             throw NotThere(std::string(arguments.operation()) + ": " + name + " is not there on a device");
     }
@@ -453,6 +467,9 @@ AttentionInputs attention_inputs(const Arguments &arguments, py::handle q, py::h
     }
     in.slopes = arguments.maybe_wide("alibi_slopes", option(options, "alibi_slopes"), in.q.dtype, {heads});
     in.sinks = arguments.maybe_wide("sinks", option(options, "sinks"), in.q.dtype, {heads});
+    const py::object rel = option(options, "rel");
+    if (!rel.is_none())
+        in.relative = relative_inputs(arguments, rel, in, heads);
     const py::object scale = option(options, "scale"), softcap = option(options, "softcap");
     in.scale = scale.is_none() ? 1 / std::sqrt(double(dim)) : py::cast<double>(scale);
     if (!std::isfinite(in.scale))
@@ -479,13 +496,14 @@ AttentionInputs attention_inputs(const Arguments &arguments, py::handle q, py::h
 
 void bind_attention(py::module_ &m) {
     m.def("attention", [](py::object out, py::object lse, py::object q, py::object k, py::object v,
-                          const py::dict &options, uintptr_t stream) {
+                          const py::dict &options, py::object allocate, uintptr_t stream) {
         const Arguments arguments("attention");
         const AttentionInputs in = attention_inputs(arguments, q, k, v, options);
         Shape shape = in.q.shape;
         shape.back() = in.v.shape.back();
         attention(in, operand_like(arguments, "out", out, in.q.dtype, shape),
-                  arguments.maybe_like("lse", lse, acc_of(in.q.dtype), leading(shape)), stream_of(stream));
+                  arguments.maybe_like("lse", lse, acc_of(in.q.dtype), leading(shape)), allocate_by(allocate),
+                  stream_of(stream));
     });
     m.def("attention_backward", [](py::object dq, py::object dk, py::object dv, py::object dout, py::object q,
                                    py::object k, py::object v, py::object out, py::object lse, py::object dlse,
@@ -497,8 +515,21 @@ void bind_attention(py::module_ &m) {
         Shape shape = in.q.shape;
         shape.back() = in.v.shape.back();
         MaybeArray dsinks, dbias;
+        std::optional<RelativeGradients> drelative;
         for (const auto &item : grads) {
             const std::string name = py::cast<std::string>(item.first);
+            if (name == "rel") {
+                if (!in.relative)
+                    arguments["rel"].fail_value("be given where its gradient is wanted", "None");
+                const py::tuple parts = py::cast<py::tuple>(item.second);
+                if (parts.size() != 3)
+                    arguments["rel"].fail_value("be (dr, du, dv)", std::to_string(parts.size()) + " elements");
+                const RelativeInputs &of = *in.relative;
+                drelative = {arguments.like("dr", parts[0], of.r.dtype, of.r.shape),
+                             arguments.like("du", parts[1], of.u.dtype, of.u.shape),
+                             arguments.like("dv", parts[2], of.v.dtype, of.v.shape)};
+                continue;
+            }
             if (name != "sinks" && name != "bias")
                 throw NotThere("attention_backward: the gradient of " + name + " is not there on a device");
             const MaybeArray &of = name == "sinks" ? in.sinks : in.bias;
@@ -511,7 +542,7 @@ void bind_attention(py::module_ &m) {
             arguments.like("lse", lse, statistics, leading(shape)),
             arguments.maybe_like("dlse", dlse, statistics, leading(shape)),
             operand_like(arguments, "dq", dq, type, in.q.shape), operand_like(arguments, "dk", dk, type, in.k.shape),
-            operand_like(arguments, "dv", dv, type, in.v.shape), dsinks, dbias, allocate_by(allocate),
+            operand_like(arguments, "dv", dv, type, in.v.shape), dsinks, dbias, drelative, allocate_by(allocate),
             stream_of(stream));
     });
 }

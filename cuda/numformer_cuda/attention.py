@@ -72,6 +72,7 @@ class _Call:
         self.alibi_slopes: Array | None = None
         self.sinks: Array | None = None
         self.global_tokens: Array | None = None
+        self.rel: tuple[Array, Array, Array, int] | None = None
         self.options: dict[str, Any] = {}
         self._read(options)
 
@@ -144,7 +145,9 @@ class _Call:
             self.global_tokens = self._global_tokens(options.global_tokens)
             found["global_rows"] = boolean(name, "global_rows", options.global_rows)
         if options.rel is not None:
-            raise NotImplementedError(f"{name}: rel is not implemented on a GPU yet")
+            self.rel = self._relative(options.rel)
+            *arrays, origin = self.rel
+            found["rel"] = (*map(describe, arrays), origin)
         self.starts: list[Array] = []
         if self.packed:
             given = (("cu_seqlens_q", "q", self.q), ("cu_seqlens_k", "k", self.k))
@@ -169,6 +172,47 @@ class _Call:
             fail_value(name, f"global_tokens must be None unless q and k have as many rows, got {queries} and {keys}")
         require_shape(name, "global_tokens", found, (*self.q.shape[:-3], queries))
         return found
+
+    def _relative(self, given: Any) -> tuple[Array, Array, Array, int]:
+        name, (heads, (n, size), m) = self.operation, (self.heads, self.q.shape[-2:], self.k.shape[-2])
+        if not isinstance(given, tuple):
+            fail_type(name, f"rel must be None or (r, bias_u, bias_v, origin), got {type(given).__name__}")
+        if len(given) != 4:
+            fail_value(name, f"rel must be (r, bias_u, bias_v, origin), got {len(given)} elements")
+        r = array(name, "rel's r", given[0], "last_axis")
+        biases = [array(name, f"rel's {which}", x) for which, x in zip(("bias_u", "bias_v"), given[1:3], strict=True)]
+        for which, x in zip(("bias_u", "bias_v"), biases, strict=True):
+            self._require_like_q(f"rel's {which}", x)
+            require_shape(name, f"rel's {which}", x, (heads, size))
+        origin = integer(name, "rel's origin", given[3])
+        require_dtype(name, "rel's r", r, self.q.dtype)
+        if r.ndim != 3 or r.shape[0] != heads or r.shape[2] != size:
+            fail_value(name, f"rel's r must have shape ({heads}, L, {size}), got {r.shape}")
+        distances = self._distances(n, m) if heads else None
+        if distances is not None:
+            nearest, farthest = distances
+            if origin + nearest < 0 or origin + farthest >= r.shape[1]:
+                fail_value(
+                    name,
+                    "rel's r must have a row origin + d for each distance d within causal and window, here "
+                    f"{nearest} to {farthest}, got {r.shape[1]} rows and origin {origin}",
+                )
+        # Where no query sees a key, r is not looked at: its origin may be any number.
+        return r, biases[0], biases[1], min(max(origin, -(1 << 42)), 1 << 42)
+
+    def _distances(self, n: int, m: int) -> tuple[int, int] | None:
+        """Return the smallest and the largest diagonal(i) - j that `causal` and `window` allow; None: no pair."""
+        causal, window = self.options["causal"], self.options["window"]
+        left, right = (None, None) if window is None or self.global_tokens is not None else window
+        diagonal = 0 if causal == "top_left" else m - n
+        least = -(1 << 40) if right is None else -right
+        least = max(least, 0) if causal else least
+        most = 1 << 40 if left is None else left
+        # The first query that sees a key sees the nearest one, the last one the farthest.
+        first, last = max(0, least - diagonal), min(n, m - diagonal + most) - 1
+        if first > last or m == 0:
+            return None
+        return first + diagonal - min(m - 1, first + diagonal - least), last + diagonal - max(0, last + diagonal - most)
 
     def _read_dropout(self, dropout: Any, seed: Any) -> None:
         name = self.operation
@@ -228,7 +272,7 @@ class _Call:
 
     def reads(self) -> list[Array | None]:
         """Return what the kernel reads by address."""
-        return [self.q, self.k, self.v, self.mask, self.bias]
+        return [self.q, self.k, self.v, self.mask, self.bias, *(() if self.rel is None else self.rel[:3])]
 
     def result(self, argument: str, given: Any, shape: tuple[int, ...]) -> Array:
         """Return the array given to be written, or a new one."""
@@ -255,7 +299,7 @@ def attention(q: Any, k: Any, v: Any, options: tuple[Any, ...], return_lse: bool
     if out is not None:
         call.refuse_overlap("out", result, call.reads())
     lse = empty(call.lse_shape, call.lse_dtype)
-    launch("attention", call.inside(result), lse, call.q, call.k, call.v, call.options)
+    launch("attention", call.inside(result), lse, call.q, call.k, call.v, call.options, scratch())
     return (result, lse) if return_lse else result
 
 
@@ -301,16 +345,21 @@ def attention_backward(
             same = written[i].data.ptr == written[other].data.ptr
             if same and overlap(written[i], written[other]):
                 fail_value(name, "into must hold three different arrays")
-    more = {what: empty(getattr(call, what).shape, getattr(call, what).dtype) for what in wanted}
+    more = {what: _empty_like(getattr(call, what)) for what in wanted}
     launch(
         "attention_backward",
         *(call.inside(x) for x in written),
         *(dout, call.q, call.k, call.v, out, lse, dlse),
         call.options,
-        {what: describe(x) for what, x in more.items()},
+        {what: tuple(map(describe, x)) if what == "rel" else describe(x) for what, x in more.items()},
         scratch(),
     )
     return (*written, more) if len(grads) else tuple(written)
+
+
+def _empty_like(given: Any) -> Any:
+    """Return an array for a gradient; of `rel` three, for its origin has none."""
+    return tuple(map(_empty_like, given[:3])) if isinstance(given, tuple) else empty(given.shape, given.dtype)
 
 
 def _wanted(operation: str, grads: Any, call: _Call) -> list[str]:
@@ -323,7 +372,7 @@ def _wanted(operation: str, grads: Any, call: _Call) -> list[str]:
         name = text(operation, "grads", item)
         if name not in ("bias", "sinks", "rel"):
             fail_value(operation, f"grads must hold names out of 'bias', 'sinks' and 'rel', got '{name}'")
-        if name == "rel" or getattr(call, name) is None:
+        if getattr(call, name) is None:
             fail_value(operation, f"grads asks for the gradient of {name}, but {name} is None")
         wanted.append(name)
     return wanted

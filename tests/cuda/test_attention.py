@@ -5,60 +5,11 @@ import pytest
 import tolerance
 from arrays import DTYPES, bits, heavy, name, normal
 from attention_judge import inputs
+from cuda_attention import FEW, judge, run, run_backward
 from numformer import reference
 from tolerance import check, rounded, working
 
-FEW = [np.dtype(np.float32), DTYPES[3]]  # where a case is about the options and not about the arithmetic
-
-
-@pytest.fixture(autouse=True)
-def fragments(monkeypatch):
-    """16-bit operands of the fragment product are P and dS, rounded; float16 has nothing between 0 and 2^-24."""
-    plain = tolerance.flush
-    monkeypatch.setattr(
-        tolerance, "of_pairs", lambda dtype, options: tolerance.u(dtype) if dtype.itemsize == 2 else 0.0
-    )
-    monkeypatch.setattr(tolerance, "flush", lambda dtype: 2.0**-24 if dtype == np.float16 else plain(dtype))
-
-
-def empty_like(x):
-    """To be written everywhere: NaN until then."""
-    return np.full(x.shape, np.nan, x.dtype)
-
-
-def run(gpu, q, k, v, **options):
-    out = np.full((*q.shape[:-1], v.shape[-1]), np.nan, q.dtype)
-    lse = np.full(q.shape[:-1], np.nan, working(q.dtype))
-    gpu.attention(out, lse, q, k, v, options)
-    return out, lse
-
-
-def run_backward(gpu, dout, q, k, v, out, lse, dlse=None, grads=(), **options):
-    dq, dk, dv = map(empty_like, (q, k, v))
-    more = {which: empty_like(options[which]) for which in grads}
-    gpu.attention_backward(dq, dk, dv, dout, q, k, v, out, lse, dlse, options, more, scratch=True)
-    return dq, dk, dv, more
-
-
-def judge(gpu, q, k, v, dout, what, *, dlse=None, grads=(), poison=None, **options):
-    """Output, lse and gradients; `poison`: arrays that the kernels get instead, different where nobody may look."""
-    dtype = q.dtype
-    given = {"q": q, "k": k, "v": v, "dout": dout, **(poison or {})}
-    dout_given = given.pop("dout")
-    out, lse = run(gpu, **given, **options)
-    want_out, want_lse = reference.attention(q, k, v, return_lse=True, **options)
-    bound_out, bound_lse = tolerance.attention(q, k, v, dtype, **options)
-    check(lse, want_lse, rounded(bound_lse, np.nan_to_num(want_lse), lse.dtype), f"lse, {what}")
-    check(out, want_out, rounded(bound_out, want_out, dtype), f"out, {what}")
-    got = run_backward(gpu, dout_given, **given, out=out, lse=lse, dlse=dlse, grads=grads, **options)
-    more = {"dlse": dlse, "grads": grads}
-    want = reference.attention_backward(dout, q, k, v, out, lse, **more, **options)
-    bounds = tolerance.attention_backward(dout, q, k, v, out, lse, dtype, **more, **options)
-    for which, g, w, bound in zip(("dq", "dk", "dv"), got, want, bounds, strict=False):
-        check(g, w, rounded(bound, w, dtype), f"{which}, {what}")
-    for which in grads:
-        g, w, bound = got[3][which], want[3][which], bounds[3][which]
-        check(g, w, rounded(bound, w, g.dtype), f"gradient of {which}, {what}")
+pytestmark = pytest.mark.usefixtures("fragments")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -74,6 +25,26 @@ def test_lengths(gpu, rng, dtype, causal):
 def test_head_dimensions(gpu, rng, dtype, d, dv):
     q, k, v, dout = inputs(rng, dtype, lead=(), heads=1, kv_heads=1, n=19, m=37, d=d, dv=dv)
     judge(gpu, q, k, v, dout, f"D={d}, Dv={dv}", causal=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize(("d", "dv"), [(257, 300), (72, 520), (520, 9), (1024, 1024)])
+def test_wide_heads(gpu, rng, dtype, d, dv):
+    """Wider than what a block holds at once: in chunks of columns."""
+    q, k, v, dout = inputs(rng, dtype, lead=(), heads=2, kv_heads=1, n=19, m=21, d=d, dv=dv)
+    bias = normal(rng, 2, 1, 21, dtype=dtype)
+    judge(gpu, q, k, v, dout, f"D={d}, Dv={dv}", causal=True, bias=bias, grads=("bias",))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_what_is_not_seen_of_wide_heads_reaches_nothing(gpu, rng, dtype):
+    q, k, v, dout = inputs(rng, dtype, lead=(), n=20, m=20, d=270, dv=300)
+    mask = np.ones((20, 20), bool)
+    mask[:, 3] = mask[7] = False
+    poison = {"q": q.copy(), "k": k.copy(), "v": v.copy(), "dout": dout.copy()}
+    poison["k"][:, 3, 260], poison["v"][:, 3, 290] = np.nan, np.inf
+    poison["q"][:, 7, 260], poison["dout"][:, 7, 290] = np.inf, np.nan
+    judge(gpu, q, k, v, dout, "poison", mask=mask, poison=poison)
 
 
 @pytest.mark.parametrize("dtype", FEW, ids=name)
@@ -97,7 +68,7 @@ def test_strides(gpu, rng, dtype):
     q, k, v, dout = (normal(rng, 2, 30, 3, 40, dtype=dtype)[::-1, :, :, 3:27].swapaxes(1, 2) for _ in range(4))
     k = np.broadcast_to(k[:1], k.shape)
     out, lse = (np.empty((2, 30, 3, 24), dtype).swapaxes(1, 2), np.empty((2, 3, 30), np.float32))
-    gpu.attention(out, lse, q, k, v, {})
+    gpu.attention(out, lse, q, k, v, {}, scratch=True)
     want = run(gpu, *map(np.ascontiguousarray, (q, k, v)))
     assert bits(out) == bits(want[0]) and bits(lse) == bits(want[1])
     dq, dk, dv = (np.empty((2, 30, 3, 24), dtype).swapaxes(1, 2) for _ in range(3))
@@ -259,9 +230,10 @@ def test_packed_sequences(gpu, rng, dtype, integer):
 
 def test_bad_calls(core, gpu, rng):
     q, k, v, _ = inputs(rng, np.dtype(np.float32), n=5, m=6, d=8)
-    wide = normal(rng, 1, 5, 257)
+    r, u = normal(rng, 2, 10, 8), normal(rng, 2, 8)
     for error, words, arguments, options in (
-        (ValueError, "attention: q must have a last axis of at most 256 on a device, got 257", (wide, wide, wide), {}),
+        (ValueError, "attention: rel's r must have shape \\(2, L, 8\\)", (q, k, v), {"rel": (r[..., :7], u, u, 5)}),
+        (TypeError, "attention: rel's u must have dtype float32", (q, k, v), {"rel": (r, u.astype(float), u, 5)}),
         (ValueError, "attention: k must have a last axis of 8", (q, k[..., :5], v), {}),
         (ValueError, "attention: mask must broadcast to", (q, k, v), {"mask": np.ones((4, 6), bool)}),
         (TypeError, "attention: mask must have dtype bool", (q, k, v), {"mask": np.ones((5, 6), np.int32)}),
@@ -269,7 +241,7 @@ def test_bad_calls(core, gpu, rng):
         (ValueError, "attention: softcap must be finite and greater than 0", (q, k, v), {"softcap": 0.0}),
         (ValueError, "attention: seed must be given with dropout > 0, got None", (q, k, v), {"dropout": 0.5}),
         (ValueError, "attention: causal must be False, True, 'bottom_right'", (q, k, v), {"causal": "top"}),
-        (NotImplementedError, "attention: rel is not there on a device", (q, k, v), {"rel": (1,)}),
+        (NotImplementedError, "attention: colour is not there on a device", (q, k, v), {"colour": 1}),
     ):
         with pytest.raises(error, match=words):
             run(gpu, *arguments, **options)

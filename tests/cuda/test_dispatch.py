@@ -253,9 +253,6 @@ def test_what_there_is_no_kernel_for(device, rng, monkeypatch):
     monkeypatch.delattr(gpu_twin.core, "rmsprop_update")
     with pytest.raises(NotImplementedError, match="rmsprop_update: it is not implemented on a GPU yet"):
         nf.rmsprop_update([x], [x], [x], lr=0.1)
-    q = gpu.put(normal(rng, 4, 4))
-    with pytest.raises(NotImplementedError, match="attention: rel is not implemented on a GPU yet"):
-        nf.attention(q, q, q, rel=(q[None], q[:1], q[:1], 0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -6,6 +6,7 @@ import numformer as nf
 import numpy as np
 import pytest
 from arrays import DTYPES, normal
+from attention_judge import relative
 
 pytestmark = pytest.mark.skipif(not gpu.PACKAGE.is_dir(), reason="cuda/ is not here: this is an installed package")
 
@@ -228,6 +229,16 @@ def test_attention(device, rng, dtype, number, lead):
     agree(nf.attention_backward, dout, q, k, v, out, lse, dlse=np.ones_like(lse), **options)
     if "bias" in options:
         agree(nf.attention_backward, dout, q, k, v, out, lse, grads=("bias", "sinks"), **options)
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (2, 4)])
+def test_attention_with_relative_positions(device, rng, dtype, lead):
+    n, m, size = 5, 7, 8
+    q, k, v, dout = (normal(rng, *lead, rows, size, dtype=dtype) for rows in (n, m, m, n))
+    options = {"causal": True, "rel": relative(rng, dtype, n, m, heads=(lead or (1,))[-1], d=size, causal=True)}
+    agree(nf.attention, q, k, v, return_lse=True, **options)
+    out, lse = nf.attention(q, k, v, return_lse=True, **options)
+    agree(nf.attention_backward, dout, q, k, v, out, lse, grads=("rel",), **options)
 
 
 @pytest.mark.parametrize("rows", [True, False])

@@ -6,6 +6,8 @@
 // float32 and float64 go the same way, with plain multiply-adds in place of the fragment product. Sums over keys are in
 // the order of the keys, and tiles begin at multiples of their width, so the bits of a row depend on nothing but its
 // sequence.
+//
+// Here is what the kernels forward and backward share.
 #pragma once
 #include "cuda/kernels/elementwise.hpp"
 
@@ -33,6 +35,17 @@ struct AttentionPerHead {
     bool is_float;
 };
 
+// Transformer-XL's relative positions (Dai et al., 2019, section 3.3): the product of query i and key j becomes
+// (q_i + u) . k_j + (q_i + v) . r_x, x = origin + diagonal + i - j. Null r: there are none.
+struct AttentionRelative {
+    AttentionOperand r;    // (heads, length, dim)
+    AttentionPerHead u, v; // (heads, dim)
+    int64_t length, origin;
+    void *of_keys, *of_rows;   // scratch: u . k (batches, heads, keys), v . r (heads, length)
+    void *dr;                  // (heads, length, dim); null: gradients are not wanted
+    void *sum_keys, *sum_rows; // scratch: dS summed over the pairs of a key, of a row of r; like of_keys, of_rows
+};
+
 struct AttentionArgs {
     int64_t batches, heads, kv_heads, queries, keys, dim, value_dim;
     int leading_axes;
@@ -49,6 +62,7 @@ struct AttentionArgs {
     AttentionOperand global;
     bool global_rows;
     AttentionPerHead slopes, sinks;
+    AttentionRelative relative;
     void *dsinks; // of the type of sinks
     bool causal, top_left;
     int64_t left, right;   // the window; kNoLimit: none on that side
@@ -85,6 +99,7 @@ NF_DEVICE int64_t start_at(const void *starts, bool wide, int64_t i) {
 struct AttentionPlace {
     int64_t batch, head, sequence, first; // the sequence is that of dropout; `first`: row of the block in the sequence
     int64_t query_start, key_start, queries, keys;
+    int chunk;                   // of the columns of the output
     int64_t low, high, diagonal; // query i may see keys [low + i, high + i]
     int64_t causal_high;         // ... and global keys up to causal_high + i
 };
@@ -97,23 +112,31 @@ NF_DEVICE void set_pattern(const AttentionArgs &args, AttentionPlace &place) {
     place.high = smaller_of(place.causal_high, args.right == kNoLimit ? kNoLimit : place.diagonal + args.right);
 }
 
-// Blocks of `rows` queries (of keys, if by_keys) for each of `heads` heads. False: this block has nothing to do.
-NF_DEVICE bool find_place(const AttentionArgs &args, bool by_keys, int rows, AttentionPlace &place) {
+// How many chunks of `most` columns a head's width has.
+constexpr NF_HOST_DEVICE int chunks_of(int64_t width, int most) {
+    return width > most ? int(ceil_div(width, most)) : 1;
+}
+
+// Blocks of `rows` queries (of keys, if by_keys) and one of `chunks` chunks of columns for each of `heads` heads.
+// False: this block has nothing to do.
+NF_DEVICE bool find_place(const AttentionArgs &args, bool by_keys, int rows, AttentionPlace &place, int chunks = 1) {
+    place.chunk = int(block() % chunks);
+    const int64_t number = block() / chunks;
     const int64_t heads = by_keys ? args.kv_heads : args.heads, total = by_keys ? args.keys : args.queries;
     int64_t index;
     if (!args.query_starts) {
         const int64_t each = ceil_div(total, rows);
-        index = block() % each;
-        place.head = block() / each % heads;
-        place.batch = place.sequence = block() / each / heads;
+        index = number % each;
+        place.head = number / each % heads;
+        place.batch = place.sequence = number / each / heads;
         place.query_start = place.key_start = 0;
         place.queries = args.queries;
         place.keys = args.keys;
     } else {
         // Lengths are on the device only: there are as many blocks as any division of the rows may need.
         const int64_t each = ceil_div(total, rows) + args.sequences;
-        index = block() % each;
-        place.head = block() / each;
+        index = number % each;
+        place.head = number / each;
         place.batch = 0;
         for (place.sequence = 0; place.sequence < args.sequences; ++place.sequence) {
             place.query_start = start_at(args.query_starts, args.wide_query_starts, place.sequence);
@@ -133,6 +156,15 @@ NF_DEVICE bool find_place(const AttentionArgs &args, bool by_keys, int rows, Att
     return true;
 }
 
+// For blocks that go through all sequences, of one length: all but head and sequence.
+NF_DEVICE AttentionPlace whole_place(const AttentionArgs &args) {
+    AttentionPlace place{};
+    place.queries = args.queries;
+    place.keys = args.keys;
+    set_pattern(args, place);
+    return place;
+}
+
 NF_DEVICE int64_t batch_offset(const AttentionArgs &args, const int64_t *strides, int64_t batch) {
     int64_t offset = 0;
     for (int axis = args.leading_axes - 1; axis >= 0; --axis) {
@@ -146,10 +178,11 @@ NF_DEVICE T *rows_of(const AttentionArgs &args, const AttentionOperand &x, int64
     return static_cast<T *>(x.data) + batch_offset(args, x.batch, batch) + head * x.head + start * x.row;
 }
 
-// Rows [0, count) of x, `width` columns of them, into a tile of ROWS rows; zeros behind, up to a multiple of 16
+// Rows [begin, count) of x, `width` columns of them, into a tile of ROWS rows; zeros beside, up to a multiple of 16
 // columns. 16 bytes at a time where they lie so. Returns whether this thread saw something that is not finite.
 template <class T, int ROWS>
-NF_DEVICE bool copy_tile(Shared<T> tile, int stride, const T *x, int64_t row, int64_t count, int width) {
+NF_DEVICE bool copy_tile(Shared<T> tile, int stride, const T *x, int64_t row, int64_t count, int width,
+                         int64_t begin = 0) {
     constexpr int kChunk = 16 / int(sizeof(T));
     struct alignas(16) Chunk {
         T x[kChunk];
@@ -160,7 +193,7 @@ NF_DEVICE bool copy_tile(Shared<T> tile, int stride, const T *x, int64_t row, in
     for (int i = thread(); i < ROWS * chunks; i += threads()) {
         const int r = i / chunks, c = i % chunks * kChunk;
         Chunk chunk{};
-        if (r < count && c < width) {
+        if (r >= begin && r < count && c < width) {
             if (aligned) {
                 chunk = *reinterpret_cast<const Chunk *>(x + r * row + c);
             } else {
@@ -177,6 +210,49 @@ NF_DEVICE bool copy_tile(Shared<T> tile, int stride, const T *x, int64_t row, in
     }
     return odd;
 }
+
+// Rows of an operand in shared memory, D of their columns at a time: all of them, unless heads are wider.
+template <class T, int D, int ROWS> class Strip {
+  public:
+    static constexpr int kStride = AttentionTile<T, D>::kStride;
+    Shared<T> tile;
+    NF_DEVICE Strip(SharedMemory &memory, int64_t width)
+        : tile(memory.template take<T>(ROWS * kStride)), width_(int(width)) {}
+
+    // The rows are [begin, end) of x from now on, with zeros beside; none is held yet.
+    NF_DEVICE void point(const T *x, int64_t row, int64_t end, int64_t begin = 0) {
+        x_ = x;
+        row_ = row;
+        begin_ = begin;
+        end_ = end;
+        held_ = -1;
+    }
+    NF_DEVICE int width() const { return width_; }
+    NF_DEVICE int columns(int first) const { return width_ - first < D ? width_ - first : D; }
+    NF_DEVICE bool holds(int first) const { return held_ == first; }
+    // Copies columns [first, first + D), unless they are there. All threads of the block ask, between barriers.
+    NF_DEVICE void hold(int first) {
+        if (held_ == first)
+            return;
+        odd_ = copy_tile<T, ROWS>(tile, kStride, x_ + first, row_, end_, columns(first), begin_);
+        held_ = first;
+    }
+    NF_DEVICE bool odd() const { return odd_; } // did this thread copy something that is not finite?
+    // Makes the block hold these columns: are all of them finite, or is nobody of `alert` asking?
+    NF_DEVICE bool bring(int first, bool alert) {
+        if (held_ != first) {
+            barrier();
+            hold(first);
+        }
+        return barrier_any(odd_ && alert);
+    }
+
+  private:
+    const T *x_ = nullptr;
+    int64_t row_ = 0, begin_ = 0, end_ = 0;
+    int width_, held_ = -1;
+    bool odd_ = false;
+};
 
 // c (16 x 8 COLUMNS) += a (16 x depth) b^T, b with 8 COLUMNS rows; both in shared memory, the warp's rows from `a` on.
 template <class T, int COLUMNS>
@@ -341,6 +417,11 @@ template <class T> class Scores {
         if (args.global.data)
             global_ = rows_of<const uint8_t>(args, args.global, place.batch, 0, 0);
         slope_ = args.slopes.data ? at_head<T>(args.slopes, head) : A(0);
+        if (args.relative.r.data) {
+            of_keys_ = static_cast<const A *>(args.relative.of_keys) + (place.batch * args.heads + head) * args.keys;
+            of_rows_ = static_cast<const A *>(args.relative.of_rows) + head * args.relative.length +
+                       args.relative.origin + place.diagonal;
+        }
     }
 
     // May query i see any key of a tile, or each? Before mask and bias.
@@ -364,11 +445,25 @@ template <class T> class Scores {
     }
 
     // Is a score that is seen its product times scale?
-    NF_DEVICE bool plain() const { return args_.softcap == 0 && !args_.slopes.data; }
+    NF_DEVICE bool plain() const { return args_.softcap == 0 && !args_.slopes.data && !of_keys_; }
     NF_DEVICE A scale() const { return A(args_.scale); }
 
     // The score of a product; false where the query may not look. cap_slope: the derivative of the softcap.
     NF_DEVICE bool score(int64_t query, int64_t key, bool sees, A &s, A &cap_slope) const {
+        A bias = A(0);
+        if (!sees) {
+            if (query >= place_.queries || key >= place_.keys || !in_pattern(query, key))
+                return false;
+            if (mask_ && !mask_[query * args_.mask.query + key * args_.mask.key])
+                return false;
+            if (args_.bias.data) {
+                bias = bias_at(bias_ + query * args_.bias.query + key * args_.bias.key);
+                if (bias == -infinity<A>())
+                    return false;
+            }
+        }
+        if (of_keys_)
+            s += of_keys_[key] + of_rows_[query - key];
         s *= A(args_.scale);
         cap_slope = A(1);
         if (args_.softcap != 0) {
@@ -376,18 +471,7 @@ template <class T> class Scores {
             s = A(args_.softcap) * t;
             cap_slope = A(1) - t * t;
         }
-        if (!sees) {
-            if (query >= place_.queries || key >= place_.keys || !in_pattern(query, key))
-                return false;
-            if (mask_ && !mask_[query * args_.mask.query + key * args_.mask.key])
-                return false;
-            if (args_.bias.data) {
-                const A bias = bias_at(bias_ + query * args_.bias.query + key * args_.bias.key);
-                if (bias == -infinity<A>())
-                    return false;
-                s += bias;
-            }
-        }
+        s += bias;
         if (args_.slopes.data) {
             const int64_t distance = key - query - place_.diagonal;
             s -= slope_ * A(distance < 0 ? -distance : distance);
@@ -422,6 +506,7 @@ template <class T> class Scores {
     const AttentionPlace &place_;
     int64_t head_, bias_ = 0;
     const uint8_t *mask_ = nullptr, *global_ = nullptr;
+    const A *of_keys_ = nullptr, *of_rows_ = nullptr; // of relative positions: of_rows_[i - j]
     A slope_;
 };
 
@@ -449,109 +534,6 @@ template <class T, int N> NF_DEVICE void store_row(T *to, const Acc<T> (&x)[N][4
         const int n = i / 2, column = n * 8 + 2 * (lane() % 4) + i % 2;
         if (column < columns)
             store(to, column, x[n][2 * r + i % 2] * factor);
-    }
-}
-
-// D: at least dim and value_dim.
-template <class T, int D> NF_KERNEL((AttentionTile<T, D>::kThreads)) attention(NF_ARGS AttentionArgs args) {
-    typedef Acc<T> A;
-    typedef AttentionTile<T, D> Tile;
-    constexpr int kColumns = Tile::kColumns, kStride = Tile::kStride, kTiles = kColumns / 8;
-    AttentionPlace place;
-    if (!find_place(args, false, Tile::kRows, place))
-        return;
-    const int64_t kv_head = place.head / (args.heads / args.kv_heads), first = place.first;
-    const int64_t rows = smaller_of(Tile::kRows, place.queries - first);
-    const int dim = int(args.dim), value_dim = int(args.value_dim);
-    SharedMemory memory;
-    Shared<T> q = memory.take<T>(Tile::kRows * kStride), k = memory.take<T>(kColumns * kStride),
-              v = memory.take<T>(kColumns * kStride);
-    copy_tile<T, Tile::kRows>(q, kStride, rows_of<T>(args, args.q, place.batch, place.head, place.query_start + first),
-                              args.q.row, rows, dim);
-    const T *keys = rows_of<T>(args, args.k, place.batch, kv_head, place.key_start);
-    const T *values = rows_of<T>(args, args.v, place.batch, kv_head, place.key_start);
-    const Scores<T> scores(args, place, place.head);
-
-    const int g = lane() / 4, t = lane() % 4;
-    const int64_t mine = first + warp() * 16 + g;             // this lane's rows: mine and mine + 8
-    A top[2] = {-infinity<A>(), -infinity<A>()}, sum[2] = {}; // the sum is that of this lane's columns
-    if (args.sinks.data) {                                    // one more score, without a value
-        const A sink = at_head<T>(args.sinks, place.head);
-        for (int r = 0; r < 2; ++r) {
-            top[r] = finite(sink) ? sink : -infinity<A>();
-            sum[r] = t != 0 || sink == -infinity<A>() ? A(0) : finite(sink) ? A(1) : not_a_number<A>();
-        }
-    }
-    A o[D / 8][4] = {};
-
-    const KeyRange range = keys_of(args, place, first, rows);
-    for (int64_t key0 = range.first / kColumns * kColumns; key0 < range.last; key0 += kColumns) {
-        if (!scores.needed(first, rows, key0, kColumns))
-            continue;
-        barrier(); // the tile before has been read
-        const int64_t here = smaller_of(kColumns, place.keys - key0);
-        copy_tile<T, kColumns>(k, kStride, keys + key0 * args.k.row, args.k.row, here, dim);
-        const bool odd = copy_tile<T, kColumns>(v, kStride, values + key0 * args.v.row, args.v.row, here, value_dim);
-        const bool sees = scores.all_seen(first, Tile::kRows, key0, kColumns);
-        const bool careful = barrier_any(odd && !sees);
-        A s[kTiles][4] = {};
-        multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim, args.tf32);
-        if (sees && scores.plain()) {
-            NF_UNROLL
-            for (int i = 0; i < kTiles * 4; ++i)
-                s[i / 4][i % 4] *= scores.scale();
-        } else {
-            change_each(s, [&](int n, int e, A &x) {
-                A cap_slope;
-                if (!scores.score(mine + e / 2 * 8, key0 + n * 8 + 2 * t + e % 2, sees, x, cap_slope))
-                    x = -infinity<A>();
-            });
-        }
-        A highest[2] = {top[0], top[1]};
-        NF_UNROLL
-        for (int i = 0; i < kTiles * 4; ++i)
-            highest[i % 4 / 2] = larger_of(highest[i % 4 / 2], s[i / 4][i % 4]);
-        A shift[2];
-        NF_UNROLL
-        for (int r = 0; r < 2; ++r) {
-            highest[r] = larger_of(highest[r], shuffle_xor(highest[r], 1)); // the four lanes of a row
-            highest[r] = larger_of(highest[r], shuffle_xor(highest[r], 2));
-            shift[r] = highest[r] == -infinity<A>() ? A(0) : highest[r]; // nothing seen yet
-            const A factor = exp_of_difference(top[r], shift[r]);
-            top[r] = highest[r];
-            sum[r] *= factor;
-            NF_UNROLL
-            for (int n = 0; n < D / 8; ++n) {
-                o[n][2 * r] *= factor;
-                o[n][2 * r + 1] *= factor;
-            }
-        }
-        NF_UNROLL
-        for (int i = 0; i < kTiles * 4; ++i) {
-            const A p = exp_of_difference(s[i / 4][i % 4], shift[i % 4 / 2]);
-            s[i / 4][i % 4] = p;
-            sum[i % 4 / 2] += p;
-        }
-        if (scores.drops())
-            change_each(s,
-                        [&](int n, int e, A &x) { x *= scores.kept(mine + e / 2 * 8, key0 + n * 8 + 2 * t + e % 2); });
-        multiply_weights<T, kTiles, D / 8>(o, s, v, kStride, value_dim, careful, args.tf32);
-    }
-
-    NF_UNROLL
-    for (int r = 0; r < 2; ++r) {
-        sum[r] += shuffle_xor(sum[r], 1);
-        sum[r] += shuffle_xor(sum[r], 2);
-        const int64_t query = mine + 8 * r;
-        if (query >= place.queries)
-            continue;
-        const A inverse = sum[r] == 0 ? A(0) : A(1) / sum[r]; // nothing to attend to: zeros
-        store_row(rows_of<T>(args, args.out, place.batch, place.head, place.query_start + query), o, r, value_dim,
-                  inverse);
-        if (t == 0 && args.lse)
-            static_cast<A *>(
-                args.lse)[(place.batch * args.heads + place.head) * args.queries + place.query_start + query] =
-                sum[r] == 0 ? -infinity<A>() : top[r] + log_of(sum[r]);
     }
 }
 

@@ -6,7 +6,7 @@
 //   dV = (F P)^T dO,  dS = P (F dO V^T - delta),  through = dS (1 - tanh^2 of the softcap)
 //   dQ = scale through K,  dK = scale through^T Q, both summed over the query heads that share a key head
 #pragma once
-#include "cuda/kernels/attention.hpp"
+#include "cuda/kernels/attention_relative.hpp"
 
 namespace nf::cuda {
 
@@ -98,26 +98,25 @@ template <class A> struct RowStatistics {
     }
 };
 
-template <class T, int D>
+// As forward, a block makes D columns of the gradients.
+template <class T, int D, bool kRelative>
 NF_KERNEL((AttentionTile<T, D>::kThreads))
 attention_backward_queries(NF_ARGS AttentionArgs args) {
     typedef Acc<T> A;
     typedef AttentionTile<T, D> Tile;
-    constexpr int kColumns = Tile::kColumns, kStride = Tile::kStride, kTiles = kColumns / 8;
+    constexpr int kColumns = Tile::kColumns, kTiles = kColumns / 8;
     AttentionPlace place;
-    if (!find_place(args, false, Tile::kRows, place))
+    if (!find_place(args, false, Tile::kRows, place, chunks_of(args.dim, D)))
         return;
     const int64_t kv_head = place.head / (args.heads / args.kv_heads), first = place.first;
     const int64_t rows = smaller_of(Tile::kRows, place.queries - first);
-    const int dim = int(args.dim), value_dim = int(args.value_dim);
+    const int column = place.chunk * D;
     SharedMemory memory;
-    Shared<T> q = memory.take<T>(Tile::kRows * kStride), dout = memory.take<T>(Tile::kRows * kStride),
-              k = memory.take<T>(kColumns * kStride), v = memory.take<T>(kColumns * kStride);
-    copy_tile<T, Tile::kRows>(q, kStride, rows_of<T>(args, args.q, place.batch, place.head, place.query_start + first),
-                              args.q.row, rows, dim);
-    copy_tile<T, Tile::kRows>(dout, kStride,
-                              rows_of<T>(args, args.dout, place.batch, place.head, place.query_start + first),
-                              args.dout.row, rows, value_dim);
+    Strip<T, D, Tile::kRows> q(memory, args.dim), dout(memory, args.value_dim);
+    Strip<T, D, kColumns> k(memory, args.dim), v(memory, args.value_dim);
+    Band<T, D, kRelative> band(memory, args);
+    q.point(rows_of<T>(args, args.q, place.batch, place.head, place.query_start + first), args.q.row, rows);
+    dout.point(rows_of<T>(args, args.dout, place.batch, place.head, place.query_start + first), args.dout.row, rows);
     const T *keys = rows_of<T>(args, args.k, place.batch, kv_head, place.key_start);
     const T *values = rows_of<T>(args, args.v, place.batch, kv_head, place.key_start);
     const Scores<T> scores(args, place, place.head);
@@ -131,52 +130,79 @@ attention_backward_queries(NF_ARGS AttentionArgs args) {
     for (int64_t key0 = range.first / kColumns * kColumns; key0 < range.last; key0 += kColumns) {
         if (!scores.needed(first, rows, key0, kColumns))
             continue;
-        barrier();
         const int64_t here = smaller_of(kColumns, place.keys - key0);
-        const bool odd = copy_tile<T, kColumns>(k, kStride, keys + key0 * args.k.row, args.k.row, here, dim);
-        copy_tile<T, kColumns>(v, kStride, values + key0 * args.v.row, args.v.row, here, value_dim);
+        k.point(keys + key0 * args.k.row, args.k.row, here);
+        v.point(values + key0 * args.v.row, args.v.row, here);
+        band.point(place, place.head, first, key0);
+        barrier();
+        q.hold(0);
+        k.hold(0);
+        band.hold(0);
+        dout.hold(0);
+        v.hold(0);
         const bool sees = scores.all_seen(first, Tile::kRows, key0, kColumns);
-        const bool careful = barrier_any(odd && !sees);
+        bool careful = k.bring(0, !sees);
         A s[kTiles][4] = {}, ds[kTiles][4] = {};
-        multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim, args.tf32);
-        multiply_rows<T, kTiles>(ds, dout.from(warp() * 16 * kStride), v, kStride, value_dim, args.tf32);
+        multiply_scores<T, D, kRelative>(s, q, k, q, band, false, args.tf32);
+        multiply_strips<T, D>(ds, dout, v, args.tf32);
         change_to_gradients(
             scores, sees, true, s, ds, [&](int, int e) { return mine + e / 2 * 8; },
             [&](int n, int e) { return key0 + n * 8 + 2 * t + e % 2; },
             [&](int, int e) { return e < 2 ? of_row.lse[0] : of_row.lse[1]; },
             [&](int, int e) { return e < 2 ? of_row.delta[0] : of_row.delta[1]; });
-        multiply_weights<T, kTiles, D / 8>(dq, ds, k, kStride, dim, careful, args.tf32);
+        if (args.dim > D)
+            careful = k.bring(column, !sees);
+        multiply_weights<T, kTiles, D / 8>(dq, ds, k.tile, Tile::kStride, k.columns(column), careful, args.tf32);
+        if constexpr (kRelative)
+            band.add_to_queries(dq, ds, column);
     }
     NF_UNROLL
     for (int r = 0; r < 2; ++r) {
         const int64_t query = mine + 8 * r;
         if (query >= place.queries)
             continue;
-        store_row(rows_of<T>(args, args.dq, place.batch, place.head, place.query_start + query), dq, r, dim,
-                  A(args.scale));
+        store_row(rows_of<T>(args, args.dq, place.batch, place.head, place.query_start + query) + column, dq, r,
+                  k.columns(column), A(args.scale));
     }
 }
 
-template <class T, int D>
+// Row r of the fragments += sum times a bias of relative positions, which is added to each query. `sum`: of this lane's
+// columns; then of all.
+template <class T, int N>
+NF_DEVICE void add_bias(Acc<T> (&x)[N][4], int r, Acc<T> &sum, const AttentionPerHead &bias, int64_t head, int64_t dim,
+                        int column) {
+    sum += shuffle_xor(sum, 1);
+    sum += shuffle_xor(sum, 2);
+    if (sum == 0) // nobody looks
+        return;
+    NF_UNROLL
+    for (int i = 0; i < 2 * N; ++i) {
+        const int at = column + i / 2 * 8 + 2 * (lane() % 4) + i % 2;
+        if (at < dim)
+            x[i / 2][2 * r + i % 2] += sum * at_head<T>(bias, head * dim + at);
+    }
+}
+
+template <class T, int D, bool kRelative>
 NF_KERNEL((AttentionTile<T, D>::kThreads))
 attention_backward_keys(NF_ARGS AttentionArgs args) {
     typedef Acc<T> A;
     typedef AttentionTile<T, D> Tile;
-    constexpr int kColumns = Tile::kColumns, kStride = Tile::kStride, kTiles = kColumns / 8;
+    constexpr int kColumns = Tile::kColumns, kTiles = kColumns / 8;
     AttentionPlace place; // its head is that of keys and values
-    if (!find_place(args, true, Tile::kRows, place))
+    if (!find_place(args, true, Tile::kRows, place, chunks_of(larger_of(args.dim, args.value_dim), D)))
         return;
     const int64_t group = args.heads / args.kv_heads, first = place.first;
     const int64_t rows = smaller_of(Tile::kRows, place.keys - first);
-    const int dim = int(args.dim), value_dim = int(args.value_dim);
+    const int column = place.chunk * D;
+    const bool of_k = column < args.dim, of_v = column < args.value_dim; // has the narrower one such columns?
     SharedMemory memory;
-    Shared<T> k = memory.take<T>(Tile::kRows * kStride), v = memory.take<T>(Tile::kRows * kStride),
-              q = memory.take<T>(kColumns * kStride), dout = memory.take<T>(kColumns * kStride);
+    Strip<T, D, Tile::kRows> k(memory, args.dim), v(memory, args.value_dim);
+    Strip<T, D, kColumns> q(memory, args.dim), dout(memory, args.value_dim);
     Shared<A> lse = memory.take<A>(kColumns), delta = memory.take<A>(kColumns);
-    copy_tile<T, Tile::kRows>(k, kStride, rows_of<T>(args, args.k, place.batch, place.head, place.key_start + first),
-                              args.k.row, rows, dim);
-    copy_tile<T, Tile::kRows>(v, kStride, rows_of<T>(args, args.v, place.batch, place.head, place.key_start + first),
-                              args.v.row, rows, value_dim);
+    Band<T, D, kRelative> band(memory, args);
+    k.point(rows_of<T>(args, args.k, place.batch, place.head, place.key_start + first), args.k.row, rows);
+    v.point(rows_of<T>(args, args.v, place.batch, place.head, place.key_start + first), args.v.row, rows);
     const int t = lane() % 4;
     const int64_t mine = first + warp() * 16 + lane() / 4;
     A dk[D / 8][4] = {}, dv[D / 8][4] = {};
@@ -186,65 +212,90 @@ attention_backward_keys(NF_ARGS AttentionArgs args) {
         const T *gradients = rows_of<T>(args, args.dout, place.batch, head, place.query_start);
         const int64_t row0 = (place.batch * args.heads + head) * args.queries + place.query_start;
         const Scores<T> scores(args, place, head);
+        [[maybe_unused]] A sums[2] = {}; // of dS over the queries, of this lane's two keys and its columns
         for (int64_t query0 = range.first / kColumns * kColumns; query0 < range.last; query0 += kColumns) {
             if (!scores.needed(query0, kColumns, first, rows))
                 continue;
-            barrier();
             const int64_t here = smaller_of(kColumns, place.queries - query0);
-            bool odd = copy_tile<T, kColumns>(q, kStride, queries + query0 * args.q.row, args.q.row, here, dim);
-            odd = copy_tile<T, kColumns>(dout, kStride, gradients + query0 * args.dout.row, args.dout.row, here,
-                                         value_dim) ||
-                  odd;
+            q.point(queries + query0 * args.q.row, args.q.row, here);
+            dout.point(gradients + query0 * args.dout.row, args.dout.row, here);
+            band.point(place, head, query0, first);
+            barrier();
+            k.hold(0);
+            q.hold(0);
+            band.hold(0);
+            v.hold(0);
+            dout.hold(0);
             for (int i = thread(); i < kColumns; i += Tile::kThreads) {
                 lse[i] = i < here ? static_cast<const A *>(args.lse)[row0 + query0 + i] : -infinity<A>();
                 delta[i] = i < here ? static_cast<const A *>(args.delta)[row0 + query0 + i] : A(0);
             }
             const bool sees = scores.all_seen(query0, kColumns, first, Tile::kRows);
-            const bool careful = barrier_any(odd && !sees);
+            bool careful = barrier_any((q.odd() || dout.odd()) && !sees);
             A s[kTiles][4] = {}, ds[kTiles][4] = {}; // rows: keys, columns: queries
-            multiply_rows<T, kTiles>(s, k.from(warp() * 16 * kStride), q, kStride, dim, args.tf32);
-            multiply_rows<T, kTiles>(ds, v.from(warp() * 16 * kStride), dout, kStride, value_dim, args.tf32);
+            multiply_scores<T, D, kRelative>(s, k, q, q, band, true, args.tf32);
+            multiply_strips<T, D>(ds, v, dout, args.tf32);
             change_to_gradients(
                 scores, sees, true, s, ds, [&](int n, int e) { return query0 + n * 8 + 2 * t + e % 2; },
                 [&](int, int e) { return mine + e / 2 * 8; }, [&](int n, int e) { return lse[n * 8 + 2 * t + e % 2]; },
                 [&](int n, int e) { return delta[n * 8 + 2 * t + e % 2]; });
-            multiply_weights<T, kTiles, D / 8>(dv, s, dout, kStride, value_dim, careful, args.tf32);
-            multiply_weights<T, kTiles, D / 8>(dk, ds, q, kStride, dim, careful, args.tf32);
+            if (of_v) {
+                if (args.value_dim > D)
+                    careful = dout.bring(column, !sees);
+                multiply_weights<T, kTiles, D / 8>(dv, s, dout.tile, Tile::kStride, dout.columns(column), careful,
+                                                   args.tf32);
+            }
+            if (of_k) {
+                if (larger_of(args.dim, args.value_dim) > D)
+                    careful = q.bring(column, !sees);
+                multiply_weights<T, kTiles, D / 8>(dk, ds, q.tile, Tile::kStride, q.columns(column), careful,
+                                                   args.tf32);
+            }
+            if constexpr (kRelative)
+                for (int i = 0; i < kTiles * 4; ++i)
+                    sums[i % 4 / 2] += ds[i / 4][i % 4];
         }
+        if constexpr (kRelative)
+            for (int r = 0; r < 2; ++r) {
+                add_bias<T>(dk, r, sums[r], args.relative.u, head, args.dim, column);
+                if (args.relative.sum_keys && t == 0 && column == 0 && mine + 8 * r < place.keys)
+                    static_cast<A *>(
+                        args.relative.sum_keys)[(place.batch * args.heads + head) * args.keys + mine + 8 * r] = sums[r];
+            }
     }
     NF_UNROLL
     for (int r = 0; r < 2; ++r) {
         const int64_t key = mine + 8 * r;
         if (key >= place.keys)
             continue;
-        store_row(rows_of<T>(args, args.dk, place.batch, place.head, place.key_start + key), dk, r, dim, A(args.scale));
-        store_row(rows_of<T>(args, args.dv, place.batch, place.head, place.key_start + key), dv, r, value_dim, A(1));
+        if (of_k)
+            store_row(rows_of<T>(args, args.dk, place.batch, place.head, place.key_start + key) + column, dk, r,
+                      k.columns(column), A(args.scale));
+        if (of_v)
+            store_row(rows_of<T>(args, args.dv, place.batch, place.head, place.key_start + key) + column, dv, r,
+                      v.columns(column), A(1));
     }
 }
 
 // The gradient of the bias: dS, summed over what the bias is broadcast over. A block owns a tile of the gradient (a row
 // of tiles or a column where the bias has one key or one query) and goes through all that add to it, in order.
-template <class T, int D>
+template <class T, int D, bool kRelative>
 NF_KERNEL((AttentionTile<T, D>::kThreads))
 attention_bias_backward(NF_ARGS AttentionArgs args) {
     typedef Acc<T> A;
     typedef AttentionTile<T, D> Tile;
-    constexpr int kColumns = Tile::kColumns, kStride = Tile::kStride, kTiles = kColumns / 8, kRows = Tile::kRows;
+    constexpr int kColumns = Tile::kColumns, kTiles = kColumns / 8, kRows = Tile::kRows;
     const bool one_query = args.bias_queries == 1, one_key = args.bias_keys == 1;
     const int64_t across = one_key ? 1 : ceil_div(args.keys, kColumns),
                   down = one_query ? 1 : ceil_div(args.queries, kRows);
     const int64_t key_tile = block() % across, query_tile = block() / across % down, slice = block() / across / down;
     const int64_t first_query = query_tile * kRows, last_query = one_query ? args.queries : first_query + 1;
     const int64_t first_key = key_tile * kColumns, last_key = one_key ? args.keys : first_key + 1;
-    const int dim = int(args.dim), value_dim = int(args.value_dim);
-    AttentionPlace place;
-    place.query_start = place.key_start = place.first = 0;
-    place.queries = args.queries;
-    place.keys = args.keys;
-    set_pattern(args, place);
+    AttentionPlace place = whole_place(args);
     SharedMemory memory;
-    Shared<T> q = memory.take<T>(kRows * kStride), dout = memory.take<T>(kRows * kStride),
-              k = memory.take<T>(kColumns * kStride), v = memory.take<T>(kColumns * kStride);
+    Strip<T, D, kRows> q(memory, args.dim), dout(memory, args.value_dim);
+    Strip<T, D, kColumns> k(memory, args.dim), v(memory, args.value_dim);
+    Band<T, D, kRelative> band(memory, args);
     const int t = lane() % 4, g = lane() / 4;
     A sum[kTiles][4] = {};
     for (int64_t member = 0; member < args.batches * args.heads; ++member) {
@@ -258,25 +309,26 @@ attention_bias_backward(NF_ARGS AttentionArgs args) {
         for (int64_t query0 = first_query; query0 < last_query; query0 += kRows) {
             const int64_t rows = smaller_of(kRows, args.queries - query0), mine = query0 + warp() * 16 + g;
             const KeyRange range = keys_of(args, place, query0, rows);
-            barrier();
-            copy_tile<T, kRows>(q, kStride, rows_of<T>(args, args.q, place.batch, place.head, query0), args.q.row, rows,
-                                dim);
-            copy_tile<T, kRows>(dout, kStride, rows_of<T>(args, args.dout, place.batch, place.head, query0),
-                                args.dout.row, rows, value_dim);
+            q.point(rows_of<T>(args, args.q, place.batch, place.head, query0), args.q.row, rows);
+            dout.point(rows_of<T>(args, args.dout, place.batch, place.head, query0), args.dout.row, rows);
             const RowStatistics<A> of_row(args, member * args.queries, mine, args.queries);
             for (int64_t key0 = first_key; key0 < last_key; key0 += kColumns) {
                 if (key0 + kColumns <= range.first || key0 >= range.last)
                     continue;
                 const int64_t here = smaller_of(kColumns, args.keys - key0);
+                k.point(rows_of<T>(args, args.k, place.batch, kv_head, key0), args.k.row, here);
+                v.point(rows_of<T>(args, args.v, place.batch, kv_head, key0), args.v.row, here);
+                band.point(place, place.head, query0, key0);
                 barrier();
-                copy_tile<T, kColumns>(k, kStride, rows_of<T>(args, args.k, place.batch, kv_head, key0), args.k.row,
-                                       here, dim);
-                copy_tile<T, kColumns>(v, kStride, rows_of<T>(args, args.v, place.batch, kv_head, key0), args.v.row,
-                                       here, value_dim);
+                q.hold(0);
+                k.hold(0);
+                band.hold(0);
+                dout.hold(0);
+                v.hold(0);
                 barrier();
                 A s[kTiles][4] = {}, ds[kTiles][4] = {};
-                multiply_rows<T, kTiles>(s, q.from(warp() * 16 * kStride), k, kStride, dim, args.tf32);
-                multiply_rows<T, kTiles>(ds, dout.from(warp() * 16 * kStride), v, kStride, value_dim, args.tf32);
+                multiply_scores<T, D, kRelative>(s, q, k, q, band, false, args.tf32);
+                multiply_strips<T, D>(ds, dout, v, args.tf32);
                 change_to_gradients(
                     scores, false, false, s, ds, [&](int, int e) { return mine + e / 2 * 8; },
                     [&](int n, int e) { return key0 + n * 8 + 2 * t + e % 2; },
