@@ -329,7 +329,6 @@ def cupy():
             get_current_stream=lambda: CURRENT,
             Stream=Stream,
             Device=Device,
-            nccl=SimpleNamespace(available=False),
             runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
             Event=Event,
             get_elapsed_time=lambda start, stop: stop.time - start.time,
@@ -394,6 +393,7 @@ def standing_in(core, **driver):
     dispatch._loaded.clear()
     sys.path.insert(0, str(PACKAGE))
     sys.modules["cupy"] = cupy()
+    sys.modules["cupy.cuda.nccl"] = SimpleNamespace(available=False)
     if core is not None:
         sys.modules["numformer_cuda._core"] = core
     GPU.__init__()
