@@ -122,7 +122,7 @@ class Trainer:
         Whether each of several ranks keeps a part of the optimizer's state only (ZeRO, stage 1).
     device : {"cpu", "cuda"}, optional
         Where to have the weights and what is kept of them, and to compute; where they are by default. "cuda" needs
-        `numformer_cuda` and is for one process.
+        `numformer_cuda`; of several ranks each takes a GPU of its own.
 
     Attributes
     ----------
