@@ -1,6 +1,7 @@
 """`python -m benchmarks cuda` and `tools/gpu-check` as far as they go without a GPU."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -71,3 +72,30 @@ def test_the_check_of_a_machine_ends_where_there_is_no_gpu(tmp_path):
     assert "'usable': False" in (tmp_path / "device.log").read_text()
     usage = subprocess.run(check[:1], capture_output=True, text=True, check=False)
     assert usage.returncode == 2 and "tools/gpu-check FOLDER --installed" in usage.stderr
+
+
+def test_the_check_goes_through_all_its_steps(tmp_path):
+    """With commands in place of Python and compute-sanitizer that write down their arguments; one of them fails."""
+    for name in ("python", "compute-sanitizer"):
+        command = tmp_path / name
+        command.write_text(
+            '#!/bin/sh\nprintf "[%s] " "$0" "$@"\necho "$NUMFORMER_TEST_GPU"\ncase "$*" in *racecheck*) exit 9;; esac\n'
+        )
+        command.chmod(0o755)
+    out = tmp_path / "out"
+    environment = {"PYTHON": str(tmp_path / "python"), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    check = [gpu.ROOT / "tools" / "gpu-check", out, "--installed"]
+    done = subprocess.run(check, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    steps = [line.split(":")[0] for line in (out / "summary.txt").read_text().splitlines()]
+    assert steps == ["device", "kernels", "functions", "models", "device_errors", "memcheck", "racecheck", "benchmark"]
+    verdicts = [line.split(": ")[1].split(",")[0] for line in (out / "summary.txt").read_text().splitlines()]
+    assert verdicts == ["passed"] * 6 + ["failed (9)", "passed"]
+    said = (out / "memcheck.log").read_text()
+    assert (
+        "[--tool] [memcheck]" in said and "[test_layer and float32 and (attention or feed-forward or norm)] 1" in said
+    )
+    named = [word for step in steps for word in re.findall(r"\[(.*?)\]", (out / f"{step}.log").read_text())]
+    files = [word for word in named if word.startswith("tests/")]
+    assert len(files) > 8 and all((gpu.ROOT / name.split("::")[0]).is_file() for name in files)
+    assert "[benchmarks] [cuda] [--out]" in (out / "benchmark.log").read_text()
