@@ -12,6 +12,9 @@
 
 namespace nf::cuda {
 
+// One block a multiprocessor: then the compiler knows how many registers a thread begins with.
+#define NF_KERNEL_ALONE(threads) static __global__ void __launch_bounds__(threads, 1)
+
 // Says where a matrix lies in memory, for TMA; tensor_map.hpp makes it.
 typedef CUtensorMap TensorMap;
 

@@ -7,7 +7,7 @@ anything is launched, takes new arrays from CuPy's pool, and launches on CuPy's 
 from typing import Any
 
 from numformer_cuda import ranks
-from numformer_cuda.arrays import Array, array, empty, namespace, number_of, to_device, to_host
+from numformer_cuda.arrays import Array, array, empty, namespace, numbers_of, to_device, to_host
 from numformer_cuda.attention import attention, attention_backward
 from numformer_cuda.elementwise import (
     add,
@@ -36,9 +36,21 @@ from numformer_cuda.rows import (
     softmax,
     softmax_backward,
 )
-from numformer_cuda.updates import adagrad_update, adam_update, adamw_update, global_norm, rmsprop_update, sgd_update
+from numformer_cuda.updates import (
+    Clip,
+    adafactor_update,
+    adagrad_update,
+    adam_update,
+    adamw_update,
+    global_norm,
+    lion_update,
+    rmsprop_update,
+    sgd_update,
+)
 
 __all__ = [
+    "Clip",
+    "adafactor_update",
     "adagrad_update",
     "adam_update",
     "adamw_update",
@@ -61,9 +73,10 @@ __all__ = [
     "layer_norm",
     "layer_norm_backward",
     "linear_cross_entropy",
+    "lion_update",
     "matmul",
     "namespace",
-    "number_of",
+    "numbers_of",
     "ranks",
     "relu",
     "relu_backward",

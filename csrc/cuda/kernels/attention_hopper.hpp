@@ -349,7 +349,7 @@ template <class T, int D> class HopperConsumer {
 #endif
 
 // D: 64 or 128, at least dim and value_dim.
-template <class T, int D> NF_KERNEL(HopperTile<D>::kThreads) attention_hopper(NF_ARGS HopperAttentionArgs args) {
+template <class T, int D> NF_KERNEL_ALONE(HopperTile<D>::kThreads) attention_hopper(NF_ARGS HopperAttentionArgs args) {
 #ifdef NF_HOPPER
     typedef HopperTile<D> Tile;
     AttentionPlace place;

@@ -242,7 +242,7 @@ NF_DEVICE void make_gradients(const AttentionArgs &args, const AttentionPlace &p
 #endif
 
 template <class T, int D, bool kByKeys>
-NF_KERNEL(HopperBackwardTile<D>::kThreads)
+NF_KERNEL_ALONE(HopperBackwardTile<D>::kThreads)
 attention_hopper_backward(NF_ARGS HopperBackwardArgs args) {
 #ifdef NF_HOPPER
     typedef HopperBackwardTile<D> Tile;
@@ -266,7 +266,7 @@ attention_hopper_backward(NF_ARGS HopperBackwardArgs args) {
         publish_phases();
     }
     barrier();
-    constexpr bool kMoves = D > 64; // else the 168 registers that all begin with are enough
+    constexpr bool kMoves = kByKeys || D > 64; // else the 168 registers that all begin with are enough
     if (thread() < kGroup) {
         if constexpr (kMoves)
             give_registers<Tile::kProducerRegisters>();

@@ -10,6 +10,8 @@
 
 #include <math.h>
 
+#define NF_KERNEL_ALONE(threads) NF_KERNEL(threads)
+
 namespace nf::cuda {
 
 struct TensorMap {
