@@ -38,6 +38,7 @@ class Gpu:
         self.marks = []  # ranges of NVTX
         self.clock = 0.0  # milliseconds of events
         self.twin = True
+        self.device = 0  # the one in use
         self.failed = False  # an error that the next synchronisation reports
 
     def wait(self, what):
@@ -101,7 +102,7 @@ class ndarray:
         return 2, 0
 
     def __dlpack__(self, *, stream=None, max_version=None):
-        return Token(self.host, stream)
+        return self.host.__dlpack__() if stream == -1 else Token(self.host, stream)  # -1: as mpi4py asks
 
     def __len__(self):
         return len(self.host)
@@ -127,6 +128,9 @@ class ndarray:
 
     def reshape(self, *shape):
         return ndarray(self.host.reshape(*shape))
+
+    def view(self, dtype):
+        return ndarray(self.host.view(dtype))
 
     def swapaxes(self, a, b):
         return ndarray(self.host.swapaxes(a, b))
@@ -167,15 +171,50 @@ class ndarray:
     __hash__ = None
 
 
+class Stream:
+    """A stream of CUDA. What is launched on the current one is over at once, what NCCL does on another is `pending`."""
+
+    def __init__(self, ptr=None, non_blocking=False):
+        self.ptr = len(STREAMS) + 1 if ptr is None else ptr
+        self.pending = []
+        STREAMS[self.ptr] = self
+
+    def synchronize(self):
+        GPU.wait("synchronize")
+
+    def wait_event(self, event):
+        for request in event.pending:
+            request.Wait()
+        event.pending = []
+
+
+STREAMS = {}
+CURRENT = Stream(STREAM)
+
+
 class Event:
     """An event of CUDA: one second after the other."""
 
-    def record(self):
+    def __init__(self, disable_timing=False):
+        self.pending = []
+
+    def record(self, stream=CURRENT):
         GPU.clock += 1000.0
         self.time = GPU.clock
+        self.pending, stream.pending = stream.pending, []
 
     def synchronize(self):
         GPU.wait("event")
+
+
+class Device:
+    """A device by its number, or the one in use."""
+
+    def __init__(self, number=None):
+        self.id = GPU.device if number is None else number
+
+    def use(self):
+        GPU.device = self.id
 
 
 class Token:
@@ -234,7 +273,6 @@ def cupy():
     """The module."""
     module = ModuleType("cupy")
     module.__spec__ = importlib.machinery.ModuleSpec("cupy", None)
-    stream = SimpleNamespace(ptr=STREAM, synchronize=lambda: GPU.wait("synchronize"))
     module.__dict__.update(
         ndarray=ndarray,
         empty=empty,
@@ -256,7 +294,10 @@ def cupy():
         where=lambda condition, x, y: ndarray(np.where(*map(_host, (condition, x, y)))),
         cuda=SimpleNamespace(
             alloc=alloc,
-            get_current_stream=lambda: stream,
+            get_current_stream=lambda: CURRENT,
+            Stream=Stream,
+            Device=Device,
+            nccl=SimpleNamespace(available=False),
             runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
             Event=Event,
             get_elapsed_time=lambda start, stop: stop.time - start.time,
@@ -288,10 +329,15 @@ class Driver:
         return 0
 
     def cuDeviceGet(self, device, number):
+        device._obj.value = number
         return 0 if number < self.devices else 101
 
     def cuDeviceGetName(self, name, length, device):
         name.value = self.name
+        return 0
+
+    def cuDeviceGetUuid_v2(self, uuid, device):
+        uuid[:] = [0xD0 + device.value] * 16
         return 0
 
     def cuDeviceGetAttribute(self, value, which, device):

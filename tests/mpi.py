@@ -92,9 +92,29 @@ class Trouble:
 
 
 def work(folder: Path, options: dict[str, Any]) -> None:
+    if "gpus" not in options:
+        return train_one(folder, options)
+    import gpu
+    import gpu_nccl
+    import gpu_twin
+    from numformer.train.parallel import buckets, transport
+
+    with gpu.standing_in(gpu_twin.core, devices=options["gpus"]):
+        if options["by"] == "nccl":
+            sys.modules["cupy"].cuda.nccl = gpu_nccl.library()
+        if options["by"] == "mpi":
+            transport.reads_gpus = lambda library: True
+        buckets.plan.__kwdefaults__["limit"] = 4 << 10  # so that there are many, in all orders
+        train_one(folder, options)
+    assert (gpu_nccl.calls["bytes"] > 0) == (options["by"] == "nccl")
+    return None
+
+
+def train_one(folder: Path, options: dict[str, Any]) -> None:
     from numformer import optim
     from numformer.data import Windows
     from numformer.models import GPT, GPTConfig
+    from numformer.ops.memory import on_host
     from numformer.train import Trainer
 
     config = GPTConfig(vocab_size=19, context=8, layers=2, heads=2, width=16, dropout=0.1)
@@ -114,7 +134,7 @@ def work(folder: Path, options: dict[str, Any]) -> None:
         micro_batch=options.get("micro"),
         steps=options.get("steps", 6),
         validation=Windows(tokens[300:], 8),
-        metrics={"size": lambda: float(sum(np.abs(p.value).sum() for p in gpt.parameters()))},
+        metrics={"size": lambda: float(sum(np.abs(on_host(p.value)).sum() for p in gpt.parameters()))},
         eval_every=options.get("eval_every", 0),
         log_every=1,
         out_dir=folder,
@@ -124,6 +144,7 @@ def work(folder: Path, options: dict[str, Any]) -> None:
         progress=True,
         shard_optimizer=options.get("shard", False),
         dtype=options.get("dtype"),
+        device="cuda" if "gpus" in options else None,
     )
     rank = trainer.ranks.rank
     if trouble := options.get("trouble"):
@@ -137,6 +158,7 @@ def work(folder: Path, options: dict[str, Any]) -> None:
         trainer.run()
     finally:
         (folder / f"step{rank}").write_text(str(trainer.step))
+    gpt.to("cpu")
     np.savez(folder / f"rank{rank}.npz", **gpt.state_dict())
     held = sum(array.nbytes for arrays in optimizer._state.values() for array in arrays)
     (folder / f"rank{rank}.json").write_text(json.dumps({"history": trainer.history, "state": held}))

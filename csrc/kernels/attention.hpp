@@ -167,14 +167,13 @@ NF_INLINE void multiply_strip(int64_t depth, int64_t rows, int64_t columns, cons
         tile_for<E, Layout>(rows, columns - j)(steps_of<E>(depth), a, b.at(b_first, j), b.row, c + j, c_row, mode);
 }
 
-// 2^x for x <= 0 (or NaN), with results below the smallest normal number flushed to 0: masked scores are -inf, and an
-// instruction whose result is subnormal takes a microcode assist of some 150 cycles.
+// 2^x for x <= 0 (or NaN). Where x, rounded, is below the exponents of normal numbers, the power is 0: masked scores
+// are -inf, and an instruction whose result is subnormal takes a microcode assist of some 150 cycles.
 template <class A> NF_INLINE Vec<A> exp2_nonpositive(Vec<A> x) {
-    const Vec<A> low = broadcast(A(sizeof(A) == 4 ? -126 : -1022));
-    const Vec<A> clamped = max(low, x);
-    const Vec<A> whole = round_to_whole(clamped);
-    const Vec<A> power = scale_by_power(exp2_fraction(clamped - whole), whole);
-    return x < low ? Vec<A>{} : power;
+    constexpr A to_power = kToWhole<A> + kExponentBias<A>;
+    const Vec<A> clamped = max(broadcast(A(-kExponentBias<A>)), x); // the order keeps a NaN
+    const Vec<A> sum = clamped + to_power;
+    return exp2_fraction(clamped - (sum - to_power)) * power_in_low_bits<A>(sum);
 }
 
 } // namespace nf::NUMFORMER_LEVEL

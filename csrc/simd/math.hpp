@@ -53,10 +53,19 @@ NF_INLINE Vec<float> exp2_fraction(Vec<float> f) { return fma(exp2_slope(f), f, 
 NF_INLINE Vec<double> exp2_fraction(Vec<double> f) { return fma(exp2_slope(f), f, broadcast(1.0)); }
 template <class V> NF_INLINE V exp2m1_fraction(V f) { return exp2_slope(f) * f; }
 
-NF_INLINE Vec<float> round_to_whole(Vec<float> v) { return (v + 12582912.0f) - 12582912.0f; } // |v| < 2^22
-NF_INLINE Vec<double> round_to_whole(Vec<double> v) {
-    return (v + 6755399441055744.0) - 6755399441055744.0;
-} // |v| < 2^51
+// Added to x, 1.5 * 2^(bits of the fraction) leaves x rounded to a whole number in the low bits, and taken away again
+// gives that number: |x| < 2^22 and 2^51.
+template <class T> constexpr T kToWhole = sizeof(T) == 4 ? T(12582912) : T(6755399441055744);
+template <class T> constexpr int kFractionBits = sizeof(T) == 4 ? 23 : 52;
+template <class T> constexpr int kExponentBias = sizeof(T) == 4 ? 127 : 1023;
+NF_INLINE Vec<float> round_to_whole(Vec<float> v) { return (v + kToWhole<float>)-kToWhole<float>; }
+NF_INLINE Vec<double> round_to_whole(Vec<double> v) { return (v + kToWhole<double>)-kToWhole<double>; }
+
+// 2^n from a sum with kToWhole + kExponentBias, whose low bits are those of the exponent. -bias <= n <= bias, and
+// n = -bias gives 0.
+template <class T> NF_INLINE Vec<T> power_in_low_bits(Vec<T> sum) {
+    return (Vec<T>)((typename VecOf<T>::bits)sum << kFractionBits<T>);
+}
 
 // Beyond these exponents of two a result is 0 or inf anyway; clamping keeps the whole part within an int.
 template <class T> struct ExpConstants;
@@ -77,19 +86,17 @@ template <class T> NF_INLINE Vec<T> exp2_of(Vec<T> x) {
     return scale_by_power(exp2_fraction(clamped - whole), whole);
 }
 
-// e^(x - tail) for |tail| much smaller than 1 + |x|: 2^n e^r with r = x - n ln 2 - tail, n ln 2 subtracted in two parts
-// (Cody and Waite), |r| <= ln(2) / 2. At most 2 ulp. (A tail of 0 costs nothing: x - 0 is x, which x + 0 is not.)
-template <class T> NF_INLINE Vec<T> exp_of_difference(Vec<T> x, Vec<T> tail) {
+// e^x = 2^n e^r with r = x - n ln 2, n ln 2 subtracted in two parts (Cody and Waite), |r| <= ln(2) / 2. At most 2 ulp.
+template <class T> NF_INLINE Vec<T> exp_of(Vec<T> x) {
     using C = ExpConstants<T>;
-    const Vec<T> exponent = (x - tail) * C::log2e;
+    const Vec<T> exponent = x * C::log2e;
     const Vec<T> clamped = min(broadcast(C::high), max(broadcast(C::low), exponent));
     const Vec<T> whole = round_to_whole(clamped);
-    const Vec<T> inside = fma(whole, broadcast(-C::ln2_low), fma(whole, broadcast(-C::ln2_high), x)) - tail;
+    const Vec<T> inside = fma(whole, broadcast(-C::ln2_low), fma(whole, broadcast(-C::ln2_high), x));
     // Where the exponent was clamped x may be infinite: any remainder will do, but not inf - inf.
     const Vec<T> remainder = clamped == exponent ? inside * C::log2e : clamped - whole;
     return scale_by_power(exp2_fraction(remainder), whole);
 }
-template <class T> NF_INLINE Vec<T> exp_of(Vec<T> x) { return exp_of_difference<T>(x, Vec<T>{}); }
 
 NF_INLINE Vec<float> exp2(Vec<float> x) { return exp2_of<float>(x); }
 NF_INLINE Vec<double> exp2(Vec<double> x) { return exp2_of<double>(x); }
@@ -121,9 +128,10 @@ template <class T> NF_INLINE Vec<T> tanh_of(Vec<T> x) {
 
 template <class T> struct NormalConstants;
 template <> struct NormalConstants<float> {
-    // From here on the density is below half of the smallest number; the bits of a float that a half-length factor
-    // keeps.
-    static constexpr float end = 15.0f;
+    // From here on the density is below half of the smallest number; tiny = 2^-raised; the bits of a float that a
+    // half-length factor keeps.
+    static constexpr float end = 15.0f, tiny = 0x1p-40f;
+    static constexpr int raised = 40;
     static constexpr uint32_t upper_half = 0xfffff000u;
     // Phi(-a) = e^(-a^2 / 2) t P(t - 1/2), t = 1 / (1 + p a): relative error 3.0e-8 (tools/fit_polynomials.py).
     static constexpr float p = 0.3f;
@@ -131,7 +139,8 @@ template <> struct NormalConstants<float> {
                                      -0.07754212451f, -0.03652679186f, 0.03591094015f, 0.01997109974f, -0.02098466936f};
 };
 template <> struct NormalConstants<double> {
-    static constexpr double end = 40.0;
+    static constexpr double end = 40.0, tiny = 0x1p-140;
+    static constexpr int raised = 140;
     static constexpr uint64_t upper_half = 0xfffffffff8000000u;
     static constexpr double p = 0.25; // relative error 1.9e-16
     static constexpr double tail[] = {
@@ -143,12 +152,20 @@ template <> struct NormalConstants<double> {
         0.0036638629969135722391, 5.3230736121508290816e-6, -0.0010475928719220566655};
 };
 
-// e^(-a^2 / 2) for 0 <= a <= end. The rounding of a^2 alone would cost a^2 / 2 ulp, so a is cut into two halves, h + l
-// = a: h^2 is exact and a^2 = h^2 + l (a + h).
-template <class T> NF_INLINE Vec<T> gaussian(Vec<T> a) {
+// e^(-a^2 / 2) / tiny for 0 <= a <= end, which is no subnormal number: who multiplies by tiny rounds once. The
+// rounding of a^2 alone would cost a^2 / 2 ulp, so a is cut into two halves, h + l = a: h^2 is exact and a^2 = h^2 +
+// l (a + h). Then as exp above, of twice the exponent.
+template <class T> NF_INLINE Vec<T> gaussian_over_tiny(Vec<T> a) {
+    using C = ExpConstants<T>;
     typedef typename VecOf<T>::bits Bits;
     const Vec<T> h = (Vec<T>)((Bits)a & NormalConstants<T>::upper_half);
-    return exp_of_difference<T>(h * h * T(-0.5), (a - h) * (a + h) * T(0.5));
+    const Vec<T> square = h * h, rest = (a - h) * (a + h);
+    const Vec<T> half_log2e = broadcast(C::log2e * T(-0.5));
+    const T to_power = kToWhole<T> + kExponentBias<T> + NormalConstants<T>::raised;
+    const Vec<T> sum = fma(square, half_log2e, broadcast(to_power));
+    const Vec<T> whole = sum - to_power;
+    const Vec<T> inside = fma(whole, broadcast(2 * C::ln2_low), fma(whole, broadcast(2 * C::ln2_high), square)) + rest;
+    return exp2_fraction(inside * half_log2e) * power_in_low_bits<T>(sum);
 }
 template <class T> NF_INLINE Vec<T> normal_argument(Vec<T> x) {
     return min(broadcast(NormalConstants<T>::end), absolute<T>(x)); // the order keeps a NaN
@@ -156,7 +173,7 @@ template <class T> NF_INLINE Vec<T> normal_argument(Vec<T> x) {
 
 // phi(x) = e^(-x^2 / 2) / sqrt(2 pi), the density of the standard normal distribution. At most 3 ulp.
 template <class T> NF_INLINE Vec<T> normal_density_of(Vec<T> x) {
-    return gaussian<T>(normal_argument<T>(x)) * T(0.39894228040143267794);
+    return gaussian_over_tiny<T>(normal_argument<T>(x)) * T(0.39894228040143267794 * NormalConstants<T>::tiny);
 }
 
 // Phi(x), the standard normal distribution, also accurate where it is close to 0. At most 6 ulp (2 for x > 0).
@@ -166,7 +183,8 @@ template <class T> NF_INLINE Vec<T> normal_distribution_of(Vec<T> x) {
     const Vec<T> t = T(1) / fma(a, broadcast(C::p), broadcast(T(1)));
     // What rounding took from t: near a = 0 the polynomial would multiply it by 2 / p.
     const Vec<T> rest = t * fma(t * -C::p, a, T(1) - t);
-    const Vec<T> tail = gaussian<T>(a) * ((t + rest) * polynomial((t - T(0.5)) + rest, C::tail));
+    const Vec<T> scaled = (t + rest) * C::tiny * polynomial((t - T(0.5)) + rest, C::tail);
+    const Vec<T> tail = gaussian_over_tiny<T>(a) * scaled;
     return x > T(0) ? T(1) - tail : tail;
 }
 

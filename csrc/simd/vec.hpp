@@ -118,7 +118,7 @@ NF_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 #endif
 }
 
-// Lane by lane a > b ? a : b (b where either is NaN), and a < b ? a : b.
+// Lane by lane a > b ? a : b and a < b ? a : b (b where either is NaN).
 NF_INLINE Vec<float> max(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
     return (Vec<float>)_mm512_max_ps((__m512)a, (__m512)b);
@@ -141,7 +141,28 @@ NF_INLINE Vec<double> max(Vec<double> a, Vec<double> b) {
     return a > b ? a : b;
 #endif
 }
-template <class V> NF_INLINE V min(V a, V b) { return a < b ? a : b; }
+NF_INLINE Vec<float> min(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+    return (Vec<float>)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (Vec<float>)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(NUMFORMER_X86)
+    return (Vec<float>)_mm_min_ps((__m128)a, (__m128)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+NF_INLINE Vec<double> min(Vec<double> a, Vec<double> b) {
+#if defined(__AVX512F__)
+    return (Vec<double>)_mm512_min_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+    return (Vec<double>)_mm256_min_pd((__m256d)a, (__m256d)b);
+#elif defined(NUMFORMER_X86)
+    return (Vec<double>)_mm_min_pd((__m128d)a, (__m128d)b);
+#else
+    return a < b ? a : b;
+#endif
+}
 
 NF_INLINE Vec<float> sqrt(Vec<float> a) {
 #if defined(__AVX512F__)

@@ -6,6 +6,7 @@ anything is launched, takes new arrays from CuPy's pool, and launches on CuPy's 
 
 from typing import Any
 
+from numformer_cuda import ranks
 from numformer_cuda.arrays import Array, array, empty, namespace, number_of, to_device, to_host
 from numformer_cuda.attention import attention, attention_backward
 from numformer_cuda.elementwise import (
@@ -63,6 +64,7 @@ __all__ = [
     "matmul",
     "namespace",
     "number_of",
+    "ranks",
     "relu",
     "relu_backward",
     "rms_norm",

@@ -68,6 +68,20 @@ def query(runtime: int) -> dict[str, Any]:
     return {"device": device_name, "capability": shown, "devices": count.value, "driver": text_of(version.value)}
 
 
+def identities() -> list[str]:
+    """Return the UUID of each device that this process sees, of a part of one where it is divided."""
+    cuda, count = library(), ctypes.c_int(0)
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        raise Unusable("the NVIDIA driver does not give its devices")
+    found = []
+    for number in range(count.value):
+        device, uuid = ctypes.c_int(0), (ctypes.c_ubyte * 16)()
+        if cuda.cuDeviceGet(ctypes.byref(device), number) != 0 or cuda.cuDeviceGetUuid_v2(uuid, device) != 0:
+            raise Unusable(f"the NVIDIA driver does not say which device {number} is")
+        found.append(bytes(uuid).hex())
+    return found
+
+
 def _attribute(cuda: Any, which: int, device: ctypes.c_int) -> int:
     value = ctypes.c_int(0)
     if cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device) != 0:

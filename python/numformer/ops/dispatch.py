@@ -119,6 +119,12 @@ def cuda_status() -> dict[str, Any]:
     return status
 
 
+def wait_for(x: Any) -> None:
+    """Return when an array is computed, for a library that knows nothing of the stream that it is computed on."""
+    if backend_of(x) is not None:
+        importlib.import_module("numformer_cuda").synchronize()
+
+
 # With as many parameters as the function has: to collect *arguments would cost three times the look at a type.
 _CALL = """
 def call({all}):

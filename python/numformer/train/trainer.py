@@ -20,7 +20,6 @@ from numformer import files, ops, profiling
 from numformer.data.windows import IGNORE
 from numformer.nn import Context, initial
 from numformer.nn.context import compute_dtype
-from numformer.ops.memory import check_device
 from numformer.optim import Average, Optimizer
 from numformer.packed import Packed
 from numformer.train import checkpoint, events, log
@@ -247,9 +246,7 @@ class Trainer:
         self._exchange = self.ranks.exchange(model.parameters(), optimizer, shard=shard_optimizer)
 
     def _move(self, device: str) -> None:
-        check_device("Trainer", device)
-        if device == "cuda" and self.ranks.size > 1:
-            raise ValueError(f"Trainer: device 'cuda' is for one process, got {self.ranks.size}")
+        self.ranks.take_device("Trainer", device)
         for parameter in self.model.parameters():
             parameter.to(device)
         self.optimizer.to(device)
@@ -539,9 +536,8 @@ class Trainer:
                 if number == len(rounds):
                     self._exchange.begin()
                 backward(share if self.loss_scale is None else share * self.loss_scale.value)
-        loss = self.ranks.sum(loss)[0]
-        self._exchange.finish()
-        return loss, total
+        self._exchange.finish()  # first: other ranks, or their GPUs, may be waiting for the gradients of this one
+        return self.ranks.sum(loss)[0], total
 
     def _context(self, sample: int) -> Context:
         return Context(

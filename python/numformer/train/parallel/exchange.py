@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from numformer import ops
 from numformer.nn import Parameter
-from numformer.ops.memory import empty
+from numformer.ops.memory import empty, namespace
 from numformer.optim import Optimizer
 from numformer.train.parallel.buckets import Plan, plan
 from numformer.train.parallel.ranks import Exchange
+from numformer.train.parallel.transport import Transport
 
 if TYPE_CHECKING:
     from numformer.train.parallel.world import World
@@ -34,17 +35,21 @@ class Bucket:
     ----------
     world : World
         The ranks.
+    transport : Transport
+        What moves memory between them.
     parameters : list of Parameter
         Of the bucket; their gradients become views of its memory, and so do their values where they are to `spread`.
     plan : Plan
         Where each lies, and what is whose.
     """
 
-    def __init__(self, world: World, parameters: list[Parameter], plan: Plan, *, spread: bool) -> None:
-        self.world, self.parameters, self.plan = world, parameters, plan
-        dtype = parameters[0].value.dtype
-        self.grads = np.zeros(plan.cuts[-1], dtype)
-        self.values = np.zeros(plan.cuts[-1], dtype) if spread else None
+    def __init__(
+        self, world: World, transport: Transport, parameters: list[Parameter], plan: Plan, *, spread: bool
+    ) -> None:
+        self.world, self.transport, self.parameters, self.plan = world, transport, parameters, plan
+        value = parameters[0].value
+        self.grads: Array = namespace(value).zeros(plan.cuts[-1], value.dtype)
+        self.values: Array | None = namespace(value).zeros(plan.cuts[-1], value.dtype) if spread else None
         for parameter, view in zip(parameters, self.views(self.grads), strict=True):
             parameter.grad = view
         if self.values is not None:
@@ -75,15 +80,15 @@ class Bucket:
                 parameter.buffer()[...] = 0
         mine, ranks = self.mine, self.world.size
         length = mine.stop - mine.start
-        self._scratch = empty((ranks, length), self.grads.dtype)
-        self._moving = self.world.scatter(self.grads, self.plan.cuts, self._scratch)
+        self._scratch = empty((ranks, length), self.grads.dtype, like=self.grads)
+        self._moving = self.transport.scatter(self.grads, self.plan.cuts, self._scratch)
         self.sent = True
 
     def arrived(self, *, wait: bool) -> bool:
         """Whether all have come that were sent here; then add them up, once."""
         if self._moving is None:
             return True
-        if not self.world.done(self._moving, wait=wait):
+        if not self.transport.done(self._moving, wait=wait):
             return False
         assert self._scratch is not None
         rows, mine, rank = self._scratch, self.grads[self.mine], self.world.rank
@@ -116,12 +121,15 @@ class BucketExchange(Exchange):
         self.world, self.sharded = world, shard
         trained = {id(p) for p in optimizer.parameters}
         self.parameters = [p for p in reversed(parameters) if id(p) in trained]
+        self.transport = world.transport(self.parameters[0].value)
         self.buckets: list[Bucket] = []
         for dtype in dict.fromkeys(p.value.dtype for p in self.parameters):
             same = [p for p in self.parameters if p.value.dtype == dtype]
             whole = shard and not optimizer.elementwise
             plans = plan([p.value.size for p in same], dtype.itemsize, world.size, whole=whole)
-            self.buckets += [Bucket(world, [same[i] for i in one.members], one, spread=shard) for one in plans]
+            self.buckets += [
+                Bucket(world, self.transport, [same[i] for i in one.members], one, spread=shard) for one in plans
+            ]
         self._home = {id(p): bucket for bucket in self.buckets for p in bucket.parameters}
         self._begun = False
         self._sent = self._summed = 0  # so many buckets, the first ones, are on their way, and added up here
@@ -152,6 +160,7 @@ class BucketExchange(Exchange):
     def _send(self) -> None:
         self.buckets[self._sent].scatter()
         self._sent += 1
+        self._go_on(wait=False)
 
     def _go_on(self, *, wait: bool) -> None:
         """Do what can be done with what has come; libraries move bytes when they are asked about them."""
@@ -159,8 +168,8 @@ class BucketExchange(Exchange):
             bucket = self.buckets[self._summed]
             self._summed += 1
             if not self.sharded:
-                self._gathering.append(self.world.gather(bucket.grads, bucket.plan.cuts))
-        while self._gathering and self.world.done(self._gathering[0], wait=wait):
+                self._gathering.append(self.transport.gather(bucket.grads, bucket.plan.cuts))
+        while self._gathering and self.transport.done(self._gathering[0], wait=wait):
             self._gathering.pop(0)
 
     def finish(self) -> None:
@@ -194,8 +203,8 @@ class BucketExchange(Exchange):
 
     def spread(self) -> None:
         """Give all ranks the new values of the piece of each."""
-        moving = [self.world.gather(b.values, b.plan.cuts) for b in self.buckets if b.values is not None]
+        moving = [self.transport.gather(b.values, b.plan.cuts) for b in self.buckets if b.values is not None]
         for request in moving:
-            self.world.done(request, wait=True)
+            self.transport.done(request, wait=True)
         for parameter in self.parameters:
             parameter.changed()

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 from numformer.nn import Parameter
+from numformer.ops.memory import check_device
 from numformer.optim import Optimizer
 
 
@@ -83,6 +84,16 @@ class Ranks:
         `after` gives what to say after the exception.
         """
         yield
+
+    def take_device(self, owner: str, device: str) -> None:
+        """Compute on a device from now on, of several GPUs on one that no other rank has; called by all.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            Where there is no such device, or not for each rank; on all ranks.
+        """
+        check_device(owner, device)
 
     def spread(self, parameters: Sequence[Parameter]) -> None:
         """Give all ranks the values of rank 0; called by all."""

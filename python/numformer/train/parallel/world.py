@@ -9,7 +9,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -17,10 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numformer.nn import Parameter
+from numformer.ops import dispatch
+from numformer.ops.memory import assign, device_of, on_host
 from numformer.optim import Optimizer
-from numformer.train.parallel import threads
+from numformer.train.parallel import devices, threads, transport
 from numformer.train.parallel.exchange import BucketExchange
 from numformer.train.parallel.ranks import Exchange, Ranks
+from numformer.train.parallel.transport import Transport, as_bytes
 
 Array = NDArray[Any]
 
@@ -35,8 +37,8 @@ class World(Ranks):
     """The processes of ``MPI.COMM_WORLD``.
 
     Collective calls of one communicator must come in one order on all ranks, also those that do not block. So what
-    belongs to different orders has communicators of its own: buckets on their way to the ranks that add them up; sums
-    on their way back; all that is asked between two passes; and mistakes, which come when they come.
+    belongs to different orders has communicators of its own: what transports move; all that is asked between two
+    passes; and mistakes, which come when they come.
     """
 
     def __init__(self) -> None:
@@ -44,7 +46,7 @@ class World(Ranks):
 
         self._mpi = MPI
         self._comm = MPI.COMM_WORLD.Dup()
-        self._there, self._back = MPI.COMM_WORLD.Dup(), MPI.COMM_WORLD.Dup()
+        self._transports: dict[str, Transport] = {}
         self._mistakes = MPI.COMM_WORLD.Dup()
         self.rank, self.size = self._comm.rank, self._comm.size
         self._failed = False  # all ranks, together
@@ -79,7 +81,7 @@ class World(Ranks):
 
     def alike(self, owner: str, **settings: object) -> None:
         mine = json.dumps({name: repr(value) for name, value in settings.items()})
-        every = [json.loads(text) for text in self._texts(self._comm, mine)]
+        every = [json.loads(text) for text in self.texts(mine)]
         for name in settings:
             for rank, theirs in enumerate(every):
                 if theirs[name] != every[0][name]:
@@ -90,43 +92,69 @@ class World(Ranks):
 
     def spread(self, parameters: Sequence[Parameter]) -> None:
         for parameter in parameters:
-            self.done(self._comm.Ibcast([_bytes(parameter.value), self._mpi.BYTE]), wait=True)
+            value = on_host(parameter.value)
+            self.done(self._comm.Ibcast([as_bytes(value), self._mpi.BYTE]), wait=True)
+            if value is not parameter.value:
+                assign(parameter.value, value)
             parameter.changed()
 
     def exchange(self, parameters: Sequence[Parameter], optimizer: Optimizer, *, shard: bool) -> Exchange:
         return BucketExchange(self, parameters, optimizer, shard=shard)
 
-    # What a bucket needs.
+    def transport(self, array: Array) -> Transport:
+        """Return what moves memory of the kind of an array; called by all."""
+        device = device_of(array)
+        if device not in self._transports:
+            self._transports[device] = transport.choose(self, array)
+        return self._transports[device]
 
-    def scatter(self, flat: Array, cuts: Sequence[int], rows: Array) -> Any:
-        """Begin to send rank r the numbers from ``cuts[r]`` to ``cuts[r + 1]``; what rank r sends here is ``rows[r]``.
+    def take_device(self, owner: str, device: str) -> None:
+        if device != "cuda":
+            return super().take_device(owner, device)
+        status = dispatch.cuda_status()
+        backend = dispatch.cuda() if status["usable"] else None
+        offer: devices.Offer = {
+            "machine": self._mpi.Get_processor_name(),
+            "gpus": [] if backend is None else backend.ranks.devices(),
+            "reason": status["reason"],
+        }
+        numbers = devices.assign(owner, [json.loads(text) for text in self.texts(json.dumps(offer))])
+        assert backend is not None  # else assign would have said why
+        backend.ranks.use(numbers[self.rank])
+        return None
 
-        Nothing is sent to oneself.
-        """
-        size = flat.itemsize
-        counts = [0 if r == self.rank else (cuts[r + 1] - cuts[r]) * size for r in range(self.size)]
-        length = rows.shape[1] * size
-        coming = [0 if r == self.rank else length for r in range(self.size)]
-        starts = [r * length for r in range(self.size)]
-        return self._there.Ialltoallv(
-            [_bytes(flat), counts, [cut * size for cut in cuts[:-1]], self._mpi.BYTE],
-            [_bytes(rows), coming, starts, self._mpi.BYTE],
-        )
+    # What transports need.
 
-    def gather(self, flat: Array, cuts: Sequence[int]) -> Any:
-        """Begin to get the pieces of all others into flat memory that has one's own."""
-        size = flat.itemsize
-        counts = [(stop - start) * size for start, stop in pairwise(cuts)]
-        starts = [cut * size for cut in cuts[:-1]]
-        return self._back.Iallgatherv(self._mpi.IN_PLACE, [_bytes(flat), counts, starts, self._mpi.BYTE])
+    @property
+    def library(self) -> str:
+        """Where the library is that MPI is asked through."""
+        return str(self._mpi.__file__)
+
+    @property
+    def byte(self) -> Any:
+        """MPI's type of bytes."""
+        return self._mpi.BYTE
+
+    @property
+    def in_place(self) -> Any:
+        """What says to MPI that one's own piece is there already."""
+        return self._mpi.IN_PLACE
+
+    def new_communicator(self) -> Any:
+        """Return a communicator of all ranks for collective calls in an order of their own; called by all."""
+        return self._mpi.COMM_WORLD.Dup()
+
+    def texts(self, text: str) -> list[str]:
+        """Return the texts of all ranks; called by all."""
+        return self._texts(self._comm, text)
 
     def collect(self, mine: Array, shape: tuple[int, ...]) -> Array | None:
         """Return the array that has the pieces one after another on rank 0, None elsewhere."""
-        counts = np.empty(self.size, np.int64)
+        mine, counts = on_host(mine), np.empty(self.size, np.int64)
         self.done(self._comm.Iallgather(np.array([mine.nbytes], np.int64), counts), wait=True)
         whole = np.empty(shape, mine.dtype) if self.first else None
-        into = None if whole is None else [_bytes(whole), [int(count) for count in counts], self._mpi.BYTE]
-        self.done(self._comm.Igatherv([_bytes(mine), self._mpi.BYTE], into), wait=True)
+        into = None if whole is None else [as_bytes(whole), [int(count) for count in counts], self._mpi.BYTE]
+        self.done(self._comm.Igatherv([as_bytes(mine), self._mpi.BYTE], into), wait=True)
         return whole
 
     def done(self, request: Any, *, wait: bool) -> bool:
@@ -194,8 +222,3 @@ class World(Ranks):
         out = sys.__stderr__ or sys.stderr
         print(f"{message}\nnumformer: rank {self.rank} of {self.size} failed, which ends the job", file=out, flush=True)
         self._comm.Abort(1)
-
-
-def _bytes(array: Array) -> Array:
-    """Return the bytes of a contiguous array: MPI knows no bfloat16, and moves what it does not know."""
-    return array.reshape(-1).view(np.uint8)
