@@ -18,6 +18,7 @@ SUBJECTS = (
     "models",
     "mixed_precision",
     "mpi",
+    "cuda",
 )
 # Which file measures the training step of a model.
 MODELS = {"gpt": "training_step", "transformer": "transformer_step"}

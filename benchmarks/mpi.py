@@ -34,7 +34,8 @@ OPEN_MPI = {
 def run(threads: list[int], folder: pathlib.Path) -> pathlib.Path:
     """All jobs in turns, with the threads and ranks that `JOBS` says."""
     from benchmarks import common
-    from benchmarks.training_step import CASES, step_flops
+    from benchmarks.training_flops import step_flops
+    from benchmarks.training_step import CASES
 
     beside = pathlib.Path(sys.executable).with_name("mpiexec")
     launcher = str(beside) if beside.is_file() else shutil.which("mpiexec")

@@ -20,7 +20,7 @@ from numformer.optim import AdamW, decay_groups
 from benchmarks import common
 from benchmarks.torch_gpt import TorchGPT
 from benchmarks.torch_peer import TorchStep, train_in_turns
-from benchmarks.training_step import step_flops
+from benchmarks.training_flops import step_flops
 
 CONFIG = GPTConfig(vocab_size=256, context=64, layers=4, heads=4, width=128)
 BATCH, STEPS, EVALUATION = 12, 2000, 400

@@ -20,7 +20,8 @@ from numformer.train import Trainer
 from benchmarks import common
 from benchmarks.torch_gpt import TorchGPT
 from benchmarks.torch_peer import TorchStep
-from benchmarks.training_step import CASES, step_flops
+from benchmarks.training_flops import step_flops
+from benchmarks.training_step import CASES
 
 STEPS = 3  # in one profile
 ROUNDS = 12  # of which the least counts: what recording adds is less than what a busy machine does

@@ -98,7 +98,8 @@ class TorchStep:
     def gradient(self, *batch: Tensor) -> Tensor:
         """Return the loss, having put its gradient into the parameters in place of what they had."""
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+        device = next(self.model.parameters()).device.type
+        with torch.autocast(device, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             loss = self.loss(*batch)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss

@@ -18,6 +18,7 @@ from numformer.optim import AdamW, decay_groups
 from benchmarks import common
 from benchmarks.torch_gpt import TorchGPT
 from benchmarks.torch_peer import TorchStep
+from benchmarks.training_flops import step_flops
 
 GPT2 = GPTConfig(vocab_size=50257, context=1024, layers=12, heads=12, width=768)
 
@@ -51,15 +52,6 @@ STEPS, TOLERANCE = 20, {"float32": 1e-3, "bfloat16": 1e-2, "float16": 1e-2}
 # In 16 bits: what the larger models are to reach against autocast, and the share of the ceiling of that dtype.
 NARROW_AIM, NARROW_CAP = 1.4, 0.62
 LR = 1e-4
-
-
-def step_flops(config: GPTConfig, batch: int) -> float:
-    """Products only: 6 a weight and token (forward 2, backward 4), and attention's 3.5 x 4 N^2 D a head,
-    half of it as it is causal.
-    """
-    width, tokens = config.width, batch * config.context
-    weights = config.layers * 12 * width * width + config.vocab_size * width
-    return 6.0 * weights * tokens + config.layers * batch * 3.5 * 4.0 * config.context**2 * width * 0.5
 
 
 def fixed_cost(count: int, top: float) -> common.Result:

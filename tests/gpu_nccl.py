@@ -20,7 +20,7 @@ class Communicator:
     def __init__(self, size, key, rank):
         from mpi4py import MPI
 
-        assert isinstance(key, tuple) and len(key) == 128
+        assert isinstance(key, bytes) and len(key) == 128
         self.comm = MPI.COMM_WORLD.Dup()
         assert (self.comm.size, self.comm.rank) == (size, rank)
         assert len(set(self.comm.allgather((key, gpu.GPU.device)))) == size, "one key, and a device for each"
@@ -61,12 +61,12 @@ def group_end():
 
 
 def library():
-    """What stands in cupy.cuda.nccl."""
+    """What stands in for cupy.cuda.nccl."""
     return SimpleNamespace(
         available=True,
         NCCL_UINT8=UINT8,
         NcclCommunicator=Communicator,
-        get_unique_id=lambda: tuple(os.urandom(128)),
+        get_unique_id=lambda: os.urandom(128),
         groupStart=group_start,
         groupEnd=group_end,
     )

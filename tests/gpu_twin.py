@@ -5,7 +5,8 @@ built; that one runs the kernels themselves.
 """
 
 import ctypes
-from types import ModuleType
+from contextlib import suppress
+from types import FunctionType, ModuleType, SimpleNamespace
 
 import ml_dtypes
 import numformer as nf
@@ -175,9 +176,17 @@ def global_norm(out, arrays, allocate, stream):
     view(out)[...] = nf.global_norm(views(arrays))
 
 
+class _NotFiniteError(Exception):
+    """A norm that is not finite: the update changes nothing."""
+
+
 def _clipped(grad_scale, norm, max_norm):
     found = view(norm)
-    return grad_scale if found is None else grad_scale * min(1.0, max_norm / max(float(found), 1e-300))
+    if found is None:
+        return grad_scale
+    if not np.isfinite(found):
+        raise _NotFiniteError
+    return grad_scale * min(1.0, max_norm / (grad_scale * float(found) + 1e-6))
 
 
 def adam_update(
@@ -223,6 +232,24 @@ def rmsprop_update(values, grads, squares, means, momenta, copies, lr, alpha, ep
     lists = [views(one) for one in (values, grads, squares, means, momenta)]
     options = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
     nf.rmsprop_update(*lists, grad_scale=_clipped(grad_scale, norm, max_norm), copies=views(copies), **options)
+
+
+def lion_update(values, grads, m, copies, lr, beta1, beta2, weight_decay, grad_scale, norm, max_norm, stream):
+    rule = SimpleNamespace(beta1=beta1, beta2=beta2)
+    options = {"lr": lr, "weight_decay": weight_decay, "step": 1, "copies": views(copies)}
+    scale = _clipped(grad_scale, norm, max_norm)
+    nf.optim.Lion._update(rule, views(values), views(grads), [views(m)], grad_scale=scale, **options)
+
+
+def adafactor_update(values, grads, rows, columns, copies, lr, share, rate, eps1, eps2, d, weight_decay, *more):
+    grad_scale, norm, max_norm, _, _ = more
+    step = share ** (1 / -0.8)
+    assert abs(rate - min(lr, step**-0.5)) < 1e-9
+    rule = SimpleNamespace(beta2_decay=-0.8, eps1=eps1, eps2=eps2, d=d)
+    state = [views(rows), views(columns)]
+    options = {"lr": lr, "weight_decay": weight_decay, "step": step, "copies": views(copies)}
+    scale = _clipped(grad_scale, norm, max_norm)
+    nf.optim.Adafactor._update(rule, views(values), views(grads), state, grad_scale=scale, **options)
 
 
 def matmul(out, a, b, bias, activation, residual, preactivation, scale, accumulate, allocate, stream):
@@ -280,7 +307,8 @@ def _noted(name, function):
     def call(*arguments):
         calls.append(name)
         assert isinstance(arguments[-1], int)
-        return function(*arguments)
+        with suppress(_NotFiniteError):
+            return function(*arguments)
 
     return call
 
@@ -288,5 +316,5 @@ def _noted(name, function):
 core = ModuleType("numformer_cuda._core")
 core.runtime_version = 13000
 for _name, _function in list(globals().items()):
-    if callable(_function) and not _name.startswith("_") and _name not in ("view", "views", "ModuleType"):
+    if isinstance(_function, FunctionType) and not _name.startswith("_") and _name not in ("view", "views"):
         setattr(core, _name, _noted(_name, _function))

@@ -101,7 +101,7 @@ def work(folder: Path, options: dict[str, Any]) -> None:
 
     with gpu.standing_in(gpu_twin.core, devices=options["gpus"]):
         if options["by"] == "nccl":
-            sys.modules["cupy"].cuda.nccl = gpu_nccl.library()
+            sys.modules["cupy.cuda.nccl"] = gpu_nccl.library()
         if options["by"] == "mpi":
             transport.reads_gpus = lambda library: True
         buckets.plan.__kwdefaults__["limit"] = 4 << 10  # so that there are many, in all orders

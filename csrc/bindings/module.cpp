@@ -1,6 +1,7 @@
 // The table of contents of numformer._core.
 #include "bindings/arrays.hpp"
 #include "bindings/dlpack.hpp"
+#include "bindings/errors.hpp"
 
 namespace py = pybind11;
 
@@ -10,16 +11,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.doc() = "numformer's native kernels; call them through numformer's functions.";
     py::options options;
     options.disable_function_signatures(); // define() has them
-    py::register_exception_translator([](std::exception_ptr pointer) {
-        try {
-            if (pointer)
-                std::rethrow_exception(pointer);
-        } catch (const nf::TypeError &error) {
-            PyErr_SetString(PyExc_TypeError, error.what());
-        } catch (const nf::ValueError &error) {
-            PyErr_SetString(PyExc_ValueError, error.what());
-        }
-    });
+    translate_errors();
     bind_runtime(m);
     bind_dlpack(m);
     bind_matmul(m);

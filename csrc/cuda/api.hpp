@@ -97,6 +97,9 @@ void sgd_update(const UpdateInputs &in, Stream stream);
 void adam_update(const UpdateInputs &in, Stream stream);
 void adagrad_update(const UpdateInputs &in, Stream stream);
 void rmsprop_update(const UpdateInputs &in, Stream stream);
+void lion_update(const UpdateInputs &in, Stream stream);
+// first: rows, second: columns (empty arrays beside vectors); c = {share, rate, keep, eps1, eps2, d}.
+void adafactor_update(const UpdateInputs &in, const Allocate &allocate, Stream stream);
 void global_norm(const Array &out, const std::vector<Array> &arrays, const Allocate &allocate, Stream stream);
 
 struct MatmulInputs {

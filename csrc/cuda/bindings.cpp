@@ -1,5 +1,6 @@
 // The native module of the CUDA backend; README.md beside says what its functions take. Compiled twice: for CUDA, and
 // for the host by the tests.
+#include "bindings/errors.hpp"
 #include "cuda/api.hpp"
 
 #include <algorithm>
@@ -745,6 +746,36 @@ void bind_updates(py::module_ &m) {
               set(in, {lr, alpha, 1 - alpha, eps, weight_decay, momentum});
               rmsprop_update(in, stream_of(stream));
           });
+    m.def("lion_update",
+          [](py::object values, py::object grads, py::object momenta, py::object copies, double lr, double beta1,
+             double beta2, double weight_decay, double grad_scale, py::object norm, double max_norm, uintptr_t stream) {
+              const Arguments arguments("lion_update");
+              UpdateInputs in = update_inputs(arguments, values, grads, copies, grad_scale, norm, max_norm);
+              in.first = list_of(arguments, "m", momenta, &in.values, true);
+              set(in, {lr, 1 - beta1, 1 - beta2, weight_decay});
+              lion_update(in, stream_of(stream));
+          });
+    m.def("adafactor_update",
+          [](py::object values, py::object grads, py::object rows, py::object columns, py::object copies, double lr,
+             double share, double rate, double eps1, double eps2, double d, double weight_decay, double grad_scale,
+             py::object norm, double max_norm, py::object allocate, uintptr_t stream) {
+              const Arguments arguments("adafactor_update");
+              UpdateInputs in = update_inputs(arguments, values, grads, copies, grad_scale, norm, max_norm);
+              for (const Array &value : in.values) { // a vector has no columns
+                  const size_t i = in.first.size();
+                  const bool is_vector = value.ndim() < 2;
+                  Shape of_rows = value.shape, of_columns = value.shape;
+                  if (!is_vector) {
+                      of_rows.pop_back();
+                      of_columns.erase(of_columns.end() - 2);
+                  }
+                  in.first.push_back(arguments.like("rows", py::sequence(rows)[i], value.dtype, of_rows));
+                  in.second.push_back(arguments.like("columns", py::sequence(columns)[i], value.dtype,
+                                                     is_vector ? Shape{0} : of_columns));
+              }
+              set(in, {share, rate, 1 - lr * weight_decay, eps1, eps2, d});
+              adafactor_update(in, allocate_by(allocate), stream_of(stream));
+          });
     m.def("global_norm", [](py::object out, py::object arrays, py::object allocate, uintptr_t stream) {
         const Arguments arguments("global_norm");
         global_norm(arguments.like("out", out, DType::f64, {}), list_of(arguments, "arrays", arrays, nullptr, false),
@@ -825,15 +856,12 @@ void bind_probes(py::module_ &m); // tests/cuda/host/probes.cpp: kernels that te
 PYBIND11_MODULE(NUMFORMER_CUDA_MODULE, m, py::mod_gil_not_used()) {
     using namespace nf::cuda;
     m.doc() = "numformer's kernels on a device; numformer_cuda calls them.";
+    nf::bindings::translate_errors();
     py::register_exception_translator([](std::exception_ptr pointer) {
         try {
             if (pointer)
                 std::rethrow_exception(pointer);
-        } catch (const nf::TypeError &error) {
-            PyErr_SetString(PyExc_TypeError, error.what());
-        } catch (const nf::ValueError &error) {
-            PyErr_SetString(PyExc_ValueError, error.what());
-        } catch (const nf::cuda::NotThere &error) {
+        } catch (const NotThere &error) {
             PyErr_SetString(PyExc_NotImplementedError, error.what());
         }
     });

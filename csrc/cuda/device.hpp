@@ -187,39 +187,33 @@ constexpr double kLog2e = 1.4426950408889634074;
 
 constexpr NF_HOST_DEVICE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The sum, or the largest, of a value of each lane, in every lane.
-template <class A> NF_DEVICE A warp_sum(A value) {
+// combine(combine(a, b), ...) of a value of each lane, in every lane.
+template <class A, class Combine> NF_DEVICE A warp_reduce(A value, Combine combine) {
     for (int mask = kWarp / 2; mask > 0; mask /= 2)
-        value += shuffle_xor(value, mask);
-    return value;
-}
-template <class A> NF_DEVICE A warp_max(A value) {
-    for (int mask = kWarp / 2; mask > 0; mask /= 2)
-        value = larger_of(value, shuffle_xor(value, mask));
+        value = combine(value, shuffle_xor(value, mask));
     return value;
 }
 // ... of each thread of the block; `scratch` has a place for each warp.
-template <class A> NF_DEVICE A block_sum(A value, Shared<A> scratch) {
-    value = warp_sum(value);
+template <class A, class Combine> NF_DEVICE A block_reduce(A value, Shared<A> scratch, Combine combine) {
+    value = warp_reduce(value, combine);
     if (lane() == 0)
         scratch[warp()] = value;
     barrier();
-    A sum = 0;
-    for (int i = 0; i < threads() / kWarp; ++i)
-        sum += scratch[i];
-    barrier(); // the scratch may be used again
-    return sum;
-}
-template <class A> NF_DEVICE A block_max(A value, Shared<A> scratch) {
-    value = warp_max(value);
-    if (lane() == 0)
-        scratch[warp()] = value;
-    barrier();
-    A top = scratch[0];
+    A all = scratch[0];
     for (int i = 1; i < threads() / kWarp; ++i)
-        top = larger_of(top, scratch[i]);
-    barrier();
-    return top;
+        all = combine(all, scratch[i]);
+    barrier(); // the scratch may be used again
+    return all;
 }
+struct Sum {
+    template <class A> NF_DEVICE A operator()(A a, A b) const { return a + b; }
+};
+struct Largest {
+    template <class A> NF_DEVICE A operator()(A a, A b) const { return larger_of(a, b); }
+};
+template <class A> NF_DEVICE A warp_sum(A value) { return warp_reduce(value, Sum()); }
+template <class A> NF_DEVICE A warp_max(A value) { return warp_reduce(value, Largest()); }
+template <class A> NF_DEVICE A block_sum(A value, Shared<A> scratch) { return block_reduce(value, scratch, Sum()); }
+template <class A> NF_DEVICE A block_max(A value, Shared<A> scratch) { return block_reduce(value, scratch, Largest()); }
 
 } // namespace nf::cuda

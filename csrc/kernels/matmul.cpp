@@ -291,8 +291,9 @@ bool multiply_many(const MatmulArgs &args, const Product<T> &product, const B &b
 // B is read once, where it lies: packing it would cost as much as all the rest. The sums of a chunk of columns stay
 // near while rows of B stream by. Each sum is one chain over the depth.
 
-// Steps of the depth (rows of B, or pairs of them) that are read side by side, and columns of them in registers.
-constexpr int kSteps = 4, kStepVectors = kTileRows > 6 ? 4 : 2;
+// Steps of the depth (rows of B, or pairs of them) that are read side by side, and columns of them in registers: of 16
+// registers 4 x 3, 3 of sums and one of an element of A.
+constexpr int kSteps = 4, kStepVectors = kTileRows > 6 ? 4 : 3;
 // Sums in L1; of a single row, which are touched little, in L2, for the longer the pieces of rows are, the better the
 // hardware reads ahead.
 constexpr int64_t kSumsBytes = 16 << 10, kSumsBytesOfOneRow = 64 << 10;
@@ -410,7 +411,8 @@ bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const 
 
 // b is transposed, its columns are contiguous: dot products of ROWS rows with COLUMNS columns, one chain a lane.
 template <class E, class T, int ROWS, int COLUMNS>
-void dot_products(int64_t depth, const T *a, int64_t a_row, const T *b, int64_t b_col, Acc<E> *sums, int64_t sums_row) {
+void dot_products(int64_t depth, const T *a, int64_t a_row, const T *b, int64_t b_col, Acc<E> *sums, int64_t sums_row,
+                  int64_t sums_col) {
     typedef Acc<E> A;
     constexpr int kRegister = kLanes<E> * kElements<E>, kCount = ROWS * COLUMNS;
     Vec<A> sum[kCount];
@@ -431,12 +433,8 @@ void dot_products(int64_t depth, const T *a, int64_t a_row, const T *b, int64_t 
         }
     };
     int64_t k = 0;
-    for (; k + kRegister <= depth; k += kRegister) {
-#pragma GCC unroll 16
-        for (int j = 0; j < COLUMNS; ++j)
-            __builtin_prefetch(b + (j + COLUMNS) * b_col + k);
+    for (; k + kRegister <= depth; k += kRegister)
         step(k, kRegister);
-    }
     if (k < depth)
         step(k, int(depth - k));
     if constexpr (kCount % kLanes<A> == 0) {
@@ -444,19 +442,22 @@ void dot_products(int64_t depth, const T *a, int64_t a_row, const T *b, int64_t 
         for (int group = 0; group < kCount; group += kLanes<A>)
             store(total + group, sums_of_lanes<A>(reinterpret_cast<Vec<A>(&)[kLanes<A>]>(sum[group])));
         for (int i = 0; i < kCount; ++i)
-            sums[i / COLUMNS * sums_row + i % COLUMNS] = total[i];
+            sums[i / COLUMNS * sums_row + i % COLUMNS * sums_col] = total[i];
     } else {
         for (int i = 0; i < kCount; ++i)
-            sums[i / COLUMNS * sums_row + i % COLUMNS] = reduce_add<A>(sum[i]);
+            sums[i / COLUMNS * sums_row + i % COLUMNS * sums_col] = reduce_add<A>(sum[i]);
     }
 }
 
-constexpr int64_t kColumns = 16; // columns of one task: sums fit in L1, and columns are contiguous in the output
+// Columns side by side: with one row as many as there are registers for their sums. They are not neighbours but
+// kRunColumns apart, so that each goes on in memory where the one before it ended: few long streams, in which the
+// hardware runs ahead.
+constexpr int kSideBySide = kTileRows > 6 ? 16 : 8;
+constexpr int64_t kRunColumns = 8, kGroupColumns = kSideBySide * kRunColumns; // of one task
 
 template <class E, class T>
 bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
     typedef Acc<E> A;
-    constexpr int kDots = kTileRows > 6 ? 16 : 8; // at once: as many as there are registers for
     Scratch<T> a(args.m * args.k);
     if (!a)
         return false;
@@ -464,65 +465,84 @@ bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, cons
         for (int64_t k = 0; k < args.k; ++k)
             a.data[i * args.k + k] = product.a[i * args.a_row + k * args.a_col];
     parallel_ranges(
-        ceil_div(args.n, kColumns), larger(1, kParallelWork / larger(1, args.m * args.k * kColumns)),
+        ceil_div(args.n, kGroupColumns), larger(1, kParallelWork / larger(1, args.m * args.k * kGroupColumns)),
         [&](int64_t begin, int64_t end) {
-            alignas(kVectorBytes) A sums[kFewRows * kColumns];
+            alignas(kVectorBytes) A sums[kFewRows * kGroupColumns];
             for (int64_t group = begin; group < end; ++group) {
-                const int64_t j0 = group * kColumns, columns = smaller(kColumns, args.n - j0);
+                const int64_t j0 = group * kGroupColumns, columns = smaller(kGroupColumns, args.n - j0);
                 const T *b = product.b + j0 * args.b_col;
-                int64_t i = 0;
-                auto rows_at_once = [&](auto rows, auto at_once) {
-                    constexpr int R = decltype(rows)::value, C = decltype(at_once)::value;
-                    for (; i + R <= args.m; i += R) {
-                        int64_t j = 0;
-                        for (; j + C <= columns; j += C)
-                            dot_products<E, T, R, C>(args.k, a.data + i * args.k, args.k, b + j * args.b_col,
-                                                     args.b_col, sums + i * kColumns + j, kColumns);
-                        for (; j < columns; ++j)
-                            dot_products<E, T, R, 1>(args.k, a.data + i * args.k, args.k, b + j * args.b_col,
-                                                     args.b_col, sums + i * kColumns + j, kColumns);
-                    }
+                // All rows with columns j, j + apart, ..., `count` of them.
+                auto all_rows = [&](int64_t j, int64_t apart, auto count) {
+                    constexpr int C = decltype(count)::value;
+                    int64_t i = 0;
+                    auto rows_at_once = [&](auto rows, auto at_once) {
+                        constexpr int R = decltype(rows)::value, S = decltype(at_once)::value;
+                        for (; i + R <= args.m; i += R)
+                            for (int64_t c = 0; c < C; c += S)
+                                dot_products<E, T, R, S>(
+                                    args.k, a.data + i * args.k, args.k, b + (j + c * apart) * args.b_col,
+                                    apart * args.b_col, sums + i * kGroupColumns + j + c * apart, kGroupColumns, apart);
+                    };
+                    rows_at_once(std::integral_constant<int, 4>{}, std::integral_constant<int, (C + 3) / 4>{});
+                    rows_at_once(std::integral_constant<int, 1>{}, count);
                 };
-                rows_at_once(std::integral_constant<int, 4>{}, std::integral_constant<int, kDots / 4>{});
-                rows_at_once(std::integral_constant<int, 1>{}, std::integral_constant<int, kDots>{});
-                finish<A, T>(args, product, bias, sums, kColumns, 0, args.m, j0, columns);
+                const int64_t run = columns / kSideBySide;
+                for (int64_t j = 0; j < run; ++j)
+                    all_rows(j, run, std::integral_constant<int, kSideBySide>{});
+                for (int64_t j = run * kSideBySide; j < columns; ++j)
+                    all_rows(j, 1, std::integral_constant<int, 1>{});
+                finish<A, T>(args, product, bias, sums, kGroupColumns, 0, args.m, j0, columns);
             }
         });
     return true;
 }
 
-// B was packed beforehand: a panel has its whole depth, so sums stay in registers.
-NF_INLINE int64_t panels_of_task(const MatmulArgs &args, int64_t panel_columns) {
-    return larger(kMostPanels,
-                  round_up(ceil_div(kParallelWork / 2, larger(1, args.m * args.k * panel_columns)), kMostPanels));
+// B was packed beforehand: a panel has its whole depth, so sums stay in registers; where panels are read one by one
+// (panels.hpp), for a piece of it.
+struct FewRowsStored {
+    int64_t threads, at_once, of_task; // panels
+};
+template <class E> FewRowsStored few_rows_stored_of(const MatmulArgs &args, int64_t threads) {
+    const int64_t at_once = args.m <= kTileRows ? panels_at_once(int(args.m)) : 1;
+    const int64_t panels = ceil_div(kParallelWork / 2, larger(1, args.m * args.k * kTileColumns<E>));
+    return {args.m * args.n * args.k < kParallelWork ? 1 : threads, at_once,
+            round_up(larger(kMostPanels, panels), at_once)};
 }
 template <class E, class T, class S>
 bool few_rows_stored(const MatmulArgs &args, const Product<T> &product, const S *units, const Acc<E> *bias) {
     typedef Acc<E> A;
-    constexpr int64_t NR = kTileColumns<E>;
+    constexpr int64_t NR = kTileColumns<E>, kSumsRow = kMostPanels * NR;
+    constexpr int64_t kFirstLines = 4; // of a panel: what the hardware needs to see that it is read in order
     const int64_t panels = ceil_div(args.n, NR);
     const Strips<E> a(args, product.a);
     if (!a.packed)
         return false;
-    const int64_t at_once = a.count == 1 ? panels_at_once(int(args.m)) : 1;
+    const FewRowsStored parts = few_rows_stored_of<E>(args, runtime::threads_here());
     auto compute = [&](int64_t begin, int64_t end) {
-        alignas(kVectorBytes) A sums[kFewRows * kMostPanels * NR];
-        constexpr int64_t kSumsRow = kMostPanels * NR;
-        for (int64_t p = begin; p < end;) {
-            const int64_t count = p + at_once <= end ? at_once : 1;
-            for (int64_t strip = 0, i = 0; strip < a.count; ++strip, i += a.rows)
-                panels_function<E, S>(smaller(a.rows, args.m - i), count == 1)(
-                    args.k, a.strip(strip), units + p * args.panel, args.panel, sums + i * kSumsRow, kSumsRow);
+        alignas(kVectorBytes) A sums[kFewRows * kSumsRow];
+        for (int64_t p = begin, count; p < end; p += count) {
+            count = p + parts.at_once <= end ? parts.at_once : 1;
+            const S *of_b = units + p * args.panel;
+            const int64_t piece = count == 1 ? kPieceDepth<S> : args.k;
+            if (count > 1)
+                for (int64_t next = count; next < 2 * count; ++next)
+                    for (int64_t line = 0; line < kFirstLines; ++line)
+                        __builtin_prefetch(reinterpret_cast<const char *>(of_b + next * args.panel) +
+                                           line * kLineBytes);
+            for (int64_t k0 = 0; k0 < args.k; k0 += piece)
+                for (int64_t strip = 0, i = 0; strip < a.count; ++strip, i += a.rows)
+                    panels_function<E, S>(smaller(a.rows, args.m - i), count == 1)(
+                        smaller(piece, args.k - k0), a.strip(strip, k0 / kElements<E>), of_b + k0 / kUnitDepth<S> * NR,
+                        args.panel, sums + i * kSumsRow, kSumsRow, k0 > 0, strip + 1 == a.count);
             finish<A, T>(args, product, bias, sums, kSumsRow, 0, args.m, p * NR, smaller(count * NR, args.n - p * NR));
-            p += count;
         }
     };
-    const int64_t of_task = panels_of_task(args, NR);
-    if (args.m * args.n * args.k < kParallelWork || runtime::threads_here() == 1)
+    if (parts.threads == 1)
         compute(0, panels);
     else
-        parallel_tasks(ceil_div(panels, of_task),
-                       [&](int64_t task) { compute(task * of_task, smaller(panels, (task + 1) * of_task)); });
+        parallel_tasks(ceil_div(panels, parts.of_task), [&](int64_t task) {
+            compute(task * parts.of_task, smaller(panels, (task + 1) * parts.of_task));
+        });
     return true;
 }
 
@@ -803,20 +823,20 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
     }
     case Way::few_rows_stored: {
         plan.path = "few rows: B is read in the panels that it was stored in";
-        const int64_t of_task = panels_of_task(args, NR);
-        threads_used = args.m * args.n * args.k < kParallelWork || threads == 1
-                           ? 1
-                           : runtime::threads_for(ceil_div(ceil_div(args.n, NR), of_task), 1);
+        const FewRowsStored parts = few_rows_stored_of<E>(args, threads);
+        threads_used = parts.threads == 1 ? 1 : runtime::threads_for(ceil_div(ceil_div(args.n, NR), parts.of_task), 1);
         size = int64_t(sizeof(E)) * (round_up(args.m, kTileRows) * steps + kLanes<E>);
-        tell(plan, "columns_of_a_task", of_task * NR);
+        tell(plan, "panels_at_once", parts.at_once);
+        tell(plan, "columns_of_a_task", parts.of_task * NR);
         break;
     }
     case Way::few_rows_transposed: {
         plan.path = "few rows, B transposed: dot products along its columns, where they lie";
-        const int64_t grain = larger(1, kParallelWork / larger(1, args.m * args.k * kColumns));
-        threads_used = divided ? 1 : runtime::threads_for(ceil_div(args.n, kColumns), grain);
+        const int64_t grain = larger(1, kParallelWork / larger(1, args.m * args.k * kGroupColumns));
+        threads_used = divided ? 1 : runtime::threads_for(ceil_div(args.n, kGroupColumns), grain);
         size = int64_t(sizeof(T)) * args.m * args.k;
-        tell(plan, "columns_of_a_task", kColumns);
+        tell(plan, "columns_at_once", kSideBySide);
+        tell(plan, "columns_of_a_task", kGroupColumns);
         break;
     }
     }

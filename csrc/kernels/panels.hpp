@@ -1,6 +1,6 @@
 // A matrix B that was packed once, for many products (nf.PackedMatrix): the panels of Goto and van de Geijn (2008, see
 // matmul.cpp, which blocks the products of many rows), kTileColumns columns each, with the whole depth in one piece of
-// memory, so that a product of many rows needs no packing and one of few rows reads a single stream.
+// memory, so that a product of many rows needs no packing and one of few rows reads long streams.
 //
 // Elements are stored as float, double or f16, as pairs of bfloat16 that follow each other along the depth (what
 // vdpbf16ps multiplies; the other levels take a pair apart by a shift and a mask), or as int8_t with one factor a
@@ -135,42 +135,65 @@ static void unpack_panels(const S *from, int64_t from_panel, int64_t k0, int64_t
     }
 }
 
-// sums (ROWS x PANELS * kPanelColumns) = a (InPanels) times as many panels, each sum one chain over the depth.
+// Panels that are read side by side are as many streams of memory, in each of which the hardware runs ahead. One by
+// itself is a single stream, where it does not do so enough: it is read in pieces that stay in the first-level cache
+// while all strips of rows meet them, and the last strip asks for the next piece.
+constexpr int64_t kPieceBytes = 8 << 10, kLineBytes = 64;
+template <class S>
+constexpr int64_t kPieceDepth = kPieceBytes / (kPanelColumns<S> * int64_t(sizeof(S))) * kUnitDepth<S>;
+
+// sums (ROWS x PANELS * kPanelColumns) = or += a (InPanels) times as many panels, each sum one chain over the depth.
 template <class E, class S, int ROWS, int PANELS>
-static void multiply_panels(int64_t depth, const E *a, const S *units, int64_t panel, Acc<E> *sums, int64_t sums_row) {
+static void multiply_panels(int64_t depth, const E *a, const S *units, int64_t panel, Acc<E> *sums, int64_t sums_row,
+                            bool add_to_sums, bool fetch_next) {
     typedef Acc<E> A;
-    constexpr int64_t NR = kPanelColumns<S>;
-    // How far ahead of its use memory is asked for.
-    constexpr int64_t kAhead = 1024 / int64_t(sizeof(S)), kLine = 64 / int64_t(sizeof(S));
-    Vec<A> sum[ROWS][PANELS * kTileVectors];
+    constexpr int kVectors = PANELS * kTileVectors;
+    constexpr int64_t NR = kPanelColumns<S>, kStepBytes = NR * int64_t(sizeof(S));
+    constexpr int64_t kLineSteps = kStepBytes < kLineBytes ? kLineBytes / kStepBytes : 1;
+    Vec<A> sum[ROWS][kVectors];
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 8
-        for (int v = 0; v < PANELS * kTileVectors; ++v)
-            sum[i][v] = Vec<A>{};
+        for (int v = 0; v < kVectors; ++v)
+            sum[i][v] = add_to_sums ? load(sums + i * sums_row + v * kLanes<A>) : Vec<A>{};
+    auto column = [&](int v, int part) __attribute__((always_inline)) {
+        return load_units<E, S>(units + v / kTileVectors * panel + v % kTileVectors * kLanes<E>, part);
+    };
+    // What there is less of stays in registers, elements of a or columns.
     auto add = [&](int part) __attribute__((always_inline)) {
-        Vec<E> column[PANELS * kTileVectors];
-#pragma GCC unroll 4
-        for (int p = 0; p < PANELS; ++p)
-#pragma GCC unroll 4
-            for (int v = 0; v < kTileVectors; ++v)
-                column[p * kTileVectors + v] = load_units<E, S>(units + p * panel + v * kLanes<E>, part);
+        if constexpr (ROWS <= kVectors) {
+            Vec<E> element[ROWS];
 #pragma GCC unroll 16
-        for (int i = 0; i < ROWS; ++i) {
-            const Vec<E> element = broadcast(a[i]);
+            for (int i = 0; i < ROWS; ++i)
+                element[i] = broadcast(a[i]);
 #pragma GCC unroll 8
-            for (int v = 0; v < PANELS * kTileVectors; ++v)
-                sum[i][v] = multiply_add<E>(element, column[v], sum[i][v]);
+            for (int v = 0; v < kVectors; ++v) {
+                const Vec<E> x = column(v, part);
+#pragma GCC unroll 16
+                for (int i = 0; i < ROWS; ++i)
+                    sum[i][v] = multiply_add<E>(element[i], x, sum[i][v]);
+            }
+        } else {
+            Vec<E> x[kVectors];
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v)
+                x[v] = column(v, part);
+#pragma GCC unroll 16
+            for (int i = 0; i < ROWS; ++i) {
+                const Vec<E> element = broadcast(a[i]);
+#pragma GCC unroll 8
+                for (int v = 0; v < kVectors; ++v)
+                    sum[i][v] = multiply_add<E>(element, x[v], sum[i][v]);
+            }
         }
         a += kTileRows;
     };
     int64_t k = 0;
-    for (; k + kUnitDepth<S> <= depth; k += kUnitDepth<S>, units += NR) {
+    for (int64_t step = 0; k + kUnitDepth<S> <= depth; k += kUnitDepth<S>, ++step, units += NR) {
+        if (PANELS == 1 && fetch_next && step % kLineSteps == 0)
 #pragma GCC unroll 4
-        for (int p = 0; p < PANELS; ++p)
-#pragma GCC unroll 4
-            for (int64_t line = 0; line < NR; line += kLine)
-                __builtin_prefetch(units + p * panel + kAhead + line);
+            for (int64_t byte = 0; byte < kStepBytes; byte += kLineBytes)
+                __builtin_prefetch(reinterpret_cast<const char *>(units) + kPieceBytes + byte);
 #pragma GCC unroll 2
         for (int part = 0; part < kParts<E, S>; ++part)
             add(part);
@@ -180,20 +203,26 @@ static void multiply_panels(int64_t depth, const E *a, const S *units, int64_t p
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 8
-        for (int v = 0; v < PANELS * kTileVectors; ++v)
+        for (int v = 0; v < kVectors; ++v)
             store(sums + i * sums_row + v * kLanes<A>, sum[i][v]);
 }
 
-// Panels at once: their sums and one register of each fill the registers there are.
+// Panels at once: as many as there are registers for their sums, for one step's elements of a or columns, whichever
+// are less, and one of the others.
+constexpr int kMostPanels = 4;
 constexpr int panels_at_once(int rows) {
     constexpr int kRegisters = kTileRows > 6 ? 32 : 16;
-    return rows == 1 ? 4 : (rows + 1) * 2 * kTileVectors < kRegisters ? 2 : 1;
+    for (int panels = kMostPanels; panels > 1; --panels) {
+        const int vectors = panels * kTileVectors;
+        if (rows * vectors + (rows < vectors ? rows : vectors) + 1 <= kRegisters)
+            return panels;
+    }
+    return 1;
 }
-constexpr int kMostPanels = 4;
 
 template <class E, class S>
 using PanelsFunction = void (*)(int64_t depth, const E *a, const S *units, int64_t panel, Acc<E> *sums,
-                                int64_t sums_row);
+                                int64_t sums_row, bool add_to_sums, bool fetch_next);
 // The function for 1 <= rows <= kTileRows and panels_at_once(rows) panels, or for one panel.
 template <class E, class S> NF_INLINE PanelsFunction<E, S> panels_function(int64_t rows, bool single) {
 #define NF_ROWS(r) multiply_panels<E, S, (r <= kTileRows ? r : 1), panels_at_once(r <= kTileRows ? r : 1)>

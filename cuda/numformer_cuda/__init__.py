@@ -68,7 +68,7 @@ def synchronize() -> None:
     DeviceError
         Where something of it failed.
     """
-    from numformer_cuda import arrays
+    from numformer_cuda import arrays, errors
 
-    with arrays.named():
+    with errors.named():
         arrays.namespace.cuda.get_current_stream().synchronize()

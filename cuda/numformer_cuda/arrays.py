@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -19,6 +18,7 @@ import numpy as np
 from numformer.ops.dispatch import GPU
 
 from numformer_cuda import DeviceError
+from numformer_cuda.errors import CUDA, device_error, named
 from numformer_cuda.timing import timing
 
 namespace: Any = cupy
@@ -263,12 +263,16 @@ def starts(operation: str, argument: str, x: Any, packed: str, total: int) -> An
 
 def empty(shape: Sequence[int], dtype: Any) -> Array:
     """Return a new array of CuPy's pool, not initialised."""
-    return namespace.empty(tuple(shape), dtype)
+    try:  # and no context manager: it costs more than the array
+        return namespace.empty(tuple(shape), dtype)
+    except CUDA as error:
+        raise device_error(error) from error
 
 
 def to_device(x: Any) -> Array:
     """Return a copy, on the GPU, of an array of the host."""
-    return namespace.asarray(np.ascontiguousarray(x) if x.ndim else x)
+    with named():
+        return namespace.asarray(np.ascontiguousarray(x) if x.ndim else x)
 
 
 def to_host(x: Array) -> Any:
@@ -277,10 +281,13 @@ def to_host(x: Array) -> Any:
         return x.get()
 
 
-def number_of(x: Array) -> float:
-    """Return the number that an array of no axes holds, once it is computed."""
+def numbers_of(arrays: list[Array]) -> list[float]:
+    """Return the numbers that arrays of no axes hold, once they are computed; they come in one copy."""
     with named():
-        return float(x)
+        if len(arrays) == 1:
+            return [float(arrays[0])]
+        together = namespace.stack([x.astype("float64", copy=False) for x in arrays], axis=0)
+        return [float(x) for x in together.get()]
 
 
 def scratch() -> Callable[[int], int]:
@@ -292,7 +299,8 @@ def scratch() -> Callable[[int], int]:
     held: list[Any] = []
 
     def allocate(count: int) -> int:
-        memory = namespace.cuda.alloc(count)
+        with named():
+            memory = namespace.cuda.alloc(count)
         held.append(memory)
         return int(memory.ptr)
 
@@ -373,15 +381,6 @@ def describe(x: Array | None) -> Described | None:
         return None
     item = x.dtype.itemsize
     return int(x.data.ptr), x.shape, tuple(stride // item for stride in x.strides), x.dtype.name
-
-
-@contextmanager
-def named() -> Iterator[None]:
-    """Give errors of CUDA their name."""
-    try:
-        yield
-    except namespace.cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(f"the GPU reports an error, perhaps of an earlier call: {error}") from error
 
 
 def launch(name: str, *arguments: Any) -> None:

@@ -7,7 +7,7 @@ anything is launched, takes new arrays from CuPy's pool, and launches on CuPy's 
 from typing import Any
 
 from numformer_cuda import ranks
-from numformer_cuda.arrays import Array, array, empty, namespace, number_of, to_device, to_host
+from numformer_cuda.arrays import Array, array, empty, namespace, numbers_of, to_device, to_host
 from numformer_cuda.attention import attention, attention_backward
 from numformer_cuda.elementwise import (
     add,
@@ -36,49 +36,17 @@ from numformer_cuda.rows import (
     softmax,
     softmax_backward,
 )
-from numformer_cuda.updates import adagrad_update, adam_update, adamw_update, global_norm, rmsprop_update, sgd_update
-
-__all__ = [
-    "adagrad_update",
-    "adam_update",
-    "adamw_update",
-    "add",
-    "as_array",
-    "attention",
-    "attention_backward",
-    "cast",
-    "cross_entropy",
-    "cross_entropy_backward",
-    "dropout",
-    "dropout_backward",
-    "embedding",
-    "embedding_backward",
-    "empty",
-    "from_dlpack",
-    "gelu",
-    "gelu_backward",
-    "global_norm",
-    "layer_norm",
-    "layer_norm_backward",
-    "linear_cross_entropy",
-    "matmul",
-    "namespace",
-    "number_of",
-    "ranks",
-    "relu",
-    "relu_backward",
-    "rms_norm",
-    "rms_norm_backward",
-    "rmsprop_update",
-    "sgd_update",
-    "silu",
-    "silu_backward",
-    "softmax",
-    "softmax_backward",
-    "sum_rows",
-    "to_device",
-    "to_host",
-]
+from numformer_cuda.updates import (
+    Clip,
+    adafactor_update,
+    adagrad_update,
+    adam_update,
+    adamw_update,
+    global_norm,
+    lion_update,
+    rmsprop_update,
+    sgd_update,
+)
 
 
 def as_array(operation: str, argument: str, x: Any) -> Array:

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from numformer_cuda import driver
-from numformer_cuda.arrays import Array, named, namespace
+from numformer_cuda.arrays import Array, namespace
+from numformer_cuda.errors import named
 
 _cuda: Any = namespace.cuda
 
@@ -30,14 +33,21 @@ def current() -> str:
     return devices()[int(_cuda.Device().id)]
 
 
+def _nccl() -> Any:
+    """Return CuPy's module for NCCL, which it does not import by itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is none: then there are other ways
+        return import_module("cupy.cuda.nccl")
+
+
 def has_nccl() -> bool:
     """Whether CuPy has found NCCL."""
-    return bool(getattr(getattr(_cuda, "nccl", None), "available", False))
+    return bool(_nccl().available)
 
 
-def new_key() -> list[int]:
+def new_key() -> str:
     """Return what those who are to exchange bytes have in common; one of them makes it."""
-    return list(_cuda.nccl.get_unique_id())
+    return str(_nccl().get_unique_id().hex())
 
 
 class _Transfer(NamedTuple):
@@ -57,15 +67,15 @@ class Collectives:
     ----------
     rank, size : int
         Number of this process, and how many there are.
-    key : list of int
+    key : str
         See :func:`new_key`.
     """
 
-    def __init__(self, rank: int, size: int, key: Sequence[int]) -> None:
-        self._nccl = _cuda.nccl
+    def __init__(self, rank: int, size: int, key: str) -> None:
+        self._nccl = _nccl()
         self.rank, self.size = rank, size
         with named():
-            self._comm = self._nccl.NcclCommunicator(size, tuple(key), rank)
+            self._comm = self._nccl.NcclCommunicator(size, bytes.fromhex(key), rank)
             self._stream = _cuda.Stream(non_blocking=True)
         self._scatters = 0
         # Who first sends to another waits for it on the host. Here all do; later one may wait for something else.

@@ -10,6 +10,8 @@ import cupy
 import numpy as np
 from numformer.profiling import ranges
 
+from numformer_cuda.errors import named
+
 _events: Any = cupy.cuda
 _NVTX = bool(getattr(getattr(_events, "nvtx", None), "available", False))
 
@@ -35,7 +37,8 @@ class Timing:
             return []
         sums: dict[str, list[float]] = {}
         for name, moved, start, stop in launches:
-            stop.synchronize()
+            with named():
+                stop.synchronize()
             found = sums.setdefault(name, [0, 0.0, 0.0])
             found[0] += 1
             found[1] += float(_events.get_elapsed_time(start, stop))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,24 @@ def _list(
             fail_value(operation, f"{argument} must be C-contiguous, it is updated in place")
         found.append(x)
     return found
+
+
+class Clip(NamedTuple):
+    """A factor on gradients that only the device knows: `scale`, and less where `norm` times it is above `most`.
+
+    Where the norm is not finite, an update changes nothing.
+    """
+
+    scale: float
+    norm: Array
+    most: float
+
+
+def _scale(operation: str, given: Any) -> tuple[float, Array | None, float]:
+    """Return `grad_scale` as kernels take it, a number or a `Clip`."""
+    if isinstance(given, Clip):
+        return finite(operation, "grad_scale", given.scale), given.norm, given.most
+    return finite(operation, "grad_scale", given), None, 0.0
 
 
 class _Lists:
@@ -145,11 +163,11 @@ def sgd_update(
         fail_value(name, f"momenta must be given with momentum {share}, got None")
     finite(name, "lr", rate)
     _below_one(name, "momentum", share)
-    decay, scale = _not_negative(name, "weight_decay", weight_decay), finite(name, "grad_scale", grad_scale)
+    decay, scale = _not_negative(name, "weight_decay", weight_decay), _scale(name, grad_scale)
     ahead = boolean(name, "nesterov", nesterov)
     if ahead and share == 0:
         fail_value(name, "nesterov needs a momentum above 0, got 0")
-    lists.launch(name, [kept], rate, share, ahead, decay, scale, None, 0.0)
+    lists.launch(name, [kept], rate, share, ahead, decay, *scale)
 
 
 def _adam(
@@ -176,8 +194,8 @@ def _adam(
     count = integer(name, "step", step)
     if count < 1:
         fail_value(name, f"step must be at least 1, got {count}")
-    scale = finite(name, "grad_scale", grad_scale)
-    lists.launch("adam_update", list(kept), rate, *betas, small, decay, count, scale, decoupled, None, 0.0)
+    scale, norm, most = _scale(name, grad_scale)
+    lists.launch("adam_update", list(kept), rate, *betas, small, decay, count, scale, decoupled, norm, most)
 
 
 def adam_update(*arguments: Any) -> None:
@@ -198,7 +216,7 @@ def adagrad_update(
     lists = _Lists(name, values, grads, copies)
     kept = lists.kept("sums", sums)
     options = finite(name, "lr", lr), _not_negative(name, "eps", eps), _not_negative(name, "weight_decay", weight_decay)
-    lists.launch(name, [kept], *options, finite(name, "grad_scale", grad_scale), None, 0.0)
+    lists.launch(name, [kept], *options, *_scale(name, grad_scale))
 
 
 def rmsprop_update(
@@ -226,7 +244,49 @@ def rmsprop_update(
     rate, slow = finite(name, "lr", lr), _below_one(name, "alpha", alpha)
     small, decay = _not_negative(name, "eps", eps), _not_negative(name, "weight_decay", weight_decay)
     _below_one(name, "momentum", share)
-    lists.launch(name, kept, rate, slow, small, decay, share, finite(name, "grad_scale", grad_scale), None, 0.0)
+    lists.launch(name, kept, rate, slow, small, decay, share, *_scale(name, grad_scale))
+
+
+def lion_update(
+    values: Any,
+    grads: Any,
+    m: Any,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    grad_scale: Any,
+    copies: Any,
+) -> None:
+    """The step of `numformer.optim.Lion`, which has checked its numbers."""
+    name = "lion_update"
+    lists = _Lists(name, values, grads, copies)
+    lists.launch(name, [lists.kept("m", m)], lr, beta1, beta2, weight_decay, *_scale(name, grad_scale))
+
+
+def adafactor_update(
+    values: Any,
+    grads: Any,
+    rows: Any,
+    columns: Any,
+    lr: float,
+    share: float,
+    rate: float,
+    eps1: float,
+    eps2: float,
+    d: float,
+    weight_decay: float,
+    grad_scale: Any,
+    copies: Any,
+) -> None:
+    """The step of `numformer.optim.Adafactor`, which has checked its numbers; `rate` is before the parameter's size."""
+    name = "adafactor_update"
+    lists = _Lists(name, values, grads, copies)
+    means = [
+        _list(name, what, x, written=True, dtype=lists.dtype) for what, x in (("rows", rows), ("columns", columns))
+    ]
+    options = lr, share, rate, eps1, eps2, d, weight_decay
+    lists.launch(name, list(means), *options, *_scale(name, grad_scale), scratch())
 
 
 def global_norm(arrays: Any) -> Array:

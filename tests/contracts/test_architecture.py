@@ -15,17 +15,19 @@ CPP = {
     "simd": {"core"},
     "runtime": {"core"},
     "core": set(),
-    "cuda": {"core", "host"},  # host/ is in tests/cuda: the device layer where there is no device
+    "cuda": {"core", "host", "bindings"},  # host/ is in tests/cuda: the device layer where there is no device
 }
-# kernels see of the runtime how to share work, the sizes of caches and the table they fill.
+# kernels see of the runtime how to share work, the sizes of caches and the table they fill; the CUDA module's bindings
+# what errors are in Python.
 ONLY = {
+    ("cuda", "bindings"): {"bindings/errors.hpp"},
     ("kernels", "runtime"): {
         "runtime/attention_args.hpp",
         "runtime/caches.hpp",
         "runtime/kernels.hpp",
         "runtime/parallel.hpp",
         "runtime/plan.hpp",
-    }
+    },
 }
 PYTHON = {
     "reference": set(),

@@ -96,6 +96,34 @@ def test_masks(gpu, rng, dtype, shape):
 
 
 @pytest.mark.parametrize("dtype", FEW, ids=name)
+@pytest.mark.parametrize("more", [{}, {"causal": True}, {"window": (90, 70)}], ids=str)
+def test_masks_of_whole_tiles(gpu, rng, dtype, more):
+    """Tiles that are empty, whole, and neither."""
+    q, k, v, dout = inputs(rng, dtype, lead=(), heads=2, kv_heads=1, n=130, m=200, d=8)
+    mask = rng.integers(0, 2, (2, 3, 1, 4, 1)).astype(bool) + np.zeros((2, 3, 64, 4, 64), bool)
+    mask = mask.reshape(2, 192, 256)[:, :130, :200]
+    mask[:, rng.integers(0, 130, 2), rng.integers(0, 200, 2)] ^= True
+    judge(gpu, q, k, v, dout, f"tiles, {more}", mask=mask, **more)
+
+
+def test_tiles_that_a_mask_empties_cost_nothing(core, gpu, rng):
+    """The warps meet as often as if only the keys were there that the mask leaves: a whole tile takes no masking."""
+    q, k, v, dout = inputs(rng, DTYPES[3], lead=(), heads=1, kv_heads=1, n=64, m=256, d=16)
+    mask = np.broadcast_to(np.arange(256) < 64, (64, 256))
+    found = []
+    for keys, options in ((slice(None), {"mask": mask}), (slice(64), {})):
+        given = q, np.ascontiguousarray(k[:, keys]), np.ascontiguousarray(v[:, keys])
+        before = core.warp_meetings()
+        out, lse = run(gpu, *given, **options)
+        forward = core.warp_meetings()
+        dq, dk, dv, _ = run_backward(gpu, dout, *given, out, lse, **options)
+        assert not dk[:, 64:].any() and not dv[:, 64:].any()
+        counts = forward - before, core.warp_meetings() - forward
+        found.append((counts, *map(bits, (out, lse, dq, dk[:, :64], dv[:, :64]))))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("dtype", FEW, ids=name)
 def test_rows_that_see_nothing(gpu, rng, dtype):
     q, k, v, dout = inputs(rng, dtype, lead=(), n=70, m=150, d=8)
     mask = np.zeros((70, 150), bool)

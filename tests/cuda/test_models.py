@@ -7,6 +7,7 @@ import gpu_twin
 import ml_dtypes
 import numpy as np
 import pytest
+from numformer.data import Streams
 from numformer.models import (
     BERT,
     BERTConfig,
@@ -16,11 +17,15 @@ from numformer.models import (
     RoBERTaConfig,
     Transformer,
     TransformerConfig,
+    TransformerXL,
+    TransformerXLConfig,
     ViT,
     ViTConfig,
 )
 from numformer.nn import Context
+from numformer.ops import memory
 from numformer.optim import AdamW
+from numformer.train import Trainer
 
 pytestmark = pytest.mark.skipif(not gpu.PACKAGE.is_dir(), reason="cuda/ is not here: this is an installed package")
 
@@ -165,3 +170,114 @@ def test_a_longformer_of_a_roberta(device, rng):
     there = Longformer.from_roberta(model.to("cuda"), context=30, window=4).to("cuda")
     ids = rng.integers(2, 23, (2, 20))
     close(there.infer(ids), here.infer(ids))
+
+
+@pytest.mark.parametrize("ctx", [CTX, MIXED], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cutoffs": (5, 12), "embedding": 4, "shrink": 2, "shared_biases": True, "clamp": 5, "same_length": True}],
+    ids=["plain", "adaptive"],
+)
+def test_transformer_xl(device, rng, options, ctx):
+    config = TransformerXLConfig(vocab_size=19, context=5, memory=6, layers=2, heads=2, width=8, dropout=0.1, **options)
+    here = TransformerXL(config, rng=1)
+    for parameter in here.parameters():
+        parameter.value += 0.1 * rng.standard_normal(parameter.value.shape).astype(np.float32)
+    ids, targets = rng.integers(0, 19, (2, 3, 5))
+    targets[0, 2] = -100
+    ids[0, 1] = targets[0, 0] = 18  # the last cluster is in it
+    bits = 1e-5 if ctx.dtype is None else 1e-2
+    memories = [], []
+    there = copy.deepcopy(here).to("cuda")
+    for _ in range(3):  # what is remembered grows until it is full
+        losses = []
+        for model, remembered in zip((here, there), memories, strict=True):
+            model.zero_grad()
+            loss, backward = model.loss((ids, targets), memory=remembered, ctx=ctx)
+            backward()
+            losses.append(loss)
+        assert losses[1] == pytest.approx(losses[0], rel=bits)
+        found = there.gradients()
+        for name, gradient in here.gradients().items():
+            # In those of the two biases much cancels, of numbers that were rounded to 16 bits before.
+            largest = max(abs(gradient).max(), 1e-3 if ctx.dtype is None else 2e-2)
+            np.testing.assert_allclose(
+                gpu.got(found[name]), gradient, atol=3 * bits * largest, rtol=10 * bits, err_msg=name
+            )
+    assert memories[1][0].shape == (3, 6, 8) and memory.device_of(memories[1][0]) == "cuda"
+    with pytest.raises(ValueError, match=r"AdaptiveSoftmax: targets must be in \[0, 19\) or -100, got 77"):
+        there.loss((ids, np.full_like(targets, 77)), ctx=ctx)
+
+
+def test_what_a_transformer_xl_is_used_for(device, rng):
+    config = TransformerXLConfig(
+        vocab_size=19, context=5, memory=6, layers=2, heads=2, width=8, cutoffs=(5, 12), embedding=4, shrink=2
+    )
+    here = TransformerXL(config, rng=1)
+    there = copy.deepcopy(here).to("cuda")
+    ids = rng.integers(0, 19, (2, 13))
+    hidden = [], []
+    for model, kept in zip((here, there), hidden, strict=True):
+        close(model.infer(ids, hidden=kept), here.infer(ids))
+        zeros = model.new_cache(zeros=True, batch=2)
+        close(
+            model.infer(ids[:, :4], cache=zeros, last=True),
+            here.infer(ids[:, :4], cache=here.new_cache(zeros=True, batch=2))[:, -1:],
+        )
+    for one, other in zip(*hidden, strict=True):
+        close(other, one)
+    prompts = [ids[0], ids[1, :6]]
+    np.testing.assert_allclose(there.log_likelihood(prompts), here.log_likelihood(prompts), rtol=1e-5)
+    for one, other in zip(there.generate(prompts, 9, seed=2), here.generate(prompts, 9, seed=2), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_streams_of_a_transformer_xl_go_on_where_they_were(device, rng, tmp_path):
+    """Trained over streams on the device, whose memory goes through a checkpoint to the CPU and back."""
+    data = Streams(rng.integers(0, 19, 200), 5, 4)
+
+    def trainer(device, steps, folder):
+        model = TransformerXL(TransformerXLConfig(19, context=5, memory=6, layers=1, heads=2, width=8), rng=1)
+        optimizer = AdamW(model.parameters(), lr=0.01)
+        options = {"batch_size": 4, "log_every": 1, "progress": False, "out_dir": folder, "device": device}
+        return Trainer(model, optimizer, data, steps=steps, validation=data, **options)
+
+    whole = trainer("cpu", 6, tmp_path / "whole").run()
+    trainer("cuda", 2, tmp_path / "parts").run()
+    for device_name, steps in (("cpu", 4), ("cuda", 6)):
+        one = trainer(device_name, steps, tmp_path / "parts")
+        one.resume()
+        rows = one.run()
+    np.testing.assert_allclose([row["loss"] for row in rows], [row["loss"] for row in whole], rtol=1e-4)
+    assert rows[-1]["validation_loss"] == pytest.approx(whole[-1]["validation_loss"], rel=1e-4)
+
+
+class Pictures:
+    """Samples for the Trainer: images and labels in order, and by chance."""
+
+    def __init__(self, images, labels):
+        self.arrays = images, labels
+
+    def __len__(self):
+        return len(self.arrays[0])
+
+    def samples(self, start, stop):
+        return tuple(array[start:stop] for array in self.arrays)
+
+    def draw(self, count, *, seed, step):
+        rows = np.random.default_rng([seed, step]).integers(0, len(self), count)
+        return tuple(array[rows] for array in self.arrays)
+
+
+def test_a_vit_is_trained(device, rng):
+    data = Pictures(rng.standard_normal((20, 2, 12, 12)).astype(np.float32), rng.integers(0, 5, 20))
+    config = ViTConfig(image=12, patch=4, channels=2, labels=5, layers=1, heads=2, width=8, dropout=0.1)
+    losses = []
+    for where in ("cpu", "cuda"):
+        model = ViT(config, rng=1)
+        optimizer = AdamW(model.parameters(), lr=0.01, clip_norm=1.0)
+        options = {"batch_size": 6, "micro_batch": 4, "steps": 4, "log_every": 1, "progress": False, "device": where}
+        rows = Trainer(model, optimizer, data, validation=data, **options).run()
+        losses.append([value for row in rows for value in (row["loss"], row["validation_loss"]) if value is not None])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert len(losses[0]) > 4

@@ -1,5 +1,7 @@
 """Layers, models, optimizers and the Trainer on the device: what they do on the CPU, but for roundings."""
 
+from types import SimpleNamespace
+
 import gpu
 import gpu_twin
 import numformer as nf
@@ -9,7 +11,7 @@ from numformer.data import Windows
 from numformer.models import GPT, GPTConfig
 from numformer.nn import Context
 from numformer.ops import memory
-from numformer.optim import SGD, AdamW, decay_groups
+from numformer.optim import SGD, Adafactor, AdamW, Lion, decay_groups
 from numformer.train import Trainer
 
 pytestmark = pytest.mark.skipif(not gpu.PACKAGE.is_dir(), reason="cuda/ is not here: this is an installed package")
@@ -105,17 +107,58 @@ def test_the_kernels_themselves_learn_the_same(rng):
         np.testing.assert_allclose(*[[row[column] for row in rows] for rows in (found, expected)], rtol=1e-4)
 
 
-def test_a_step_waits_for_its_loss_and_its_norm_only(device, rng):
-    trainer, _ = train(gpt(), tokens(rng), "cuda", steps=1)
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 2}, {"nan": "skip"}, {"dtype": "float16"}], ids=str)
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_step_waits_once_when_all_of_it_is_on_its_way(device, rng, monkeypatch, options, clip_norm):
+    """For the loss and the norm of the gradients together."""
+    model = gpt()
+    optimizer = AdamW(model.parameters(), lr=1e-2, clip_norm=clip_norm)
+    data = Windows(tokens(rng), CONFIG["context"])
+    trainer = Trainer(model, optimizer, data, batch_size=4, steps=1, progress=False, device="cuda", **options)
+    trainer.run()
+    launched, wait = [], device.wait
+    monkeypatch.setattr(device, "wait", lambda what: (launched.append(gpu_twin.calls[-1]), wait(what)))
     device.counts.clear()
-    batch = trainer.data.draw(4, seed=0, step=5)
-    loss, backward = trainer.model.loss(batch)
-    assert device.counts == {"to_device": 2, "to_host": 1}  # ids and targets, the loss
-    backward()
-    assert device.counts == {"to_device": 2, "to_host": 1}
-    trainer.optimizer.step()
-    assert device.counts == {"to_device": 2, "to_host": 2}  # the norm
-    assert np.isfinite(loss)
+    loss, count, norm = trainer._update(1e-2, SimpleNamespace(asked=0))
+    assert launched == ["adam_update"] and device.counts["to_host"] == 1 and "synchronize" not in device.counts
+    assert np.isfinite(loss) and count == 32 and (norm is None) == (clip_norm is None)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("nan", ["skip", "stop"])
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_step_that_is_not_finite_changes_nothing(device, rng, what, nan, clip_norm):
+    if (what, nan, clip_norm) == ("gradient", "stop", None):
+        pytest.skip("a norm that nobody asks for is not looked at")
+    data, results = tokens(rng), []
+    for where in ("cpu", "cuda"):
+        model = gpt()
+        optimizer = AdamW(model.parameters(), lr=1e-2, clip_norm=clip_norm)
+        original = model.loss
+
+        def loss(batch, ctx, original=original, model=model):
+            value, backward = original(batch, ctx=ctx)
+            if ctx.step != 1:
+                return value, backward
+
+            def spoilt(dloss):
+                backward(dloss)
+                model.norm.weight.grad[:1] = np.nan
+
+            return (value * np.nan, backward) if what == "loss" else (value, spoilt)
+
+        model.loss = loss
+        options = {"batch_size": 4, "steps": 3, "log_every": 1, "progress": False, "nan": nan, "device": where}
+        trainer = Trainer(model, optimizer, Windows(data, CONFIG["context"]), **options)
+        if nan == "stop":
+            with pytest.raises(FloatingPointError, match=r"the (loss|norm of the gradients) is nan at step 2"):
+                trainer.run()
+        else:
+            trainer.run()
+        assert (optimizer.steps, trainer.skipped) == (1 if nan == "stop" else 2, 1)
+        results.append([row["loss"] for row in trainer.history] + [gpu.got(p.value) for p in model.parameters()])
+    for here, there in zip(*results, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-6)
 
 
 def test_numbers_of_tokens_are_checked_before_they_are_copied(device, rng):
@@ -173,12 +216,20 @@ def test_generation(device, rng):
         np.testing.assert_array_equal(one, other)
 
 
-def test_other_optimizers(device, rng):
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+        lambda p: Adafactor(p, lr=0.05, weight_decay=0.01, clip_norm=1.0),
+        lambda p: Lion(p, lr=1e-3, weight_decay=0.1, clip_norm=1.0),
+    ],
+)
+def test_other_optimizers(device, rng, make):
     data = tokens(rng)
     results = []
     for where in ("cpu", "cuda"):
         model = gpt()
-        optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+        optimizer = make(model.parameters())
         trainer = Trainer(
             model, optimizer, Windows(data, 8), batch_size=4, steps=3, log_every=1, progress=False, device=where
         )

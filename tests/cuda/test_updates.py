@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from arrays import DTYPES, bits, heavy, name, normal
 from numformer import reference
+from numformer.nn import Parameter
+from numformer.optim import Adafactor, Lion
 from tolerance import check, u
 
 FLOATS = DTYPES[:2]
@@ -76,6 +78,62 @@ def test_adagrad_and_rmsprop(gpu, rng, dtype):
         compare((w, s), (w64, s64), dtype, 2000)
 
 
+def beside_the_cpu(gpu, rng, dtype, make, shapes, clip, call):
+    """Two steps of an optimizer, on the CPU and by `call(i, optimizer, values, grads, copies, norm)` on the device."""
+    values = [normal(rng, *shape, dtype=dtype) for shape in shapes]
+    parameters = [Parameter(x.copy()) for x in values]
+    optimizer = make(parameters, clip)
+    kind = DTYPES[2 + rng.integers(2)]
+    copies = [np.empty(x.shape, kind) if i % 2 else None for i, x in enumerate(values)] if dtype == np.float32 else None
+    for _ in range(2):
+        grads = [normal(rng, *shape, dtype=dtype) for shape in shapes]
+        state = [[array.copy() for array in arrays] for arrays in optimizer._state.values()]
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.add(grad)
+        optimizer.step(grad_scale=0.7)
+        norm = None
+        if clip is not None:
+            norm = np.zeros(())
+            gpu.global_norm(norm, grads, scratch=True)
+        call(optimizer, values, grads, state, copies, norm)
+        for x, parameter in zip(values, parameters, strict=True):
+            check(x, parameter.value, 200 * u(dtype) * (np.abs(parameter.value) + 1), "value")
+        for xs, ys in zip(state, optimizer._state.values(), strict=True):
+            for x, y in zip(xs, ys, strict=True):
+                check(x, y, 200 * u(dtype) * (np.abs(y) + 1), "state")
+        for x, copy in zip(values, copies or [], strict=copies is not None):
+            assert copy is None or bits(copy) == bits(x.astype(kind))
+        for x, parameter in zip(values, parameters, strict=True):
+            x[...] = parameter.value  # signs of what is near 0 may differ, and steps with them
+
+
+SHAPES = [(7, 5), (300,), (1, 33), (2, 3, 40), (0, 4), (130, 300), (1,)]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_lion(gpu, rng, dtype, clip):
+    def call(optimizer, values, grads, state, copies, norm):
+        gpu.lion_update(values, grads, *state, copies, 0.01, 0.8, 0.95, 0.1, 0.7, norm, clip or 0.0)
+
+    make = lambda parameters, clip: Lion(parameters, lr=0.01, betas=(0.8, 0.95), weight_decay=0.1, clip_norm=clip)
+    beside_the_cpu(gpu, rng, dtype, make, SHAPES, clip, call)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_adafactor(gpu, rng, dtype, clip):
+    def call(optimizer, values, grads, state, copies, norm):
+        step = optimizer.steps
+        numbers = 0.1, step**-0.8, min(0.1, step**-0.5), 1e-6, 1e-3, 1.5, 0.1, 0.7
+        gpu.adafactor_update(values, grads, *state, copies, *numbers, norm, clip or 0.0, scratch=True)
+
+    make = lambda parameters, clip: Adafactor(
+        parameters, lr=0.1, eps=(1e-6, 1e-3), d=1.5, weight_decay=0.1, clip_norm=clip
+    )
+    beside_the_cpu(gpu, rng, dtype, make, SHAPES, clip, call)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_global_norm(gpu, rng, dtype):
     arrays = [normal(rng, n, dtype=dtype) for n in SIZES] + [normal(rng, 50)]
@@ -97,6 +155,11 @@ def test_a_norm_that_is_not_finite_changes_nothing(gpu, rng, bad):
     norm = np.zeros(())
     gpu.global_norm(norm, g, scratch=True)
     gpu.adam_update(w, g, m, v, None, 0.01, 0.9, 0.95, 1e-8, 0.1, 3, 1.0, True, norm, 1.0)
+    gpu.lion_update(w, g, m, None, 0.01, 0.9, 0.99, 0.1, 1.0, norm, 1.0)
+    nothing = [np.zeros(0, np.float32) for _ in v]
+    gpu.adafactor_update(
+        w, g, v, nothing, None, 0.1, 0.5, 0.1, 1e-6, 1e-3, 1.0, 0.1, 1.0, norm, 1.0, scratch=True
+    )  # fmt: skip
     assert [bits(x) for xs in (w, m, v) for x in xs] == before
 
 

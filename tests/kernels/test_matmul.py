@@ -19,6 +19,7 @@ SHAPES = [
     *[(m, 37, n) for m, n in itertools.product((15, 16, 17), (31, 32, 33))],
     *[(m, k, 35) for m, k in itertools.product((5, 18), (511, 512, 513, 1025))],
     *[(m, 21, n) for m, n in itertools.product((4, 30), (383, 384, 385, 769))],
+    *[(m, 37, n) for m, n in itertools.product((1, 3), (127, 128, 300))],  # groups of columns of few rows
     *[(m, 520, n) for m, n in itertools.product((17, 29, 43), (7, 16, 33, 65))],  # too deep to be read where it lies
     *[(m, k, n) for m, k, n in itertools.product((17, 31, 65), (63, 64, 65, 129, 257), (32, 64, 127))],
     (2049, 5, 9),

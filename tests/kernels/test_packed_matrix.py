@@ -17,6 +17,9 @@ STORED = [np.dtype(np.float32), np.dtype(np.float16), BF16, np.dtype(np.int8)]
 SHAPES = [
     *[(m, 21, n) for m, n in itertools.product((1, 2, 3, 6, 7, 13, 14, 15, 16, 17, 29), (1, 15, 16, 33, 130))],
     *[(m, k, 40) for m, k in itertools.product((1, 4, 18), (1, 2, 511, 512, 513, 1024, 1027))],
+    *[
+        (m, 260, n) for m, n in itertools.product((1, 2, 3, 4, 8), (64, 144, 300))
+    ],  # panels side by side, and what is left
     (8, 700, 500),
     (200, 600, 300),
     (1400, 30, 70),

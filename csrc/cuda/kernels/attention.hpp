@@ -112,6 +112,10 @@ NF_DEVICE void set_pattern(const AttentionArgs &args, AttentionPlace &place) {
     place.high = smaller_of(place.causal_high, args.right == kNoLimit ? kNoLimit : place.diagonal + args.right);
 }
 
+// Heads that are wider than what a block holds at once go in chunks: which kernels are for such heads, too?
+constexpr int kMostColumns = 256;
+template <int D, bool kRelative> constexpr bool kInChunks = D == kMostColumns || kRelative;
+
 // How many chunks of `most` columns a head's width has.
 constexpr NF_HOST_DEVICE int chunks_of(int64_t width, int most) {
     return width > most ? int(ceil_div(width, most)) : 1;
@@ -403,6 +407,9 @@ template <class A, int N, class F> NF_DEVICE void change_each(A (&x)[N][4], A (&
     }
 }
 
+// Of a tile of pairs.
+enum class Seen : int { nothing, some, all };
+
 // What happens to the product of a query and a key: scale, softcap, bias, ALiBi, masks; dropout afterwards.
 template <class T> class Scores {
   public:
@@ -424,24 +431,40 @@ template <class T> class Scores {
         }
     }
 
-    // May query i see any key of a tile, or each? Before mask and bias.
-    NF_DEVICE bool all_seen(int64_t query, int64_t queries, int64_t key, int64_t keys) const {
-        return !args_.mask.data && !args_.bias.data && !global_ && query + queries <= place_.queries &&
-               key + keys <= place_.keys && key >= place_.low + query + queries - 1 &&
-               key + keys - 1 <= place_.high + query;
-    }
-
-    // Must the tile be visited? All threads of the block ask. Without global tokens the range of a loop says it
-    // already.
-    NF_DEVICE bool needed(int64_t query, int64_t queries, int64_t key, int64_t keys) const {
-        if (!global_)
-            return true;
-        bool any = key + keys > place_.low + query && key <= place_.high + query + queries - 1;
-        for (int64_t i = thread(); i < queries; i += threads())
-            any = any || (args_.global_rows && query + i < place_.queries && is_global(query + i));
-        for (int64_t j = thread(); j < keys; j += threads())
-            any = any || (key + j < place_.keys && is_global(key + j));
-        return barrier_any(any);
+    // What the queries of a tile see of its keys. All threads of the block ask: they look at mask and global tokens
+    // together. A bias may hide any pair.
+    NF_DEVICE Seen look(int64_t query, int64_t queries, int64_t key, int64_t keys) const {
+        const int64_t query_end = smaller_of(query + queries, place_.queries),
+                      key_end = smaller_of(key + keys, place_.keys);
+        bool any = key <= place_.high + query_end - 1 && key_end - 1 >= place_.low + query;
+        bool all = !args_.bias.data && query_end == query + queries && key_end == key + keys &&
+                   key >= place_.low + query_end - 1 && key_end - 1 <= place_.high + query;
+        bool hidden = false;
+        if (global_) {
+            bool global = false;
+            for (int64_t i = query + thread(); i < query_end; i += threads())
+                if (is_global(i))
+                    (args_.global_rows ? global : hidden) = true;
+            for (int64_t j = key + thread(); j < key_end; j += threads())
+                global = global || is_global(j);
+            any = barrier_any(global) || any;
+        }
+        if (mask_ && any) {
+            const int64_t rows = args_.mask.query == 0 ? 1 : query_end - query,
+                          columns = args_.mask.key == 0 ? 1 : key_end - key;
+            bool seen = false;
+            for (int64_t i = thread(); i < rows * columns; i += threads()) {
+                const bool see = mask_[(query + i / columns) * args_.mask.query + (key + i % columns) * args_.mask.key];
+                seen = seen || see;
+                hidden = hidden || !see;
+            }
+            any = barrier_any(seen);
+        }
+        if (!any)
+            return Seen::nothing;
+        if (all && (mask_ || global_))
+            all = !barrier_any(hidden);
+        return all ? Seen::all : Seen::some;
     }
 
     // Is a score that is seen its product times scale?

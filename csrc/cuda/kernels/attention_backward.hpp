@@ -128,7 +128,8 @@ attention_backward_queries(NF_ARGS AttentionArgs args) {
     A dq[D / 8][4] = {};
     const KeyRange range = keys_of(args, place, first, rows);
     for (int64_t key0 = range.first / kColumns * kColumns; key0 < range.last; key0 += kColumns) {
-        if (!scores.needed(first, rows, key0, kColumns))
+        const Seen seen = scores.look(first, Tile::kRows, key0, kColumns);
+        if (seen == Seen::nothing)
             continue;
         const int64_t here = smaller_of(kColumns, place.keys - key0);
         k.point(keys + key0 * args.k.row, args.k.row, here);
@@ -140,17 +141,17 @@ attention_backward_queries(NF_ARGS AttentionArgs args) {
         band.hold(0);
         dout.hold(0);
         v.hold(0);
-        const bool sees = scores.all_seen(first, Tile::kRows, key0, kColumns);
+        const bool sees = seen == Seen::all;
         bool careful = k.bring(0, !sees);
         A s[kTiles][4] = {}, ds[kTiles][4] = {};
         multiply_scores<T, D, kRelative>(s, q, k, q, band, false, args.tf32);
-        multiply_strips<T, D>(ds, dout, v, args.tf32);
+        multiply_values<T, D, kRelative>(ds, dout, v, args.tf32);
         change_to_gradients(
             scores, sees, true, s, ds, [&](int, int e) { return mine + e / 2 * 8; },
             [&](int n, int e) { return key0 + n * 8 + 2 * t + e % 2; },
             [&](int, int e) { return e < 2 ? of_row.lse[0] : of_row.lse[1]; },
             [&](int, int e) { return e < 2 ? of_row.delta[0] : of_row.delta[1]; });
-        if (args.dim > D)
+        if (kInChunks<D, kRelative> && args.dim > D)
             careful = k.bring(column, !sees);
         multiply_weights<T, kTiles, D / 8>(dq, ds, k.tile, Tile::kStride, k.columns(column), careful, args.tf32);
         if constexpr (kRelative)
@@ -214,7 +215,8 @@ attention_backward_keys(NF_ARGS AttentionArgs args) {
         const Scores<T> scores(args, place, head);
         [[maybe_unused]] A sums[2] = {}; // of dS over the queries, of this lane's two keys and its columns
         for (int64_t query0 = range.first / kColumns * kColumns; query0 < range.last; query0 += kColumns) {
-            if (!scores.needed(query0, kColumns, first, rows))
+            const Seen seen = scores.look(query0, kColumns, first, Tile::kRows);
+            if (seen == Seen::nothing)
                 continue;
             const int64_t here = smaller_of(kColumns, place.queries - query0);
             q.point(queries + query0 * args.q.row, args.q.row, here);
@@ -230,23 +232,23 @@ attention_backward_keys(NF_ARGS AttentionArgs args) {
                 lse[i] = i < here ? static_cast<const A *>(args.lse)[row0 + query0 + i] : -infinity<A>();
                 delta[i] = i < here ? static_cast<const A *>(args.delta)[row0 + query0 + i] : A(0);
             }
-            const bool sees = scores.all_seen(query0, kColumns, first, Tile::kRows);
+            const bool sees = seen == Seen::all;
             bool careful = barrier_any((q.odd() || dout.odd()) && !sees);
             A s[kTiles][4] = {}, ds[kTiles][4] = {}; // rows: keys, columns: queries
             multiply_scores<T, D, kRelative>(s, k, q, q, band, true, args.tf32);
-            multiply_strips<T, D>(ds, v, dout, args.tf32);
+            multiply_values<T, D, kRelative>(ds, v, dout, args.tf32);
             change_to_gradients(
                 scores, sees, true, s, ds, [&](int n, int e) { return query0 + n * 8 + 2 * t + e % 2; },
                 [&](int, int e) { return mine + e / 2 * 8; }, [&](int n, int e) { return lse[n * 8 + 2 * t + e % 2]; },
                 [&](int n, int e) { return delta[n * 8 + 2 * t + e % 2]; });
             if (of_v) {
-                if (args.value_dim > D)
+                if (kInChunks<D, kRelative> && args.value_dim > D)
                     careful = dout.bring(column, !sees);
                 multiply_weights<T, kTiles, D / 8>(dv, s, dout.tile, Tile::kStride, dout.columns(column), careful,
                                                    args.tf32);
             }
             if (of_k) {
-                if (larger_of(args.dim, args.value_dim) > D)
+                if (kInChunks<D, kRelative> && larger_of(args.dim, args.value_dim) > D)
                     careful = q.bring(column, !sees);
                 multiply_weights<T, kTiles, D / 8>(dk, ds, q.tile, Tile::kStride, q.columns(column), careful,
                                                    args.tf32);
@@ -313,7 +315,8 @@ attention_bias_backward(NF_ARGS AttentionArgs args) {
             dout.point(rows_of<T>(args, args.dout, place.batch, place.head, query0), args.dout.row, rows);
             const RowStatistics<A> of_row(args, member * args.queries, mine, args.queries);
             for (int64_t key0 = first_key; key0 < last_key; key0 += kColumns) {
-                if (key0 + kColumns <= range.first || key0 >= range.last)
+                if (key0 + kColumns <= range.first || key0 >= range.last ||
+                    scores.look(query0, kRows, key0, kColumns) == Seen::nothing)
                     continue;
                 const int64_t here = smaller_of(kColumns, args.keys - key0);
                 k.point(rows_of<T>(args, args.k, place.batch, kv_head, key0), args.k.row, here);
@@ -328,7 +331,7 @@ attention_bias_backward(NF_ARGS AttentionArgs args) {
                 barrier();
                 A s[kTiles][4] = {}, ds[kTiles][4] = {};
                 multiply_scores<T, D, kRelative>(s, q, k, q, band, false, args.tf32);
-                multiply_strips<T, D>(ds, dout, v, args.tf32);
+                multiply_values<T, D, kRelative>(ds, dout, v, args.tf32);
                 change_to_gradients(
                     scores, false, false, s, ds, [&](int, int e) { return mine + e / 2 * 8; },
                     [&](int n, int e) { return key0 + n * 8 + 2 * t + e % 2; },

@@ -41,7 +41,8 @@ attention(NF_ARGS AttentionArgs args) {
 
     const KeyRange range = keys_of(args, place, first, rows);
     for (int64_t key0 = range.first / kColumns * kColumns; key0 < range.last; key0 += kColumns) {
-        if (!scores.needed(first, rows, key0, kColumns))
+        const Seen seen = scores.look(first, Tile::kRows, key0, kColumns);
+        if (seen == Seen::nothing)
             continue;
         const int64_t here = smaller_of(kColumns, place.keys - key0);
         k.point(keys + key0 * args.k.row, args.k.row, here);
@@ -52,7 +53,7 @@ attention(NF_ARGS AttentionArgs args) {
         k.hold(0);
         band.hold(0);
         v.hold(column);
-        const bool sees = scores.all_seen(first, Tile::kRows, key0, kColumns);
+        const bool sees = seen == Seen::all;
         const bool careful = v.bring(column, !sees);
         A s[kTiles][4] = {};
         multiply_scores<T, D, kRelative>(s, q, k, q, band, false, args.tf32);

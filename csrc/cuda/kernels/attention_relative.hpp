@@ -113,43 +113,43 @@ template <class T, int D> class Band<T, D, true> {
     Shared<A> band_;
 };
 
-// s += a b^T over all columns of a and b, of which `queries` is one; with what relative positions add. What is held
-// first is used as it is.
+// s += a b^T over all columns of a and b. What is held first is used as it is. more(first): with the columns that are
+// held then; hold(first) brings what it needs.
+template <class T, int D, bool kChunks, int N, class Left, class Right, class Hold, class More>
+NF_DEVICE void multiply_chunks(Acc<T> (&s)[N][4], Left &a, Right &b, bool tf32, Hold hold, More more) {
+    constexpr int kStride = AttentionTile<T, D>::kStride;
+    const int end = kChunks ? a.width() : 1;
+    NF_NO_UNROLL
+    for (int first = 0; first < end; first += D) {
+        if (kChunks && (!a.holds(first) || !b.holds(first))) {
+            barrier();
+            a.hold(first);
+            b.hold(first);
+            hold(first);
+            barrier();
+        }
+        multiply_rows<T, N>(s, a.tile.from(warp() * 16 * kStride), b.tile, kStride, a.columns(first), tf32);
+        more(first);
+    }
+}
+// Products of queries and keys, a and b, or b and a; with what relative positions add.
 template <class T, int D, bool kRelative, int N, class Left, class Right, class Queries>
 NF_DEVICE void multiply_scores(Acc<T> (&s)[N][4], Left &a, Right &b, const Queries &queries,
                                Band<T, D, kRelative> &band, bool rows_are_keys, bool tf32) {
-    constexpr int kStride = AttentionTile<T, D>::kStride;
-    Acc<T> of_rows[kRelative ? N + 2 : 1][4] = {};
-    NF_NO_UNROLL
-    for (int first = 0; first < a.width(); first += D) {
-        if (!a.holds(first) || !b.holds(first)) {
-            barrier();
-            a.hold(first);
-            b.hold(first);
-            band.hold(first);
-            barrier();
-        }
-        multiply_rows<T, N>(s, a.tile.from(warp() * 16 * kStride), b.tile, kStride, a.columns(first), tf32);
-        if constexpr (kRelative)
-            band.multiply(of_rows, queries.tile, a.columns(first));
-    }
-    if constexpr (kRelative)
+    if constexpr (kRelative) {
+        Acc<T> of_rows[N + 2][4] = {};
+        multiply_chunks<T, D, true>(
+            s, a, b, tf32, [&](int first) { band.hold(first); },
+            [&](int first) { band.multiply(of_rows, queries.tile, queries.columns(first)); });
         band.add(s, of_rows, rows_are_keys);
-}
-// ... without.
-template <class T, int D, int N, class Left, class Right>
-NF_DEVICE void multiply_strips(Acc<T> (&s)[N][4], Left &a, Right &b, bool tf32) {
-    constexpr int kStride = AttentionTile<T, D>::kStride;
-    NF_NO_UNROLL
-    for (int first = 0; first < a.width(); first += D) {
-        if (!a.holds(first) || !b.holds(first)) {
-            barrier();
-            a.hold(first);
-            b.hold(first);
-            barrier();
-        }
-        multiply_rows<T, N>(s, a.tile.from(warp() * 16 * kStride), b.tile, kStride, a.columns(first), tf32);
+    } else {
+        multiply_chunks<T, D, kInChunks<D, false>>(s, a, b, tf32, [](int) {}, [](int) {});
     }
+}
+// ... of gradients of outputs and values.
+template <class T, int D, bool kRelative, int N, class Left, class Right>
+NF_DEVICE void multiply_values(Acc<T> (&s)[N][4], Left &a, Right &b, bool tf32) {
+    multiply_chunks<T, D, kInChunks<D, kRelative>>(s, a, b, tf32, [](int) {}, [](int) {});
 }
 
 } // namespace nf::cuda

@@ -58,7 +58,7 @@ attention_relative_backward(NF_ARGS AttentionArgs args) {
                 barrier();
                 A s[kTiles][4] = {}, ds[kTiles][4] = {};
                 multiply_scores<T, D, true>(s, q, k, q, band, false, args.tf32);
-                multiply_strips<T, D>(ds, dout, v, args.tf32);
+                multiply_values<T, D, true>(ds, dout, v, args.tf32);
                 change_to_gradients(
                     scores, false, true, s, ds, [&](int, int e) { return mine + e / 2 * 8; },
                     [&](int n, int e) {

@@ -1,5 +1,6 @@
 // Updates of many arrays in one launch, and the norm of all gradients. The rules and their constants are those of
-// csrc/kernels/optimizer.cpp. A block takes a chunk of one array; which one, it finds in the arguments.
+// csrc/kernels/optimizer.cpp; Lion's is that of python/numformer/optim/lion.py. A block takes a chunk of one array;
+// which one, it finds in the arguments.
 #pragma once
 #include "cuda/device.hpp"
 
@@ -9,7 +10,7 @@ constexpr int kUpdateThreads = 256;
 constexpr int64_t kUpdateChunk = 16384;
 constexpr int kMostArrays = 56; // their arguments fit in the 4 KiB that a launch may have
 
-enum class Rule : int { sgd, adam, adagrad, rmsprop };
+enum class Rule : int { sgd, adam, adagrad, rmsprop, lion };
 
 template <class T> struct UpdateArgs {
     int arrays;
@@ -33,15 +34,29 @@ template <class Args> NF_DEVICE int array_of_chunk(const Args &args, int64_t chu
     return array;
 }
 
+// What gradients are multiplied by; false where their norm is not finite: then nothing is to be changed.
+NF_DEVICE bool clip(double grad_scale, const double *norm, double max_norm, double &scale) {
+    scale = grad_scale;
+    if (!norm)
+        return true;
+    const double scaled = grad_scale * *norm, ratio = max_norm / (scaled + 1e-6);
+    scale *= ratio < 1 ? ratio : 1;
+    return finite(scaled);
+}
+
+template <class T> NF_DEVICE void store_copy(void *copy, bool is_bf16, int64_t i, T value) {
+    if (!copy)
+        return;
+    if (is_bf16)
+        store(static_cast<bf16 *>(copy), i, value);
+    else
+        store(static_cast<f16 *>(copy), i, value);
+}
+
 template <class T, Rule kRule> NF_KERNEL(kUpdateThreads) update(NF_ARGS UpdateArgs<T> args) {
-    double wide_scale = args.grad_scale;
-    if (args.norm) {
-        const double norm = args.grad_scale * *args.norm;
-        if (!finite(norm))
-            return; // nothing is changed
-        const double ratio = args.max_norm / (norm + 1e-6);
-        wide_scale *= ratio < 1 ? ratio : 1;
-    }
+    double wide_scale;
+    if (!clip(args.grad_scale, args.norm, args.max_norm, wide_scale))
+        return;
     const T scale = T(wide_scale);
     const int array = array_of_chunk(args, block());
     const int64_t begin = (block() - args.first_chunk[array]) * kUpdateChunk;
@@ -75,6 +90,11 @@ template <class T, Rule kRule> NF_KERNEL(kUpdateThreads) update(NF_ARGS UpdateAr
             const T s = first[i] + g * g;
             first[i] = s;
             now = w - g * c[0] / (sqrt_of(s) + c[1]);
+        } else if constexpr (kRule == Rule::lion) { // c = {lr, 1 - b1, 1 - b2, decay}
+            const T m = first[i], u = m + (g - m) * c[1];
+            first[i] = m + (g - m) * c[2];
+            const T sign = u > 0 ? T(1) : u < 0 ? T(-1) : u; // keeps a NaN
+            now = w - (sign + w * c[3]) * c[0];
         } else { // c = {lr, a, 1 - a, eps, decay, momentum}
             if (c[4] != 0)
                 g += c[4] * w;
@@ -94,12 +114,7 @@ template <class T, Rule kRule> NF_KERNEL(kUpdateThreads) update(NF_ARGS UpdateAr
             now = w - step * c[0];
         }
         values[i] = now;
-        if (args.copies[array]) {
-            if (args.copies_are_bf16)
-                store(static_cast<bf16 *>(args.copies[array]), i, now);
-            else
-                store(static_cast<f16 *>(args.copies[array]), i, now);
-        }
+        store_copy(args.copies[array], args.copies_are_bf16, i, now);
     }
 }
 

@@ -113,7 +113,7 @@ template <class F> void with_width(const AttentionArgs &args, DType dtype, F f) 
         else if (most <= 128)
             f(t, std::integral_constant<int, 128>(), std::false_type());
         else
-            f(t, std::integral_constant<int, 256>(), std::false_type());
+            f(t, std::integral_constant<int, kMostColumns>(), std::false_type());
     });
 }
 

@@ -1,4 +1,4 @@
-#include "cuda/kernels/optimizer.hpp"
+#include "cuda/kernels/adafactor.hpp"
 
 #include "cuda/launchers/grids.hpp"
 
@@ -65,8 +65,73 @@ template <Rule kRule> void run_of(const UpdateInputs &in, Stream stream) {
         run<float, kRule>(in, stream);
 }
 
+template <class T> void run_adafactor(const UpdateInputs &in, const Allocate &allocate, Stream stream) {
+    constexpr int64_t kShared = shared_bytes<double>(kUpdateThreads / kWarp);
+    const char *name = in.operation;
+    for (size_t i = 0; i < in.values.size(); ++i) {
+        const Array &value = in.values[i];
+        if (value.size() == 0)
+            continue;
+        AdafactorArgs<T> args{};
+        args.value = static_cast<T *>(value.data);
+        args.grad = static_cast<const T *>(in.grads[i].data);
+        args.rows = static_cast<T *>(in.first[i].data);
+        args.height = value.size();
+        args.matrices = args.width = 1;
+        if (value.ndim() >= 2) {
+            args.columns = static_cast<T *>(in.second[i].data);
+            args.width = value.columns();
+            args.height = value.shape[value.shape.size() - 2];
+            args.matrices = value.size() / args.width / args.height;
+        }
+        if (!in.copies.empty() && in.copies[i]) {
+            args.copy = in.copies[i]->data;
+            args.copy_is_bf16 = in.copies[i]->dtype == DType::bf16;
+        }
+        args.share = in.c[0];
+        args.rate = in.c[1];
+        args.keep = in.c[2];
+        args.eps1 = in.c[3];
+        args.eps2 = in.c[4];
+        args.d = in.c[5];
+        args.grad_scale = in.grad_scale;
+        args.norm = in.norm ? static_cast<const double *>(in.norm->data) : nullptr;
+        args.max_norm = in.max_norm;
+        const int64_t chunks = ceil_div(value.size(), kUpdateChunk), of_columns = args.columns ? args.width : 0;
+        double *memory =
+            static_cast<double *>(allocate((args.matrices + of_columns + 2 * chunks + 1) * int64_t(sizeof(double))));
+        args.means = memory;
+        args.sums = memory + args.matrices + of_columns;
+        launch(name, blocks_for(args.matrices * args.height, kUpdateThreads / kWarp), kUpdateThreads, 0, stream,
+               adafactor_rows<T>, args);
+        if (args.columns) {
+            double *sums = memory + args.matrices;
+            for (int64_t matrix = 0; matrix < args.matrices; ++matrix) {
+                const SquareTerm<T> term{args.grad + matrix * args.height * args.width, args.grad_scale, args.max_norm,
+                                         args.norm};
+                sum_over_rows<double, double>(name, term, sums, args.height, args.width, false, allocate, stream);
+                launch(name, blocks_for(args.width, kUpdateThreads), kUpdateThreads, 0, stream, adafactor_columns<T>,
+                       AdafactorColumnsArgs<T>{args, sums, matrix});
+            }
+            launch(name, args.matrices, kUpdateThreads, kShared, stream, adafactor_means<T>, args);
+        }
+        launch(name, chunks, kUpdateThreads, kShared, stream, adafactor_sums<T>, args);
+        launch(name, 1, kUpdateThreads, kShared, stream, adafactor_factor<T>, args);
+        launch(name, blocks_for(value.size(), kUpdateThreads), kUpdateThreads, 0, stream, adafactor_apply<T>, args);
+    }
+}
+
 } // namespace
 
+void lion_update(const UpdateInputs &in, Stream stream) { run_of<Rule::lion>(in, stream); }
+void adafactor_update(const UpdateInputs &in, const Allocate &allocate, Stream stream) {
+    if (in.values.empty())
+        return;
+    if (in.values[0].dtype == DType::f64)
+        run_adafactor<double>(in, allocate, stream);
+    else
+        run_adafactor<float>(in, allocate, stream);
+}
 void sgd_update(const UpdateInputs &in, Stream stream) { run_of<Rule::sgd>(in, stream); }
 void adam_update(const UpdateInputs &in, Stream stream) { run_of<Rule::adam>(in, stream); }
 void adagrad_update(const UpdateInputs &in, Stream stream) { run_of<Rule::adagrad>(in, stream); }

@@ -271,8 +271,6 @@ def train(
         "resume": resume,
         "quiet": quiet,
     }
-    if device is Device.cuda and model is ModelKind.transformer_xl:
-        _run(_refuse, message="train: --device cuda is for --model gpt and transformer")
     if memory is not None and model is not ModelKind.transformer_xl:
         _run(_refuse, message="train: --memory is for --model transformer-xl")
     if model is ModelKind.transformer:

@@ -260,7 +260,7 @@ class BERT(pretrained.PretrainedModel):
         inputs, targets = self._batch(batch)
         x, encoder = self.encoder(*inputs, ctx=ctx)
         loss, head = self.head.loss(x, targets, ctx=ctx)
-        return number(loss), Backward(self._backward, [encoder, head])
+        return number(loss, wait=(ctx or DEFAULT).wait), Backward(self._backward, [encoder, head])
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> None:
         encoder, head = take(saved)

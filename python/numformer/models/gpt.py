@@ -147,7 +147,7 @@ class GPT(pretrained.PretrainedModel):
         backwards.append(backward)
         loss, backward = self.cross_entropy(self.head, x, targets)
         backwards.append(backward)
-        return number(loss), Backward(self._backward, backwards)
+        return number(loss, wait=(ctx or DEFAULT).wait), Backward(self._backward, backwards)
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> None:
         chain(saved, dloss)

@@ -196,7 +196,9 @@ class Transformer(PretrainedModel):
         # The output layer, a quarter of all the work, is computed where a target counts only.
         loss, backward = self.cross_entropy(self.head, x, targets, bias=self.head.constant)
         ends.append(backward)
-        return number(loss), Backward(self._backward, [encoder, embed_target, decoder, ends])
+        return number(loss, wait=(ctx or DEFAULT).wait), Backward(
+            self._backward, [encoder, embed_target, decoder, ends]
+        )
 
     def _backward(self, saved: list[Any], dloss: float = 1.0) -> None:
         encoder, embed_target, decoder, ends = take(saved)

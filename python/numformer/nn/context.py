@@ -27,6 +27,8 @@ class Context:
         float32 matrices rounded to it; gradients of parameters are summed in float32.
     recompute : bool
         Blocks keep their inputs only and run forward once more in their backward: less memory, a third more time.
+    wait : bool
+        False: the loss of a model on a GPU may be an array of no axes there, which is not waited for.
     """
 
     seed: int | None = None
@@ -34,6 +36,7 @@ class Context:
     sample: int = 0
     dtype: np.dtype[Any] | None = None
     recompute: bool = False
+    wait: bool = True
 
 
 DEFAULT = Context()

@@ -6,6 +6,7 @@ they need not know whether an array is NumPy's or on a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -91,10 +92,23 @@ def on_host(x: Array) -> Array:
     return x if backend is None else backend.to_host(x)
 
 
-def number(x: Any) -> float:
-    """Return a number that was computed; one on a GPU is waited for, and an error of the device has its name here."""
+def number(x: Any, *, wait: bool = True) -> Any:
+    """Return a number that was computed; one on a GPU is waited for, and an error of the device has its name here.
+
+    Without `wait` that is returned as it is: an array of no axes.
+    """
     backend = dispatch.backend_of(x)
-    return float(x) if backend is None else backend.number_of(x)
+    if backend is None:
+        return float(x)
+    return backend.numbers_of([x])[0] if wait else x
+
+
+def numbers(given: Sequence[Any]) -> list[float]:
+    """Return several numbers; those on a GPU are waited for once."""
+    there = [x for x in given if dispatch.backend_of(x) is not None]
+    backend = dispatch.backend_of(there[0]) if there else None
+    found = iter([] if backend is None else backend.numbers_of(there))
+    return [float(x) if dispatch.backend_of(x) is None else next(found) for x in given]
 
 
 def assign(target: Array, source: Any) -> None:

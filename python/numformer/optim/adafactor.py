@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from numformer import ops
 from numformer.nn import Parameter
+from numformer.ops import dispatch
+from numformer.ops.memory import namespace
 from numformer.optim.optimizer import Group, Optimizer, number, store_copies
 
 Array = NDArray[Any]
@@ -74,8 +76,11 @@ class Adafactor(Optimizer):
 
     def _new_state(self, slot: str, value: Array) -> Array:
         if value.ndim < 2:  # squares themselves, and nothing
-            return np.zeros(value.shape if slot == "rows" else (0,), value.dtype)
-        return np.zeros(value.shape[:-1] if slot == "rows" else (*value.shape[:-2], value.shape[-1]), value.dtype)
+            shape = value.shape if slot == "rows" else (0,)
+        else:
+            shape = value.shape[:-1] if slot == "rows" else (*value.shape[:-2], value.shape[-1])
+        zeros: Array = namespace(value).zeros(shape, value.dtype)
+        return zeros
 
     def _update(
         self,
@@ -90,6 +95,11 @@ class Adafactor(Optimizer):
         copies: list[Array | None] | None,
     ) -> None:
         blend, rate = step**self.beta2_decay, min(lr, step**-0.5)
+        if (backend := dispatch.backend_of(values[0])) is not None:
+            eps = float(np.finfo(values[0].dtype).eps) if self.eps1 is None else self.eps1
+            options = lr, blend, rate, eps, self.eps2, self.d, weight_decay
+            backend.adafactor_update(values, grads, *state, *options, grad_scale, copies)
+            return
         for value, grad, rows, columns in zip(values, grads, *state, strict=True):
             if value.size == 0:
                 continue

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from numformer import ops
 from numformer.nn import Parameter
+from numformer.ops import dispatch
 from numformer.optim.optimizer import Group, Optimizer, number, store_copies
 
 Array = NDArray[Any]
@@ -70,6 +71,10 @@ class Lion(Optimizer):
         grad_scale: float,
         copies: list[Array | None] | None,
     ) -> None:
+        if (backend := dispatch.backend_of(values[0])) is not None:
+            betas = self.beta1, self.beta2
+            backend.lion_update(values, grads, state[0], lr, *betas, weight_decay, grad_scale, copies)
+            return
         scratch = np.empty(PIECE, values[0].dtype)
         for arrays in zip(values, grads, state[0], strict=True):
             flat = [array.reshape(-1) for array in arrays]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from numformer import ops, profiling
 from numformer.nn import Parameter
-from numformer.ops.memory import assign, check_device, moved, namespace, on_host
+from numformer.ops import dispatch
+from numformer.ops.memory import assign, check_device, moved, namespace, numbers, on_host
 from numformer.optim.shards import Part, Shards, cut
 
 Array = NDArray[Any]
@@ -67,6 +68,41 @@ def store_copies(values: list[Array], copies: list[Array | None] | None) -> None
     for value, copy in zip(values, copies or [], strict=copies is not None):
         if copy is not None:
             ops.cast(value, copy.dtype, out=copy)
+
+
+class Launched:
+    """A step that was made, or that a GPU is at.
+
+    Attributes
+    ----------
+    loss : float or None
+        That which `Optimizer.launch` was given, once the step is finished.
+    """
+
+    def __init__(self, optimizer: Optimizer, norm: Any, scale: float, loss: Any, updated: list[int]) -> None:
+        self._optimizer, self._norm, self._scale, self._updated = optimizer, norm, scale, updated
+        self.loss = loss
+
+    def finish(self) -> float | None:
+        """Wait for the step, and return the norm of the gradients before clipping, where there is clipping.
+
+        Raises
+        ------
+        FloatingPointError
+            Where the loss, or the norm that was asked for, is NaN or infinite; nothing was changed.
+        """
+        found = iter(numbers([x for x in (self.loss, self._norm) if x is not None]))
+        self.loss = None if self.loss is None else next(found)
+        norm = None if self._norm is None else self._scale * next(found)
+        try:
+            if self.loss is not None and not math.isfinite(self.loss):
+                raise FloatingPointError(f"the loss is {self.loss}")
+            if norm is not None:
+                self._optimizer._require_finite(norm)
+        except FloatingPointError:
+            self._optimizer._undo(self._updated)
+            raise
+        return None if self._optimizer.clip_norm is None else norm
 
 
 class Optimizer:
@@ -183,20 +219,43 @@ class Optimizer:
         FloatingPointError
             Where that norm is NaN or infinite; nothing was changed.
         """
+        return self.launch(lr, grad_scale=grad_scale).finish()
+
+    def launch(
+        self, lr: float | None = None, *, grad_scale: float = 1.0, loss: Any = None, check: bool = False
+    ) -> Launched:
+        """Make a step that a GPU need not be waited for.
+
+        Parameters
+        ----------
+        lr, grad_scale
+            As of :meth:`step`.
+        loss : array of no axes, optional
+            On the GPU where the parameters are. Where it turns out not to be finite, nothing is changed.
+        check : bool
+            Whether nothing is to be changed where the norm of the gradients is not finite, without clipping too.
+
+        Returns
+        -------
+        Launched
+            Whose ``finish`` is to be called.
+
+        Raises
+        ------
+        FloatingPointError
+            On the CPU where that norm is not finite; on a GPU ``finish`` raises it.
+        """
         lr = self.lr if lr is None else lr
-        norm, scale = None, grad_scale
-        if self.clip_norm is not None:
-            norm = grad_scale * self.gradient_norm()
-            if not math.isfinite(norm):
-                raise FloatingPointError(f"{type(self).__name__}: the norm of the gradients is {norm}")
-            scale *= min(1.0, self.clip_norm / (norm + 1e-6))  # torch's rule, so that runs can be compared step by step
+        norm, scale = self._clipped(grad_scale, loss, check)
         self.steps += 1
+        updated: list[int] = []
         first = 0
         for group in self.groups:
             batches: dict[tuple[np.dtype[Any], int], list[tuple[int, Parameter]]] = {}
             for index, parameter in enumerate(group.parameters, first):
                 if not parameter.fresh:
                     self._counts[index] += 1
+                    updated.append(index)
                     key = parameter.value.dtype, int(self._counts[index])
                     if not self._parts[index].empty:
                         batches.setdefault(key, []).append((index, parameter))
@@ -223,7 +282,39 @@ class Optimizer:
                         parameter.stored()
         if self._shards is not None:
             self._shards.spread()
-        return norm
+        return Launched(self, norm, grad_scale, loss, updated)
+
+    def _clipped(self, grad_scale: float, loss: Any, check: bool) -> tuple[Any, Any]:
+        """Return the norm of the gradients, where it is asked for, and what they are multiplied by.
+
+        Of parameters on a GPU both are there: the kernels that update read the norm, and change nothing where it is not
+        finite.
+        """
+        backend = None if self._shards is not None else dispatch.backend_of(self.parameters[0].value)
+        most = math.inf if self.clip_norm is None else self.clip_norm
+        grads = [p.buffer() for p in self.parameters if not p.fresh]
+        if backend is not None and grads and (loss is not None or check or self.clip_norm is not None):
+            known = check or self.clip_norm is not None
+            norm = backend.global_norm(grads) if known else namespace(grads[0]).zeros((), np.float64)
+            seen = norm if loss is None else norm + 0.0 * loss  # 0 times what is not finite is NaN
+            return norm if known else None, backend.Clip(grad_scale, seen, most)
+        if not check and self.clip_norm is None:
+            return None, grad_scale
+        norm = self.gradient_norm()
+        self._require_finite(grad_scale * norm)
+        # torch's rule, so that runs can be compared step by step
+        return norm, grad_scale * min(1.0, most / (grad_scale * norm + 1e-6))
+
+    def _require_finite(self, norm: float) -> None:
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"{type(self).__name__}: the norm of the gradients is {norm}")
+
+    def _undo(self, updated: list[int]) -> None:
+        """Count as not made a step that has changed nothing."""
+        self.steps -= 1
+        self._counts[updated] -= 1
+        for index in updated:
+            self.parameters[index].fresh = False
 
     def _update(
         self,
@@ -280,4 +371,4 @@ class Optimizer:
         self.steps = int(own["steps"][0])
 
 
-profiling.trace(Optimizer, ("step",), lambda optimizer, method: f"{type(optimizer).__name__}.step")
+profiling.trace(Optimizer, ("launch",), lambda optimizer, method: f"{type(optimizer).__name__}.step")

@@ -20,6 +20,7 @@ from numformer import files, ops, profiling
 from numformer.data.windows import IGNORE
 from numformer.nn import Context, initial
 from numformer.nn.context import compute_dtype
+from numformer.ops.memory import device_of
 from numformer.optim import Average, Optimizer
 from numformer.packed import Packed
 from numformer.train import checkpoint, events, log
@@ -121,7 +122,7 @@ class Trainer:
         Whether each of several ranks keeps a part of the optimizer's state only (ZeRO, stage 1).
     device : {"cpu", "cuda"}, optional
         Where to have the weights and what is kept of them, and to compute; where they are by default. "cuda" needs
-        `numformer_cuda` and is for one process.
+        `numformer_cuda`; of several ranks each takes a GPU of its own.
 
     Attributes
     ----------
@@ -464,14 +465,17 @@ class Trainer:
         loss, count = result
         norm, parameters, scaler = None, self.optimizer.parameters, self.loss_scale
         scale = 1.0 if scaler is None else 1.0 / scaler.value
+        waits = device_of(loss) != "cpu"  # of a GPU loss and norm are asked for once the whole step is on its way
+        step = None
         try:
-            if not math.isfinite(loss):
+            if not waits and not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss}")
-            if (self.nan == "skip" or scaler is not None) and self.optimizer.clip_norm is None:
-                size = self.optimizer.gradient_norm()
-                if not math.isfinite(size):
-                    raise FloatingPointError(f"the norm of the gradients is {size}")
-            norm = self.optimizer.step(lr, grad_scale=scale)
+            check = self.nan == "skip" or scaler is not None
+            step = self.optimizer.launch(lr, grad_scale=scale, loss=loss if waits else None, check=check)
+            try:
+                norm = step.finish()
+            finally:
+                loss = step.loss if waits else loss
         except FloatingPointError as error:
             for parameter in parameters:
                 parameter.reset()
@@ -502,7 +506,7 @@ class Trainer:
             interrupt.asked = asked
         return asked != 0
 
-    def _gradient(self, interrupt: Interrupt) -> tuple[float, int] | None:
+    def _gradient(self, interrupt: Interrupt) -> tuple[Any, int] | None:
         """Leave the gradient of one step in the parameters; return the mean loss and how many targets it is over.
 
         The mean over a batch is the sum over micro-batches of (its share of the targets) x (its mean), so the share
@@ -524,7 +528,7 @@ class Trainer:
                 for parameter in self.optimizer.parameters:
                     parameter.reset()
                 return None
-            if first == stop or not math.isfinite(loss):
+            if first == stop or not _may_be_finite(loss):
                 continue
             piece = self.data.samples(first, stop) if batch is None else _cut(batch, first, stop)
             share = _targets(piece) / total
@@ -532,12 +536,16 @@ class Trainer:
                 continue
             value, backward = self.model.loss(piece, ctx=self._context(first))
             loss += share * value
-            if math.isfinite(value):
+            if _may_be_finite(value):
                 if number == len(rounds):
                     self._exchange.begin()
                 backward(share if self.loss_scale is None else share * self.loss_scale.value)
         self._exchange.finish()  # first: other ranks, or their GPUs, may be waiting for the gradients of this one
-        return self.ranks.sum(loss)[0], total
+        return loss if self._waits_late() else self.ranks.sum(loss)[0], total
+
+    def _waits_late(self) -> bool:
+        """Whether a model on a GPU may leave its loss there: no other process needs it meanwhile."""
+        return self.ranks.size == 1 and device_of(self.optimizer.parameters[0].value) != "cpu"
 
     def _context(self, sample: int) -> Context:
         return Context(
@@ -546,6 +554,7 @@ class Trainer:
             sample=sample,
             dtype=self.dtype,
             recompute=self.checkpoint_activations,
+            wait=not self._waits_late(),
         )
 
     def _rounds(self, count: int) -> list[tuple[int, int]]:
@@ -654,6 +663,11 @@ class Trainer:
 profiling.trace(
     Trainer, ("_gradient", "evaluate", "_save"), lambda trainer, method: f"Trainer.{method.removeprefix('_')}"
 )
+
+
+def _may_be_finite(x: Any) -> bool:
+    """Whether a number is finite, as far as is known without waiting for a GPU."""
+    return device_of(x) != "cpu" or math.isfinite(x)
 
 
 def _targets(batch: Batch) -> int:

@@ -113,6 +113,7 @@ struct Grid {
 
 thread_local Grid *grid = nullptr;
 thread_local uint64_t schedule = 0;
+int64_t meetings = 0;
 
 // Marsaglia's xorshift64, 2003.
 uint64_t next_random() {
@@ -267,6 +268,7 @@ void run_grid(int64_t blocks, int threads, size_t shared, const std::function<vo
 }
 
 void set_schedule(uint64_t seed) { schedule = seed; }
+int64_t warp_meetings() { return meetings; }
 
 int thread() { return grid->current; }
 int threads() { return grid->threads; }
@@ -312,6 +314,7 @@ const char *meet_warp(const char *operation, const void *mine, size_t size) {
     }
     warp.arrived = 0;
     ++warp.generation;
+    ++meetings;
     for (int i = self / kLanes * kLanes, end = i + kLanes; i < end; ++i)
         grid->fibres[size_t(i)].state = State::ready;
     return given[0];

@@ -16,6 +16,9 @@ struct KernelError : std::runtime_error {
 // has of its own. Results must not depend on it, or a barrier is missing.
 void set_schedule(uint64_t seed);
 
+// How often the lanes of a warp have met so far: what a kernel does beyond memory and barriers, as a number.
+int64_t warp_meetings();
+
 // body() once for each thread of each block. Shared memory is not initialised: it holds NaNs.
 void run_grid(int64_t blocks, int threads, size_t shared, const std::function<void()> &body);
 

@@ -118,6 +118,7 @@ template <class T> NF_KERNEL(32) fragments(NF_ARGS FragmentArgs args) {
 void bind_probes(py::module_ &m) {
     py::register_exception<host::KernelError>(m, "KernelError", PyExc_RuntimeError);
     m.def("set_schedule", &host::set_schedule);
+    m.def("warp_meetings", &host::warp_meetings);
     m.def("probe", [](int which, int64_t blocks) {
         std::vector<int64_t> out(size_t(blocks * 64), -1);
         launch("probe", blocks, 64, 64 * 8, nullptr, probe, ProbeArgs{out.data(), which});
