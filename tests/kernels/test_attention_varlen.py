@@ -1,5 +1,7 @@
 """Packed sequences: each as if it were alone, bit for bit."""
 
+from itertools import pairwise
+
 import numformer as nf
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def test_relative_positions_of_each_sequence(rng, dtype, lengths, heads, kv_head
     q, k = normal(rng, rows[-1], heads, 16, dtype=dtype), normal(rng, keys[-1], kv_heads, 16, dtype=dtype)
     v, dout = normal(rng, keys[-1], kv_heads, 20, dtype=dtype), normal(rng, rows[-1], heads, 20, dtype=dtype)
     longest = [max(x, default=0) for x in lengths]
-    parts = [(slice(*i), slice(*j)) for i, j in zip(*(zip(x[:-1], x[1:], strict=True) for x in (rows, keys)))]
+    parts = [(slice(*i), slice(*j)) for i, j in zip(pairwise(rows), pairwise(keys), strict=True)]
     pairs = [(i.stop - i.start) * (j.stop - j.start) for i, j in parts]
     for pattern, more in (
         ({}, {}),
@@ -92,7 +94,8 @@ def test_relative_positions_of_each_sequence(rng, dtype, lengths, heads, kv_head
             alone = nf.attention(*one, return_lse=True, **given)
             assert same(alone[0].swapaxes(0, 1), out[i]) and same(alone[1], lse[:, i])
             done = dout[i].swapaxes(0, 1)
-            for g, part, a in zip(grads[:3], (i, j, j), nf.attention_backward(done, *one, *alone, **given), strict=True):
+            back = nf.attention_backward(done, *one, *alone, **given)
+            for g, part, a in zip(grads[:3], (i, j, j), back, strict=True):
                 assert same(g[part], a.swapaxes(0, 1))
             if pairs[s]:
                 of_one = tolerance.attention_backward(done, *one, *alone, dtype, grads=("rel",), **given)[3]["rel"]
@@ -130,7 +133,7 @@ def test_rows_of_relative_positions_out_of_range(rng):
     r, u, w, origin = relative(rng, np.float32, 6, 6, d=8)
     nf.attention_varlen(x, x, x, rows, rows, rel=(r, u, w, origin))
     for short in ((r[:, 1:], u, w, origin), (r, u, w, origin + 1), (r, u, w, 2**63 - 1)):
-        with pytest.raises(ValueError, match="attention_varlen: rel's r must have a row .*, here -[25] to [25], got"):
+        with pytest.raises(ValueError, match=r"attention_varlen: rel's r must have a row .*, here -[25] to [25], got"):
             nf.attention_varlen(x, x, x, rows, rows, rel=short)
     # The sequences alone say what is needed, not the total.
     assert nf.attention_varlen(x, x, x, starts((3, 6, 0)), starts((6, 3, 0)), rel=(r, u, w, origin)).shape == x.shape
