@@ -7,6 +7,8 @@
 //   1. scores, a register of keys at a time: one accumulator a key along the dimension, then transposed and added up
 //   2. the softmax of each row, relative to the chunk's own maximum
 //   3. o = sum of p_j v_j, in registers over 32 keys
+// A processor reads four places of memory side by side faster than one, so 1 and 3 go through the quarters of a chunk
+// together. Up to four queries share each key and value that is loaded.
 #pragma once
 #include "kernels/attention_relative.hpp"
 #include "kernels/attention_softmax.hpp"
@@ -32,78 +34,190 @@ NF_INLINE KeyRange keys_of_chunk(const AttentionArgs &args, int64_t chunk) {
 }
 NF_INLINE int64_t chunks_of(const AttentionArgs &args) { return ceil_div(args.keys, kBlockKeys); }
 
-// scores[j] = q . k_j for `count` <= kLanes keys; q is padded with zeros to whole vectors.
-template <class A, class T>
-NF_INLINE Vec<A> dot_products(const A *q, const T *k, int64_t k_row, int64_t dim, int64_t count) {
-    constexpr int W = kLanes<A>;
-    const T *key[W];
-    Vec<A> sum[W];
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) {
-        key[i] = k + smaller(i, count - 1) * k_row; // keys behind the last are not used
-        sum[i] = Vec<A>{};
+// Rows of T are loaded in units of so many vectors. bfloat16 is the upper half of a float, so a vector of them holds
+// two of floats, its elements of even and of odd index: two instructions instead of two conversions. Queries and sums
+// of values keep whole units in this order, which `to_units` makes and `from_units` undoes.
+template <class T> constexpr int kUnit = std::is_same<T, bf16>::value ? 2 : 1;
+
+template <class A, class T> NF_INLINE void load_unit(const T *p, Vec<A> (&x)[kUnit<T>]) {
+    if constexpr (kUnit<T> == 2) {
+        const BitsVec bits = (BitsVec)load(reinterpret_cast<const float *>(p));
+        x[0] = (Vec<A>)(bits << 16);
+        x[1] = (Vec<A>)(bits & 0xffff0000u);
+    } else {
+        x[0] = load(p);
     }
-    for_each_vector<A>(dim, [&](int64_t d, int n) {
-        const Vec<A> of_q = load(q + d);
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i)
-            sum[i] = fma(of_q, load_some(key[i] + d, n), sum[i]);
-    });
-    return sums_of_lanes<A>(sum);
+}
+template <class A, class T> NF_INLINE int64_t in_units(int64_t dim) {
+    return dim / (kUnit<T> * kLanes<A>)*(kUnit<T> * kLanes<A>);
+}
+// to[place of d] = from[d] for whole units, where `straight`, else the other way round; the rest is copied.
+template <class A, class T, bool STRAIGHT> static void order_units(const A *from, int64_t dim, A *to) {
+    constexpr int W = kLanes<A>, U = kUnit<T>;
+    const int64_t whole = in_units<A, T>(dim);
+    for (int64_t d = 0; d < dim; ++d) {
+        const int64_t in_unit = d % (U * W);
+        const int64_t place = d < whole ? d - in_unit + in_unit % U * W + in_unit / U : d;
+        to[STRAIGHT ? place : d] = from[STRAIGHT ? d : place];
+    }
 }
 
-// o[0 .. VECTORS * lanes) += sum over j of p[j] v_j.
-template <class A, class T, int VECTORS>
-NF_INLINE void add_values(const A *p, int64_t count, const T *v, int64_t v_row, A *o) {
-    Vec<A> sum[VECTORS];
-#pragma GCC unroll 8
-    for (int i = 0; i < VECTORS; ++i)
-        sum[i] = load(o + i * kLanes<A>);
-    for (int64_t j = 0; j < count; ++j) {
-        const Vec<A> weight = broadcast(p[j]);
+// Parts of a chunk that are read side by side.
+constexpr int kParts = 4;
+// So many accumulators leave registers for what is loaded.
+constexpr int kSums = kVectorBytes == 64 ? 24 : 12;
+// `most`, halved until one for each of `rows` fits.
+constexpr int sums_of_row(int rows, int most) {
+    while (rows * most > kSums)
+        most /= 2;
+    return most;
+}
+
+// sum[r] += q_r x, lane by lane, for what a key has behind its whole units. Not inline: the loop before needs all
+// registers.
+template <class A, class T>
+__attribute__((noinline)) static void add_products(const A *q, int64_t q_row, int rows, const T *key, int64_t count,
+                                                   Vec<A> *sum, int64_t sum_row) {
+    for_each_vector<A>(count, [&](int64_t d, int n) {
+        const Vec<A> x = load_some(key + d, n);
+        for (int r = 0; r < rows; ++r)
+            sum[r * sum_row] = fma(load(q + r * q_row + d), x, sum[r * sum_row]);
+    });
+}
+
+// scores[r][key] = q_r . key for ROWS queries, in units, and a vector of keys: lane i is key t + i % each of part
+// i / each, the parts `part` keys apart. Keys behind `last` are not read; what stands for their scores is not used.
+template <class A, class T, int ROWS, int PARTS>
+static void compute_scores(const A *q, int64_t q_row, const T *k, int64_t k_row, int64_t dim, int64_t part, int64_t t,
+                           int64_t last, A *scores) {
+    constexpr int W = kLanes<A>, U = kUnit<T>, KEYS = sums_of_row(ROWS, W), EACH = W / PARTS;
+    const int64_t whole = in_units<A, T>(dim);
+    Vec<A> sum[ROWS][W];
+#pragma GCC unroll 16
+    for (int i0 = 0; i0 < W; i0 += KEYS) {
+        const T *key[KEYS];
+        Vec<A> some[ROWS][KEYS];
+#pragma GCC unroll 16
+        for (int i = 0; i < KEYS; ++i) {
+            key[i] = k + smaller(last, (i0 + i) / EACH * part + t + (i0 + i) % EACH) * k_row;
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; ++r)
+                some[r][i] = Vec<A>{};
+        }
+        for (int64_t d = 0; d < whole; d += U * W)
+#pragma GCC unroll 16
+            for (int i = 0; i < KEYS; ++i) {
+                Vec<A> x[U];
+                load_unit<A, T>(key[i] + d, x);
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+                    for (int u = 0; u < U; ++u)
+                        some[r][i] = fma(load(q + r * q_row + d + u * W), x[u], some[r][i]);
+            }
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+            for (int i = 0; i < KEYS; ++i)
+                sum[r][i0 + i] = some[r][i];
+        if (whole < dim)
+            for (int i = 0; i < KEYS; ++i)
+                add_products(q + whole, q_row, ROWS, key[i] + whole, dim - whole, &sum[0][i0 + i], W);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r) {
+        alignas(kVectorBytes) A lane[W];
+        store(lane, sums_of_lanes<A>(sum[r]));
+#pragma GCC unroll 4
+        for (int i = 0; i < PARTS; ++i)
+            memcpy(scores + r * kRowStride + i * part + t, lane + i * EACH, EACH * sizeof(A));
+    }
+}
+
+// o[r] += sum over j of p[r][j] v_j for ROWS queries and `parts` times `count` values, `part` apart; o in units.
+template <class A, class T, int ROWS, int VECTORS>
+NF_INLINE void add_values(const A *p, int64_t parts, int64_t part, int64_t count, const T *v, int64_t v_row, A *o,
+                          int64_t o_row) {
+    constexpr int W = kLanes<A>, U = kUnit<T>;
+    Vec<A> sum[ROWS][VECTORS];
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
         for (int i = 0; i < VECTORS; ++i)
-            sum[i] = fma(weight, load(v + j * v_row + i * kLanes<A>), sum[i]);
-    }
+            sum[r][i] = load(o + r * o_row + i * W);
+    for (int64_t t = 0; t < count; ++t)
+        for (int64_t j = t; j < parts * part; j += part)
 #pragma GCC unroll 8
-    for (int i = 0; i < VECTORS; ++i)
-        store(o + i * kLanes<A>, sum[i]);
+            for (int i = 0; i < VECTORS; i += U) {
+                Vec<A> x[U];
+                load_unit<A, T>(v + j * v_row + i * W, x);
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+                    for (int u = 0; u < U; ++u)
+                        sum[r][i + u] = fma(broadcast(p[r * kRowStride + j]), x[u], sum[r][i + u]);
+            }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+        for (int i = 0; i < VECTORS; ++i)
+            store(o + r * o_row + i * W, sum[r][i]);
 }
-template <class A, class T>
-NF_INLINE void add_all_values(const A *p, int64_t count, const T *v, int64_t v_row, int64_t dim, A *o) {
-    constexpr int W = kLanes<A>;
+template <class A, class T, int ROWS>
+static void add_all_values(const A *p, int64_t parts, int64_t part, int64_t count, const T *v, int64_t v_row,
+                           int64_t dim, A *o, int64_t o_row) {
+    constexpr int W = kLanes<A>, U = kUnit<T>, MOST = sums_of_row(ROWS, 8);
     int64_t d = 0;
-    for (; d + 8 * W <= dim; d += 8 * W)
-        add_values<A, T, 8>(p, count, v + d, v_row, o + d);
-    for (; d + 2 * W <= dim; d += 2 * W)
-        add_values<A, T, 2>(p, count, v + d, v_row, o + d);
-    for (; d < dim; d += W) {
-        const int n = int(smaller(W, dim - d));
-        Vec<A> sum = load(o + d);
-        for (int64_t j = 0; j < count; ++j)
-            sum = fma(broadcast(p[j]), load_some(v + j * v_row + d, n), sum);
-        store(o + d, sum);
-    }
+    for (; d + MOST * W <= dim; d += MOST * W)
+        add_values<A, T, ROWS, MOST>(p, parts, part, count, v + d, v_row, o + d, o_row);
+    for (; d + U * W <= dim; d += U * W)
+        add_values<A, T, ROWS, U>(p, parts, part, count, v + d, v_row, o + d, o_row);
+    for (; d < dim; d += W)
+        for (int r = 0; r < ROWS; ++r) {
+            Vec<A> sum = load(o + r * o_row + d);
+            for (int64_t t = 0; t < count; ++t)
+                for (int64_t j = t; j < parts * part; j += part)
+                    sum = fma(broadcast(p[r * kRowStride + j]), load_some(v + j * v_row + d, int(smaller(W, dim - d))),
+                              sum);
+            store(o + r * o_row + d, sum);
+        }
+}
+
+// f(first row, how many) for up to four rows at a time; how many is a constant.
+template <class F> NF_INLINE void for_some_rows(int64_t rows, F f) {
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4)
+        f(r, std::integral_constant<int, 4>{});
+    if (rows - r == 3)
+        f(r, std::integral_constant<int, 3>{});
+    if (rows - r == 2)
+        f(r, std::integral_constant<int, 2>{});
+    if (rows - r == 1)
+        f(r, std::integral_constant<int, 1>{});
 }
 
 // The queries of all heads that share the keys, times the factor of the scores, in rows of whole vectors.
 template <class A> NF_INLINE int64_t query_stride(const AttentionArgs &args) { return round_up(args.dim, kLanes<A>); }
 template <class A> NF_INLINE int64_t chunk_scratch(const KvHead &of) {
-    // The rows of queries and of scores, and one more query plus v where there are relative positions.
+    // The rows of queries and of scores, one more query plus v where there are relative positions, and one row to put
+    // in order.
     return of.group * of.args->queries * (query_stride<A>(*of.args) + kRowStride) +
-           (of.args->relative.r ? query_stride<A>(*of.args) : 0);
+           (of.args->relative.r ? query_stride<A>(*of.args) : 0) +
+           larger(query_stride<A>(*of.args), partial_size<A>(*of.args));
 }
 
-// A query plus a bias of its head, times the factor of the scores; no bias if it is null. Writes `dim` elements.
+// A query plus a bias of its head, times the factor of the scores; no bias if it is null. Writes `dim` elements, in
+// units; `row` has room for as many.
 template <class A, class T>
-NF_INLINE void scale_query(const T *query, int64_t dim, const double *bias, A factor, A *to) {
+NF_INLINE void scale_query(const T *query, int64_t dim, const double *bias, A factor, A *row, A *to) {
     if (bias) {
-        add_to_queries(query, 1, dim, 0, bias, to);
+        add_to_queries(query, 1, dim, 0, bias, row);
         for (int64_t d = 0; d < dim; ++d)
-            to[d] *= factor;
+            row[d] *= factor;
     } else {
-        for_each_vector<A>(dim, [&](int64_t d, int n) { store_n(to + d, load_some(query + d, n) * factor, n); });
+        for_each_vector<A>(dim, [&](int64_t d, int n) { store_n(row + d, load_some(query + d, n) * factor, n); });
     }
+    order_units<A, T, true>(row, dim, to);
 }
 
 // Relative positions: q . r of each pair of this query and the keys of `range` that the pattern allows. q: query + v.
@@ -117,7 +231,9 @@ NF_INLINE void add_relative_row(const AttentionArgs &args, int64_t head, int64_t
     for (int64_t key = larger(own.first, range.first); key < end; key += kLanes<A>) {
         const T *r = first_column<T>(args.relative, head) - relative_column(args.relative, query, key) * row;
         A *to = scores + key - range.first; // what is written behind `end` is masked
-        store(to, load(to) + dot_products<A, T>(q, r, -row, args.dim, smaller(kLanes<A>, end - key)));
+        const Vec<A> of_keys = load(to);
+        compute_scores<A, T, 1, 1>(q, 0, r, -row, args.dim, 0, 0, smaller(kLanes<A>, end - key) - 1, to);
+        store(to, load(to) + of_keys);
     }
 }
 
@@ -133,6 +249,7 @@ template <class A, class T> static void decode_chunk(const KvHead &of, int64_t c
         return;
     }
     A *scores = scratch, *q = scratch + rows * kRowStride;
+    A *spare = q + (rows + (args.relative.r ? 1 : 0)) * stride;
     const AttentionRelative &relative = args.relative;
     memset(q, 0, size_t((rows + (relative.r ? 1 : 0)) * stride) * sizeof(A));
     const int64_t first_head = of.head * of.group, width = range.last - range.first;
@@ -140,14 +257,17 @@ template <class A, class T> static void decode_chunk(const KvHead &of, int64_t c
     for (int64_t r = 0; r < rows; ++r) {
         const int64_t head = first_head + r / args.queries;
         scale_query<A, T>(head_of<T>(args.q, of.batch, head) + r % args.queries * args.q.row, args.dim,
-                          relative.r ? relative.bias_u + head * args.dim : nullptr, factor, q + r * stride);
+                          relative.r ? relative.bias_u + head * args.dim : nullptr, factor, spare, q + r * stride);
     }
     const T *k = head_of<T>(args.k, of.batch, of.head) + range.first * args.k.row;
-    for (int64_t j0 = 0; j0 < width; j0 += kKeysAtOnce)
-        for (int64_t r = 0; r < rows; ++r)
-            for (int64_t j = j0; j < smaller(width, j0 + kKeysAtOnce); j += kLanes<A>)
-                store(scores + r * kRowStride + j, dot_products<A, T>(q + r * stride, k + j * args.k.row, args.k.row,
-                                                                      args.dim, smaller(kLanes<A>, width - j)));
+    constexpr int kKeyParts = kParts < kLanes<A> ? kParts : kLanes<A>, kStep = kLanes<A> / kKeyParts;
+    const int64_t key_part = round_up(ceil_div(width, kKeyParts), kStep);
+    for (int64_t t0 = 0; t0 < key_part; t0 += kKeysAtOnce / kKeyParts)
+        for_some_rows(rows, [&](int64_t r, auto count) {
+            for (int64_t t = t0; t < smaller(key_part, t0 + kKeysAtOnce / kKeyParts); t += kStep)
+                compute_scores<A, T, count(), kKeyParts>(q + r * stride, stride, k, args.k.row, args.dim, key_part, t,
+                                                         width - 1, scores + r * kRowStride);
+        });
     const int64_t full_width = round_up(width, kLanes<A>);
     for (int64_t r = 0; r < rows; ++r) {
         const int64_t query = r % args.queries, head = first_head + r / args.queries;
@@ -156,7 +276,7 @@ template <class A, class T> static void decode_chunk(const KvHead &of, int64_t c
         if (relative.r) {
             A *q_relative = q + rows * stride;
             scale_query<A, T>(head_of<T>(args.q, of.batch, head) + query * args.q.row, args.dim,
-                              relative.bias_v + head * args.dim, factor, q_relative);
+                              relative.bias_v + head * args.dim, factor, spare, q_relative);
             add_relative_row<A, T>(args, head, query, range, q_relative, row);
         }
         if (scoring.plain) {
@@ -170,20 +290,31 @@ template <class A, class T> static void decode_chunk(const KvHead &of, int64_t c
         partials[r * size + o_size + 1] = sum;
     }
     const T *v = head_of<T>(args.v, of.batch, of.head) + range.first * args.v.row;
-    for (int64_t j = 0; j < width; j += kKeysAtOnce)
-        for (int64_t r = 0; r < rows; ++r)
-            add_all_values<A, T>(scores + r * kRowStride + j, smaller(kKeysAtOnce, width - j), v + j * args.v.row,
-                                 args.v.row, args.value_dim, partials + r * size);
-    // 0 x NaN is NaN: where a sum is not finite, add again what the query may see, and nothing else.
+    const int64_t part = width / kParts, rest = width - kParts * part;
+    auto add = [&](int64_t first, int64_t parts, int64_t count) { // values first + t of each part, t < count
+        for_some_rows(rows, [&](int64_t r, auto some) {
+            add_all_values<A, T, some()>(scores + r * kRowStride + first, parts, parts > 1 ? part : count, count,
+                                         v + first * args.v.row, args.v.row, args.value_dim, partials + r * size, size);
+        });
+    };
+    for (int64_t t = 0; t < part; t += kKeysAtOnce / kParts)
+        add(t, kParts, smaller(kKeysAtOnce / kParts, part - t));
+    add(kParts * part, 1, rest);
     for (int64_t r = 0; r < rows; ++r) {
         A *o = partials + r * size;
+        memcpy(spare, o, size_t(o_size) * sizeof(A));
+        order_units<A, T, false>(spare, args.value_dim, o);
         if (all_finite<A>(o, 1, args.value_dim, 0))
             continue;
+        // 0 x NaN is NaN: where a sum is not finite, add again what the query may see, and nothing else.
         const Scoring<A, T> scoring = Scoring<A, T>::of(args, of.batch, first_head + r / args.queries);
         memset(o, 0, size_t(o_size) * sizeof(A));
         for (int64_t j = 0; j < width; ++j)
             if (may_attend(scoring, r % args.queries, range.first + j))
-                add_all_values<A, T>(scores + r * kRowStride + j, 1, v + j * args.v.row, args.v.row, args.value_dim, o);
+                for_each_vector<A>(args.value_dim, [&](int64_t d, int n) {
+                    const Vec<A> weight = broadcast(scores[r * kRowStride + j]);
+                    store(o + d, fma(weight, load_some(v + j * args.v.row + d, n), load(o + d)));
+                });
     }
 }
 

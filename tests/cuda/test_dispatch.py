@@ -29,7 +29,6 @@ def test_every_function_is_sent_where_its_arrays_are(device):
     backend = dispatch.cuda()
     for name in vars(dispatch.core):
         assert callable(getattr(backend, name)), name
-        assert name in backend.__all__
     for name in set(ops.__all__) - {"to_dlpack", "from_dlpack", "matmul_backward"}:
         module = inspect.getmodule(inspect.unwrap(getattr(ops, name)))
         assert module._core is dispatch.core, name

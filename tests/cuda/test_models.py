@@ -250,3 +250,34 @@ def test_streams_of_a_transformer_xl_go_on_where_they_were(device, rng, tmp_path
         rows = one.run()
     np.testing.assert_allclose([row["loss"] for row in rows], [row["loss"] for row in whole], rtol=1e-4)
     assert rows[-1]["validation_loss"] == pytest.approx(whole[-1]["validation_loss"], rel=1e-4)
+
+
+class Pictures:
+    """Samples for the Trainer: images and labels in order, and by chance."""
+
+    def __init__(self, images, labels):
+        self.arrays = images, labels
+
+    def __len__(self):
+        return len(self.arrays[0])
+
+    def samples(self, start, stop):
+        return tuple(array[start:stop] for array in self.arrays)
+
+    def draw(self, count, *, seed, step):
+        rows = np.random.default_rng([seed, step]).integers(0, len(self), count)
+        return tuple(array[rows] for array in self.arrays)
+
+
+def test_a_vit_is_trained(device, rng):
+    data = Pictures(rng.standard_normal((20, 2, 12, 12)).astype(np.float32), rng.integers(0, 5, 20))
+    config = ViTConfig(image=12, patch=4, channels=2, labels=5, layers=1, heads=2, width=8, dropout=0.1)
+    losses = []
+    for where in ("cpu", "cuda"):
+        model = ViT(config, rng=1)
+        optimizer = AdamW(model.parameters(), lr=0.01, clip_norm=1.0)
+        options = {"batch_size": 6, "micro_batch": 4, "steps": 4, "log_every": 1, "progress": False, "device": where}
+        rows = Trainer(model, optimizer, data, validation=data, **options).run()
+        losses.append([value for row in rows for value in (row["loss"], row["validation_loss"]) if value is not None])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert len(losses[0]) > 4
