@@ -178,6 +178,8 @@ void run_job() {
 }
 
 int next_ready() {
+    if (grid->ended == grid->threads) // what is under way has nobody to wait for it
+        return -1;
     try {
         if (!grid->jobs.empty() && schedule && next_random() % 64 == 0)
             run_job();
