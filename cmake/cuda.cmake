@@ -63,6 +63,9 @@ set_target_properties(numformer_cuda_core PROPERTIES
   # Beside the package in site-packages: cuBLAS of PyPI for CUDA 13, for 12.
   INSTALL_RPATH "$ORIGIN/../nvidia/cu13/lib;$ORIGIN/../nvidia/cublas/lib")
 target_compile_definitions(numformer_cuda_core PRIVATE NUMFORMER_CUDA_MODULE=_core)
+if(NUMFORMER_CUDA_ARCHITECTURES MATCHES "90a") # else the kernels of *_hopper.cpp would be empty where they are launched
+  target_compile_definitions(numformer_cuda_core PRIVATE NUMFORMER_CUDA_HOPPER)
+endif()
 target_include_directories(numformer_cuda_core PRIVATE csrc)
 # The toolkit's own headers come first: cuBLAS of another version may lie beside others of its time.
 target_include_directories(numformer_cuda_core SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} ${NUMFORMER_CUBLAS_INCLUDE})

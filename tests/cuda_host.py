@@ -115,7 +115,7 @@ class Calls:
         self.core = core
 
     def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any, scratch: bool = False) -> None:
+        def call(*arguments: Any, scratch: bool = False) -> Any:
             device = OnDevice() if TRUE else None
 
             def describe(x: Any) -> Any:
@@ -129,9 +129,10 @@ class Calls:
 
             memory = Scratch()
             allocate = memory if device is None else device.scratch
-            getattr(self.core, name)(*map(describe, arguments), *([allocate] if scratch else []), 0)
+            result = getattr(self.core, name)(*map(describe, arguments), *([allocate] if scratch else []), 0)
             memory.check()
             if device is not None:
                 device.finish()
+            return result
 
         return call

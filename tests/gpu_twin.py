@@ -269,6 +269,9 @@ def _options(options):
     if "rel" in found:
         found["rel"] = (*map(view, found["rel"][:3]), found["rel"][3])
     starts = [found.pop(name) for name in ("cu_seqlens_q", "cu_seqlens_k") if name in found]
+    kernel = found.pop("kernel", None)
+    if kernel not in (None, "mma.sync", "wgmma"):
+        raise ValueError(f"attention: kernel must be None, 'mma.sync' or 'wgmma', got '{kernel}'")
     return found, starts
 
 
@@ -281,12 +284,13 @@ def attention(out, lse, q, k, v, options, allocate, stream):
     out, q, k, v = _outside(starts, *(view(one) for one in (out, q, k, v)))
     if not np.isfinite(found.get("alibi_slopes", 0.0)).all():
         out[...] = np.nan
-        return
+        return "mma.sync"
     function = nf.attention_varlen if starts else nf.attention
     y, rows = function(q, k, v, *starts, return_lse=True, **found)
     out[...] = y
     if lse is not None:
         view(lse)[...] = rows
+    return "mma.sync"
 
 
 def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, dlse, options, grads, allocate, stream):

@@ -67,11 +67,11 @@ struct Call {
                           std::string("global_tokens must have dtype bool, got ") + name_of(tokens.view.dtype));
             attention.set_global_tokens(tokens.view, boolean(operation, "global_rows", options.global_rows));
         }
-        if (!options.relative.is_none())
-            set_relative(operation, options.relative);
         if (packed)
             attention.set_sequences(input(operation, "cu_seqlens_q", options.query_starts, Layout::contiguous).view,
                                     input(operation, "cu_seqlens_k", options.key_starts, Layout::contiguous).view);
+        if (!options.relative.is_none())
+            set_relative(operation, options.relative);
     }
 
     // Of (heads, total, dim) the shape that the caller sees, and back.

@@ -58,13 +58,16 @@ struct AttentionInputs {
     double scale = 1, softcap = 0;
     bool tf32 = false;
     DropoutKey dropout;
+    std::string kernel; // "mma.sync", "wgmma": no other; empty: the best
 };
-void attention(const AttentionInputs &in, const Array &out, const MaybeArray &lse, const Allocate &allocate,
-               Stream stream);
-void attention_backward(const AttentionInputs &in, const Array &dout, const Array &out, const Array &lse,
-                        const MaybeArray &dlse, const Array &dq, const Array &dk, const Array &dv,
-                        const MaybeArray &dsinks, const MaybeArray &dbias,
-                        const std::optional<RelativeGradients> &drelative, const Allocate &allocate, Stream stream);
+// Returns the kernel's name, as above.
+const char *attention(const AttentionInputs &in, const Array &out, const MaybeArray &lse, const Allocate &allocate,
+                      Stream stream);
+const char *attention_backward(const AttentionInputs &in, const Array &dout, const Array &out, const Array &lse,
+                               const MaybeArray &dlse, const Array &dq, const Array &dk, const Array &dv,
+                               const MaybeArray &dsinks, const MaybeArray &dbias,
+                               const std::optional<RelativeGradients> &drelative, const Allocate &allocate,
+                               Stream stream);
 
 struct CrossEntropyInputs {
     Array logits, targets; // targets: integers

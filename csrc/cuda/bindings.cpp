@@ -412,7 +412,7 @@ AttentionInputs attention_inputs(const Arguments &arguments, py::handle q, py::h
         const std::string name = py::cast<std::string>(item.first);
         const char *const known[] = {"causal",       "window",       "mask",         "bias", "scale", "softcap",
                                      "alibi_slopes", "sinks",        "dropout",      "seed", "tf32",  "global_tokens",
-                                     "global_rows",  "cu_seqlens_q", "cu_seqlens_k", "rel"};
+                                     "global_rows",  "cu_seqlens_q", "cu_seqlens_k", "rel",  "kernel"};
         if (std::find(std::begin(known), std::end(known), name) == std::end(known) && !item.second.is_none())
             throw NotThere(std::string(arguments.operation()) + ": " + name + " is not there on a device");
     }
@@ -492,6 +492,12 @@ AttentionInputs attention_inputs(const Arguments &arguments, py::handle q, py::h
     }
     const py::object tf32 = option(options, "tf32");
     in.tf32 = !tf32.is_none() && py::cast<bool>(tf32);
+    const py::object kernel = option(options, "kernel");
+    if (!kernel.is_none()) {
+        in.kernel = py::cast<std::string>(kernel);
+        if (in.kernel != "mma.sync" && in.kernel != "wgmma")
+            arguments["kernel"].fail_value("be None, 'mma.sync' or 'wgmma'", "'" + in.kernel + "'");
+    }
     return in;
 }
 
@@ -502,9 +508,9 @@ void bind_attention(py::module_ &m) {
         const AttentionInputs in = attention_inputs(arguments, q, k, v, options);
         Shape shape = in.q.shape;
         shape.back() = in.v.shape.back();
-        attention(in, operand_like(arguments, "out", out, in.q.dtype, shape),
-                  arguments.maybe_like("lse", lse, acc_of(in.q.dtype), leading(shape)), allocate_by(allocate),
-                  stream_of(stream));
+        return attention(in, operand_like(arguments, "out", out, in.q.dtype, shape),
+                         arguments.maybe_like("lse", lse, acc_of(in.q.dtype), leading(shape)), allocate_by(allocate),
+                         stream_of(stream));
     });
     m.def("attention_backward", [](py::object dq, py::object dk, py::object dv, py::object dout, py::object q,
                                    py::object k, py::object v, py::object out, py::object lse, py::object dlse,
@@ -538,7 +544,7 @@ void bind_attention(py::module_ &m) {
                 arguments[name.c_str()].fail_value("be given where its gradient is wanted", "None");
             (name == "sinks" ? dsinks : dbias) = arguments.like(name.c_str(), item.second, of->dtype, of->shape);
         }
-        attention_backward(
+        return attention_backward(
             in, operand_like(arguments, "dout", dout, type, shape), operand_like(arguments, "out", out, type, shape),
             arguments.like("lse", lse, statistics, leading(shape)),
             arguments.maybe_like("dlse", dlse, statistics, leading(shape)),
@@ -849,7 +855,8 @@ void bind_matmul(py::module_ &m) {
 
 #ifdef NUMFORMER_CUDA_HOST
 namespace nf::cuda {
-void bind_probes(py::module_ &m); // tests/cuda/host/probes.cpp: kernels that test the host's device layer
+void bind_probes(py::module_ &m); // tests/cuda/host/probes*.cpp: kernels that test the host's device layer
+void bind_hopper_probes(py::module_ &m);
 } // namespace nf::cuda
 #endif
 
@@ -874,6 +881,7 @@ PYBIND11_MODULE(NUMFORMER_CUDA_MODULE, m, py::mod_gil_not_used()) {
 #ifdef NUMFORMER_CUDA_HOST
     m.attr("runtime_version") = 0;
     bind_probes(m);
+    bind_hopper_probes(m);
 #else
     m.attr("runtime_version") = CUDART_VERSION;
 #endif

@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -47,7 +48,7 @@ template <class T> struct Shared {
 class SharedMemory {
   public:
     NF_DEVICE SharedMemory() {
-        extern __shared__ __align__(128) char all[];
+        extern __shared__ __align__(1024) char all[];
         next_ = all;
     }
     template <class T> NF_DEVICE Shared<T> take(int count) {
@@ -64,6 +65,16 @@ NF_DEVICE float widen(f16 x) { return __half2float(__ushort_as_half(x.bits)); }
 NF_DEVICE float widen(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
 NF_DEVICE void narrow(float x, f16 &y) { y.bits = __half_as_ushort(__float2half_rn(x)); }
 NF_DEVICE void narrow(float x, bf16 &y) { y.bits = __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+
+// Two values as the halves of a register, the first one in the lower half: one instruction.
+template <class T> NF_DEVICE uint32_t pack_pair(float first, float second) {
+    uint32_t pair;
+    if constexpr (std::is_same<T, bf16>::value)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    else
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+}
 
 // ldmatrix: four 8 x 8 matrices of 16-bit elements. Lanes 8i ... 8i + 7 name the rows of matrix i, which are aligned to
 // 16 bytes; lane l gets elements 2 (l % 4) and the next of row l / 4, or of column l / 4 where `kTransposed`.
@@ -150,14 +161,6 @@ NF_DEVICE void narrow(double x, bf16 &y) { narrow(float(x), y); }
 
 template <class T> NF_DEVICE Acc<T> load(const T *x, int64_t i) { return widen(x[i]); }
 template <class T, class A> NF_DEVICE void store(T *x, int64_t i, A value) { narrow(value, x[i]); }
-
-// Two values as the halves of a register, the first one in the lower half.
-template <class T> NF_DEVICE uint32_t pack_pair(float first, float second) {
-    T low, high;
-    narrow(first, low);
-    narrow(second, high);
-    return uint32_t(low.bits) | uint32_t(high.bits) << 16;
-}
 
 NF_DEVICE float exp_of(float x) { return expf(x); }
 NF_DEVICE double exp_of(double x) { return exp(x); }

@@ -22,6 +22,15 @@ inline void check_runtime(const char *what, cudaError_t error) {
         throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
 }
 
+// Of the current device: 90 for 9.0.
+inline int capability() {
+    int device = 0, major = 0, minor = 0;
+    check_runtime("cudaGetDevice", cudaGetDevice(&device));
+    check_runtime("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    check_runtime("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    return 10 * major + minor;
+}
+
 // Shared memory beyond 48 KiB must be asked for, once a kernel and device; asking again costs a few hundred
 // nanoseconds.
 template <class Args>

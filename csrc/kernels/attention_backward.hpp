@@ -233,22 +233,24 @@ template <class E, class T> struct PackedHeads {
     int64_t kv_heads, heads;
     Scratch<KeySide<E, T>> keys;
     Scratch<QuerySide<E, T>> queries;
-    Scratch<RelativeSide<A, T>> relatives;     // of the heads of a sample, for all samples
-    Scratch<int64_t> key_memory, query_memory; // where each part begins
-    int64_t relative_memory;
+    bool any_relative;
+    Scratch<RelativeSide<A, T>> relatives; // of each sequence the heads, for all its samples; one that is none else
+    Scratch<int64_t> key_memory, query_memory, relative_memory; // where each part begins
     Scratch<A> memory;
 
     explicit PackedHeads(const Sequences &sequences)
         : all(sequences), kv_heads(all.kv_heads()), heads(all.heads()), keys(kv_heads), queries(heads),
-          relatives(relative_heads()), key_memory(kv_heads), query_memory(heads), memory(lay_out()) {}
+          any_relative(has_relative()), relatives(relative_heads()), key_memory(kv_heads), query_memory(heads),
+          relative_memory(relative_heads()), memory(lay_out()) {}
 
     bool pack() {
-        if (!keys || !queries || !relatives || !key_memory || !query_memory || !memory)
+        if (!keys || !queries || !relatives || !key_memory || !query_memory || !relative_memory || !memory)
             return false;
-        parallel_tasks(relative_heads(), [&](int64_t head) {
-            relatives.data[head] = {};
-            A *to = memory.data + relative_memory + head * RelativeSide<A, T>::size(all.data[0]);
-            relatives.data[head].pack(all.data[0], head, Arena<A>{to});
+        parallel_tasks(relative_heads(), [&](int64_t index) {
+            const AttentionArgs &args = all.data[any_relative ? index / all.data[0].heads : 0];
+            relatives.data[index] = {};
+            relatives.data[index].pack(args, any_relative ? index % args.heads : 0,
+                                       Arena<A>{memory.data + relative_memory.data[index]});
         });
         parallel_tasks(kv_heads + heads, [&](int64_t index) {
             if (index < kv_heads) {
@@ -263,8 +265,8 @@ template <class E, class T> struct PackedHeads {
                 const AttentionArgs &args = all.data[s];
                 const int64_t batch = (index - args.first_head) / args.heads,
                               head = (index - args.first_head) % args.heads;
-                queries.data[index].pack(args, relatives.data[args.relative.r ? head : 0], batch, head, 0, args.queries,
-                                         Arena<A>{memory.data + query_memory.data[index]});
+                queries.data[index].pack(args, relatives.data[any_relative ? s * args.heads + head : 0], batch, head, 0,
+                                         args.queries, Arena<A>{memory.data + query_memory.data[index]});
             }
         });
         return true;
@@ -301,11 +303,16 @@ template <class E, class T> struct PackedHeads {
     }
 
   private:
-    // Packed sequences have no relative positions, but queries point to a side that says so.
-    int64_t relative_heads() const { return all.data[0].relative.r ? all.data[0].heads : 1; }
+    bool has_relative() const {
+        bool any = false;
+        for (int64_t s = 0; s < all.count; ++s)
+            any = any || all.data[s].relative.r;
+        return any;
+    }
+    int64_t relative_heads() const { return any_relative ? all.count * all.data[0].heads : 1; }
     int64_t lay_out() {
         int64_t size = 0;
-        if (!key_memory || !query_memory)
+        if (!key_memory || !query_memory || !relative_memory)
             return 0;
         for (int64_t kv = 0; kv < kv_heads; ++kv) {
             key_memory.data[kv] = size;
@@ -317,8 +324,11 @@ template <class E, class T> struct PackedHeads {
                 query_memory.data[head++] = size;
                 size += QuerySide<E, T>::size(all.data[s], all.data[s].queries);
             }
-        relative_memory = size;
-        return size + relative_heads() * RelativeSide<A, T>::size(all.data[0]);
+        for (int64_t index = 0; index < relative_heads(); ++index) {
+            relative_memory.data[index] = size;
+            size += any_relative ? RelativeSide<A, T>::size(all.data[index / all.data[0].heads]) : 0;
+        }
+        return size;
     }
 };
 

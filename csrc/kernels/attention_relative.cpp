@@ -5,7 +5,9 @@
 // over the pairs and the samples, dS by the product before softcap and bias, times scale. As for the gradient of a
 // bias, P and dS are computed again: one task owns a head and 192 columns of r (see attention_relative.hpp), goes
 // through the samples and their blocks of queries in order, and of each strip computes the keys that meet these
-// columns. So the order of every sum is fixed, and no two tasks write to the same place.
+// columns. So the order of every sum is fixed, and no two tasks write to the same place. Packed sequences need ranges
+// of rows of r that differ: a task owns columns of what they need together, and in each sequence looks at those that it
+// has.
 #include "kernels/attention_backward.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
@@ -23,6 +25,12 @@ template <class A> struct RelativeSums {
     A *dr, *du, *dv, *weights;
     int64_t row; // of dr; the length of du and dv
     static int64_t size(int64_t row) { return (kColumns + 2) * row + kColumns; }
+    RelativeSums behind(int64_t columns) const {
+        RelativeSums rest = *this;
+        rest.dr += columns * row;
+        rest.weights += columns;
+        return rest;
+    }
     RelativeSums(A *memory, int64_t length)
         : dr(memory), du(dr + kColumns * length), dv(du + length), weights(dv + length), row(length) {}
 };
@@ -129,66 +137,100 @@ bool all_met_finite(const AttentionArgs &args, const KeySide<A, T> &keys, int64_
     return true;
 }
 
-template <class T> bool attention_relative_backward(const AttentionArgs &args) {
+// The rows of r that the sequences need together; no r where none needs any.
+AttentionRelative rows_of_all(const Sequences &all) {
+    AttentionRelative whole{};
+    for (int64_t s = 0; s < all.count; ++s) {
+        const AttentionRelative &relative = all.data[s].relative;
+        if (!relative.r)
+            continue;
+        const int64_t end = relative.first + relative.count, end_before = whole.first + whole.count;
+        const int64_t first = whole.r ? smaller(whole.first, relative.first) : relative.first;
+        const int64_t last = whole.r ? larger(end_before, end) : end;
+        whole = relative;
+        whole.first = first;
+        whole.count = last - first;
+    }
+    return whole;
+}
+
+// What one sequence adds to the sums of a task: of its columns [t0, t0 + columns).
+template <class A, class T>
+void add_sequence(const AttentionArgs &args, const PackedHeads<A, T> &packed, int64_t head, int64_t t0, int64_t columns,
+                  const RelativeScratch<A> &scratch, const RelativeSums<A> &sums) {
+    // The queries for which some column is that of a key.
+    const int64_t offset = relative_column(args.relative, 0, 0), group = args.heads / args.kv_heads;
+    const int64_t first = larger(0, offset - (t0 + columns - 1)) / kBlockQueries * kBlockQueries,
+                  last = smaller(args.queries, args.keys + offset - t0);
+    for (int64_t batch = 0; batch < args.batches; ++batch)
+        for (int64_t query0 = first; query0 < last; query0 += kBlockQueries) {
+            const KvHead of{&args, batch, head / group, group};
+            const KeySide<A, T> &keys = packed.keys_of(of);
+            const QuerySide<A, T> &queries = packed.queries_of(args, batch, head);
+            const int64_t count = smaller(kBlockQueries, args.queries - query0);
+            if (queries.finite(query0) && all_met_finite(args, keys, query0, count, t0, columns))
+                add_block<A, T>(args, keys, queries, query0, count, t0, columns, scratch, sums);
+            else
+                add_block_selecting<A, T>(args, keys, queries, query0, count, t0, columns, sums);
+        }
+}
+
+template <class T> bool attention_relative_backward(const AttentionArgs *sequences, int64_t count) {
     typedef Acc<T> A;
-    const AttentionRelative &relative = args.relative;
-    PackedHeads<A, T> packed(Sequences{&args, 1});
-    const int64_t row = round_up(args.dim, kTileColumns<A>), blocks = ceil_div(relative.count, kColumns);
-    const int64_t group = args.kv_heads ? args.heads / args.kv_heads : 1;
-    Scratch<A> of_biases(args.heads * blocks * 2 * row); // du and dv of each task
+    const Sequences all{sequences, count};
+    const AttentionRelative relative = rows_of_all(all);
+    const int64_t heads = sequences[0].heads, dim = sequences[0].dim;
+    PackedHeads<A, T> packed(all);
+    const int64_t row = round_up(dim, kTileColumns<A>), blocks = ceil_div(relative.count, kColumns);
+    Scratch<A> of_biases(heads * blocks * 2 * row); // du and dv of each task
     if (!packed.pack() || !of_biases)
         return false;
     Failure failure;
-    parallel_tasks(args.heads * blocks, [&](int64_t task) {
+    parallel_tasks(heads * blocks, [&](int64_t task) {
         const int64_t head = task / blocks, t0 = task % blocks * kColumns,
                       columns = smaller(kColumns, relative.count - t0);
         const int64_t sums_size = round_up(RelativeSums<A>::size(row), 16);
-        Scratch<A> work(sums_size + RelativeScratch<A>::size(args));
+        Scratch<A> work(sums_size + RelativeScratch<A>::size(sequences[0]));
         if (!work)
             return failure.set();
         const RelativeSums<A> sums(work.data, row);
-        const RelativeScratch<A> scratch(args, work.data + sums_size);
+        const RelativeScratch<A> scratch(sequences[0], work.data + sums_size);
         memset(work.data, 0, size_t(sums_size) * sizeof(A));
-        // The queries for which some column is that of a key.
-        const int64_t offset = relative_column(relative, 0, 0);
-        const int64_t first = larger(0, offset - (t0 + columns - 1)) / kBlockQueries * kBlockQueries,
-                      last = smaller(args.queries, args.keys + offset - t0);
-        for (int64_t batch = 0; batch < args.batches; ++batch)
-            for (int64_t query0 = first; query0 < last; query0 += kBlockQueries) {
-                const KvHead of{&args, batch, head / group, group};
-                const KeySide<A, T> &keys = packed.keys_of(of);
-                const QuerySide<A, T> &queries = packed.queries_of(args, batch, head);
-                const int64_t count = smaller(kBlockQueries, args.queries - query0);
-                if (queries.finite(query0) && all_met_finite(args, keys, query0, count, t0, columns))
-                    add_block<A, T>(args, keys, queries, query0, count, t0, columns, scratch, sums);
-                else
-                    add_block_selecting<A, T>(args, keys, queries, query0, count, t0, columns, sums);
-            }
+        for (int64_t s = 0; s < count; ++s) {
+            const AttentionRelative &own = sequences[s].relative;
+            if (!own.r)
+                continue;
+            const int64_t shift = relative.first + relative.count - own.first - own.count; // where its column 0 is
+            const int64_t begin = larger(t0, shift), end = smaller(t0 + columns, shift + own.count);
+            if (begin < end)
+                add_sequence<A, T>(sequences[s], packed, head, begin - shift, end - begin, scratch,
+                                   sums.behind(begin - t0));
+        }
         // dv: of finite blocks through the sums of dS.
         const T *r = first_column<T>(relative, head) - t0 * relative.row;
         for (int64_t t = 0; t < columns; ++t)
             if (sums.weights[t] != 0)
-                for_each_vector<A>(args.dim, [&](int64_t d, int n) {
+                for_each_vector<A>(dim, [&](int64_t d, int n) {
                     const Vec<A> of_r = load_some(r - t * relative.row + d, n);
                     store_some(sums.dv + d, fma(of_r, broadcast(sums.weights[t]), load_some(sums.dv + d, n)), n);
                 });
         memcpy(of_biases.data + task * 2 * row, sums.du, size_t(2 * row) * sizeof(A));
-        T *dr = static_cast<T *>(relative.dr) +
-                (head * relative.length + relative.first + relative.count - 1 - t0) * args.dim;
-        write_rows<A, T>(sums.dr, row, columns, args.dim, dr, -args.dim);
+        T *dr =
+            static_cast<T *>(relative.dr) + (head * relative.length + relative.first + relative.count - 1 - t0) * dim;
+        write_rows<A, T>(sums.dr, row, columns, dim, dr, -dim);
     });
     if (failure.happened)
         return false;
-    for (int64_t head = 0; head < args.heads; ++head)
-        for (int64_t d = 0; d < args.dim; ++d) {
+    for (int64_t head = 0; head < heads; ++head)
+        for (int64_t d = 0; d < dim; ++d) {
             double du = 0, dv = 0;
             for (int64_t block = 0; block < blocks; ++block) {
                 const A *of_task = of_biases.data + (head * blocks + block) * 2 * row;
                 du += double(of_task[d]);
                 dv += double(of_task[row + d]);
             }
-            relative.du[head * args.dim + d] = du;
-            relative.dv[head * args.dim + d] = dv;
+            relative.du[head * dim + d] = du;
+            relative.dv[head * dim + d] = dv;
         }
     return true;
 }

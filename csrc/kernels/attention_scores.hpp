@@ -139,32 +139,42 @@ NF_INLINE bool mask_keeps_all(const Scoring<A, T> &s, int64_t query, int64_t row
 
 // What a strip of queries has to visit of the keys [begin, end): the next piece at or behind `begin`, which is a
 // multiple of a panel or the end of the piece before. Empty: there is none. Panels between pieces have no pair that the
-// window, global tokens and the mask leave.
+// window, global tokens and the mask leave. A panel that is there for global keys alone ends with the last of them.
 template <class A, class T>
 static KeyRange next_keys(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t begin, int64_t end) {
     constexpr int64_t NR = kTileColumns<A>;
     const AttentionArgs &args = *s.args;
+    begin = round_up(begin, NR);
+    if (begin >= end)
+        return {end, end};
     const KeyRange range = keys_of_any(s, query, query + rows);
     int64_t first = larger(begin, range.first / NR * NR), limit = smaller(end, range.last);
-    if (!s.global && !s.mask)
+    const bool see_all = s.global && args.global_rows && s.any_global(query, query + rows);
+    const bool beyond_window = see_all || (s.global && s.any_global(begin, end));
+    if (!beyond_window && !s.mask)
         return {first, limit};
-    bool all_in_reach = true; // before the mask
-    if (s.global) {
+    if (beyond_window) {
         first = begin;
         limit = smaller(end, smaller(args.keys, args.causal_high + query + rows));
-        all_in_reach = args.global_rows && s.any_global(query, query + rows);
     }
+    const bool all_in_reach = see_all || !beyond_window; // before the mask
+    auto in_window = [&](int64_t panel) { return panel < range.last && panel + NR > range.first; };
     auto needed = [&](int64_t panel) {
-        const int64_t panel_end = smaller(panel + NR, args.keys);
-        return (all_in_reach || (panel < range.last && panel_end > range.first) || s.any_global(panel, panel_end)) &&
-               (!s.mask || mask_keeps_any(s, query, rows, panel, smaller(panel_end, limit)));
+        const int64_t panel_end = smaller(panel + NR, limit);
+        return (all_in_reach || in_window(panel) || s.any_global(panel, panel_end)) &&
+               (!s.mask || mask_keeps_any(s, query, rows, panel, panel_end));
     };
     while (first < limit && !needed(first))
         first += NR;
     int64_t last = first;
     while (last < limit && needed(last))
         last += NR;
-    return {first, smaller(last, limit)};
+    const int64_t panel = last - NR;
+    last = smaller(last, limit);
+    if (first < last && !all_in_reach && !in_window(panel))
+        while (last > panel + 1 && !s.global[last - 1])
+            --last;
+    return {first, last};
 }
 // All pieces and what lies between them.
 template <class A, class T>
@@ -254,19 +264,23 @@ NF_INLINE void mask_scores(const Scoring<A, T> &s, int64_t query, int64_t key0, 
     const KeyRange range = range_of(s, query);
     int64_t first = smaller(width, larger(0, range.first - key0)),
             last = larger(first, smaller(width, range.last - key0));
-    if (s.global) {
-        for (int64_t j = 0; j < width; ++j)
-            if ((j < first || j >= last) && !sees_global(s, query, key0 + j))
+    auto hide = [&](int64_t begin, int64_t end) { // all but global keys
+        if (s.global && begin < end && s.any_global(key0 + begin, key0 + end)) {
+            for (int64_t j = begin; j < end; ++j)
+                if (!sees_global(s, query, key0 + j))
+                    scores[j] = kMinusInfinity<A>;
+        } else {
+            for (int64_t j = begin; j < end; ++j)
                 scores[j] = kMinusInfinity<A>;
-        for (int64_t j = width; j < full_width; ++j)
-            scores[j] = kMinusInfinity<A>;
-        first = 0; // the mask below holds for all
+        }
+    };
+    hide(0, first);
+    hide(last, width);
+    for (int64_t j = width; j < full_width; ++j)
+        scores[j] = kMinusInfinity<A>;
+    if (s.global) { // the mask below holds for all
+        first = 0;
         last = width;
-    } else {
-        for (int64_t j = 0; j < first; ++j)
-            scores[j] = kMinusInfinity<A>;
-        for (int64_t j = last; j < full_width; ++j)
-            scores[j] = kMinusInfinity<A>;
     }
     if (!s.mask)
         return;

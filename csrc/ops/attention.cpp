@@ -213,29 +213,41 @@ void Attention::set_relative(const View &r, const double *bias_u, const double *
     if (r.ndim() != 3 || r.shape[0] != args_.heads || r.shape[2] != args_.dim)
         fail_value(operation_, "rel's r must have shape (" + std::to_string(args_.heads) + ", L, " +
                                    std::to_string(args_.dim) + "), got " + to_string(r.shape));
+    args_.relative.r = r.data;
+    args_.relative.head = r.strides[0];
+    args_.relative.row = r.strides[1];
+    args_.relative.length = r.shape[1];
+    args_.relative.bias_u = bias_u;
+    args_.relative.bias_v = bias_v;
+    origin_ = origin;
+    if (query_starts_)
+        sequences(); // checks each
+    else
+        apply_relative(args_);
+}
+
+void Attention::apply_relative(AttentionArgs &args) const {
+    AttentionRelative &relative = args.relative;
+    if (!relative.r)
+        return;
     // Query i sees keys [max(0, low + i), min(M - 1, high + i)] at most, the first query that sees one the nearest key,
     // the last one the farthest.
-    const int64_t low = args_.global ? -kNoLimit : args_.low, high = args_.global ? args_.causal_high : args_.high;
-    const int64_t first_query = std::max<int64_t>(0, -high), last_query = std::min(args_.queries, args_.keys - low) - 1;
-    if (first_query > last_query || args_.keys == 0 || args_.heads == 0)
-        return; // no query sees a key
-    const int64_t nearest = first_query + args_.diagonal - std::min(args_.keys - 1, high + first_query);
-    const int64_t farthest = last_query + args_.diagonal - std::max<int64_t>(0, low + last_query);
-    const int64_t middle = std::clamp(origin, -4 * kNoLimit, 4 * kNoLimit) + args_.diagonal;
-    const int64_t first = middle - args_.diagonal + nearest, last = middle - args_.diagonal + farthest;
-    if (first < 0 || last >= r.shape[1])
+    const int64_t low = args.global ? -kNoLimit : args.low, high = args.global ? args.causal_high : args.high;
+    const int64_t first_query = std::max<int64_t>(0, -high), last_query = std::min(args.queries, args.keys - low) - 1;
+    if (first_query > last_query || args.keys == 0 || args.heads == 0) { // no query sees a key
+        relative.r = nullptr;
+        return;
+    }
+    const int64_t nearest = first_query + args.diagonal - std::min(args.keys - 1, high + first_query);
+    const int64_t farthest = last_query + args.diagonal - std::max<int64_t>(0, low + last_query);
+    const int64_t origin = std::clamp(origin_, -4 * kNoLimit, 4 * kNoLimit);
+    const int64_t first = origin + nearest, last = origin + farthest;
+    if (first < 0 || last >= relative.length)
         fail_value(operation_,
                    "rel's r must have a row origin + d for each distance d within causal and window, here " +
                        std::to_string(nearest) + " to " + std::to_string(farthest) + ", got " +
-                       std::to_string(r.shape[1]) + " rows and origin " + std::to_string(origin));
-    AttentionRelative &relative = args_.relative;
-    relative.r = r.data;
-    relative.head = r.strides[0];
-    relative.row = r.strides[1];
-    relative.length = r.shape[1];
-    relative.bias_u = bias_u;
-    relative.bias_v = bias_v;
-    relative.middle = middle;
+                       std::to_string(relative.length) + " rows and origin " + std::to_string(origin_));
+    relative.middle = origin + args.diagonal;
     relative.first = first;
     relative.count = last - first + 1;
 }
@@ -276,6 +288,7 @@ std::vector<AttentionArgs> Attention::sequences() const {
         args.dsinks = args.dsinks ? args.dsinks + index * args.heads : nullptr;
         args.dropout.sample += static_cast<uint32_t>(s);
         apply_pattern(args);
+        apply_relative(args);
         all.push_back(args);
     }
     return all;
@@ -359,6 +372,11 @@ void Attention::backward(const View &dout, const View &out, const View &lse, con
         dsinks_.assign(static_cast<size_t>(count * batches_ * args_.heads), 0.0);
         args_.dsinks = dsinks_.data();
     }
+    if (more.dr) {
+        args_.relative.dr = more.dr->data;
+        args_.relative.du = more.dbias_u;
+        args_.relative.dv = more.dbias_v;
+    }
     const std::vector<AttentionArgs> all = sequences();
     if (!all.empty()) {
         profiler::Scope scope(operation_, dtype_,
@@ -394,15 +412,14 @@ void Attention::backward(const View &dout, const View &out, const View &lse, con
             std::memset(more.dbias_u, 0, of_bias);
             std::memset(more.dbias_v, 0, of_bias);
         }
-        if (!args_.relative.r || batches_ == 0)
+        const bool any = std::any_of(all.begin(), all.end(), [](const AttentionArgs &args) { return args.relative.r; });
+        if (!any || batches_ == 0)
             return;
-        args_.relative.dr = more.dr->data;
-        args_.relative.du = more.dbias_u;
-        args_.relative.dv = more.dbias_v;
         profiler::Scope scope("attention_relative_backward", dtype_,
                               {args_.batches, args_.heads, args_.queries, args_.keys, args_.dim, args_.value_dim},
-                              [&] { return work::attention_relative_backward(args_, dtype_); });
-        require_memory(runtime::kernels().attention_relative_backward[static_cast<int>(dtype_)](args_));
+                              [&] { return work::sum(all, dtype_, work::attention_relative_backward); });
+        if (!scope.plan())
+            require_memory(runtime::kernels().attention_relative_backward[static_cast<int>(dtype_)](all.data(), count));
     }
 }
 

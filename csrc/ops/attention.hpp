@@ -41,11 +41,11 @@ class Attention {
     // (..., N) boolean, of self-attention; any strides.
     void set_global_tokens(const View &tokens, bool rows);
     // Transformer-XL's relative positions: r (H, L, D) with unit stride on the last axis, both biases (H, D) as long as
-    // this lives. After the pattern and global tokens, which say what rows of r are needed.
+    // this lives. The last option to be set: pattern, global tokens and sequences say what rows of r are needed.
     void check_relative_bias(const char *argument, const View &view) const;
     void set_relative(const View &r, const double *bias_u, const double *bias_v, int64_t origin);
     // q, k and v are packed sequences, (H, total, D) each; sequence s has rows [starts[s], starts[s + 1]). Contiguous
-    // integers. The last option to be set.
+    // integers. After dropout.
     void set_sequences(const View &query_starts, const View &key_starts);
     void set_dropout(double p, const AttentionSeed &seed);
 
@@ -65,6 +65,8 @@ class Attention {
     void require_like_q(const char *argument, DType dtype) const;
     void lay_out_bias_gradient(const View &dbias);
     void apply_pattern(AttentionArgs &args) const;
+    // The rows of r that the queries of `args` need; none if no query sees a key.
+    void apply_relative(AttentionArgs &args) const;
     // One for each sequence, with pointers to its rows.
     std::vector<AttentionArgs> sequences() const;
 
@@ -80,6 +82,7 @@ class Attention {
     std::vector<int32_t> global_count_;
     Causal causal_ = Causal::no;
     std::optional<int64_t> left_, right_;
+    int64_t origin_ = 0;
     std::optional<std::vector<int64_t>> query_starts_, key_starts_;
 };
 

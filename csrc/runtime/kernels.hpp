@@ -189,7 +189,7 @@ struct Kernels {
     bool (*attention[kFloatTypes])(const AttentionArgs *sequences, int64_t count);
     bool (*attention_backward[kFloatTypes])(const AttentionArgs *sequences, int64_t count);
     bool (*attention_bias_backward[kFloatTypes])(const AttentionArgs &args);
-    bool (*attention_relative_backward[kFloatTypes])(const AttentionArgs &args);
+    bool (*attention_relative_backward[kFloatTypes])(const AttentionArgs *sequences, int64_t count);
     // What matmul, attention and attention_backward would do, without doing it.
     void (*plan_matmul[kFloatTypes])(const MatmulArgs &args, Plan &plan);
     void (*plan_attention[kFloatTypes])(const AttentionArgs *sequences, int64_t count, Plan &plan);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, NamedTuple
 
 from numformer_cuda.arrays import (
@@ -148,6 +149,9 @@ class _Call:
             self.rel = self._relative(options.rel)
             *arrays, origin = self.rel
             found["rel"] = (*map(describe, arrays), origin)
+        kernel = os.environ.get("NUMFORMER_CUDA_ATTENTION")  # docs/cuda.md
+        if kernel:
+            found["kernel"] = kernel
         self.starts: list[Array] = []
         if self.packed:
             given = (("cu_seqlens_q", "q", self.q), ("cu_seqlens_k", "k", self.k))

@@ -51,13 +51,13 @@ class Timing:
         return [*lines, "GB/s: the arrays of the calls, each once, over the time"]
 
     def run(self, name: str, kernel: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        """Call a kernel between two events."""
+        """Call a kernel between two events; where there are several, it says which one it was."""
         start, stop = _events.Event(), _events.Event()
         start.record()
-        kernel(*arguments)
+        which = kernel(*arguments)
         stop.record()
         with self._lock:
-            self._launches.append((name, _bytes(arguments), start, stop))
+            self._launches.append((f"{name}, {which}" if which else name, _bytes(arguments), start, stop))
 
     @staticmethod
     def push(label: str) -> None:

@@ -251,6 +251,15 @@ def test_attention_with_global_tokens(device, rng, dtype, lead, rows):
     agree(nf.attention_backward, dout, q, k, v, out, lse, **options)
 
 
+def test_the_kernel_of_attention_may_be_named(device, rng, monkeypatch):
+    q = gpu.put(normal(rng, 5, 8))
+    monkeypatch.setenv("NUMFORMER_CUDA_ATTENTION", "mma.sync")
+    nf.attention(q, q, q)
+    monkeypatch.setenv("NUMFORMER_CUDA_ATTENTION", "best")
+    with pytest.raises(ValueError, match=r"attention: kernel must be None, 'mma\.sync' or 'wgmma', got 'best'"):
+        nf.attention(q, q, q)
+
+
 @pytest.mark.parametrize(
     ("tokens", "kind", "words"),
     [

@@ -46,6 +46,13 @@ def test_bytes_are_those_of_the_arrays(device, rng, monkeypatch):
     assert p.table().splitlines()[-2].split()[-1] == "80.0"
 
 
+def test_the_kernel_of_attention_is_named(device, rng):
+    q = gpu.put(normal(rng, 5, 8))
+    with nf.profile() as p:
+        nf.attention(q, q, q)
+    assert "attention, mma.sync" in p.table()
+
+
 def test_a_profile_that_began_before_the_first_call(device, rng):
     with nf.profile() as p:
         nf.relu(gpu.put(normal(rng, 3)))

@@ -138,6 +138,31 @@ def test_attention_relative(rng, options):
         gradient_check(rng, f, backward, [q, k, v, r, u, w])
 
 
+def test_attention_of_packed_sequences(rng):
+    """With relative positions, whose r and biases all sequences share, and sinks."""
+    rows, keys = np.array([0, 13, 13, 16]), np.array([0, 9, 11, 18])
+    q, k, v = (normal(rng, total, h, 6, dtype=F64) for total, h in ((16, 4), (18, 2), (18, 2)))
+    r, u, w = (normal(rng, 4, *shape, 6, dtype=F64) for shape in ((25,), (), ()))
+    sinks = normal(rng, 4, dtype=F64)
+    options = {"causal": True, "dropout": 0.3, "seed": 5}
+
+    def f(q, k, v, sinks, r, u, w):
+        given = {"sinks": sinks, "rel": (r, u, w, 12), **options}
+        out, lse = nf.attention_varlen(q, k, v, rows, keys, return_lse=True, **given)
+        return np.concatenate([out, lse.T[..., None]], axis=-1)
+
+    def backward(dy):
+        given = {"sinks": sinks, "rel": (r, u, w, 12), **options}
+        out, lse = nf.attention_varlen(q, k, v, rows, keys, return_lse=True, **given)
+        dlse = np.ascontiguousarray(dy[..., -1].T)
+        *grads, more = nf.attention_varlen_backward(
+            dy[..., :-1], q, k, v, out, lse, rows, keys, dlse=dlse, grads=("sinks", "rel"), **given
+        )
+        return (*grads, more["sinks"], *more["rel"])
+
+    gradient_check(rng, f, backward, [q, k, v, sinks, r, u, w])
+
+
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 def test_softmax(rng, axis):
     x = normal(rng, 3, 5, 19, dtype=F64)

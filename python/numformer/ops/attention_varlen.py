@@ -22,6 +22,7 @@ def attention_varlen(
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
+    rel: tuple[Array, Array, Array, int] | None = None,
     dropout: float = 0.0,
     seed: int | tuple[int, int, int, int] | None = None,
     return_lse: bool = False,
@@ -39,8 +40,8 @@ def attention_varlen(
     cu_seqlens_q, cu_seqlens_k : (sequences + 1,) array
         int32 or int64, from 0 to the total, not decreasing: sequence s has queries ``q[cu_seqlens_q[s] :
         cu_seqlens_q[s + 1]]``, and keys and values likewise. Lengths may be 0.
-    causal, window, scale, softcap, alibi_slopes, sinks, dropout
-        As in `attention`, for each sequence by itself.
+    causal, window, scale, softcap, alibi_slopes, sinks, rel, dropout
+        As in `attention`, for each sequence by itself. The r of `rel` has a row for each distance in one of them.
     seed
         As in `attention`; sequence s is sample s.
     return_lse : bool
@@ -73,7 +74,7 @@ def attention_varlen(
     array([0.5, 0.5, 3. , 3. , 3. ])
     """
     options = (causal, window, None, None, scale, softcap, alibi_slopes, sinks, dropout, seed, None, True)
-    more = (cu_seqlens_q, cu_seqlens_k, None)
+    more = (cu_seqlens_q, cu_seqlens_k, rel)
     return _core.attention(q, k, v, (*options, *more), return_lse, out)
 
 
@@ -93,6 +94,7 @@ def attention_varlen_backward(
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
+    rel: tuple[Array, Array, Array, int] | None = None,
     dropout: float = 0.0,
     seed: int | tuple[int, int, int, int] | None = None,
     dlse: Array | None = None,
@@ -109,11 +111,11 @@ def attention_varlen_backward(
         As given to `attention_varlen`.
     out, lse
         As returned by ``attention_varlen(..., return_lse=True)``.
-    causal, window, scale, softcap, alibi_slopes, sinks, dropout, seed
+    causal, window, scale, softcap, alibi_slopes, sinks, rel, dropout, seed
         As given to `attention_varlen`.
     dlse : (H, total_q) array, optional
         Gradient of `lse`, of its dtype, where that was used too.
-    grads : tuple of {"sinks"}
+    grads : tuple of {"sinks", "rel"}
         The gradients that are wanted beside those of q, k and v.
     into : (dq, dk, dv), optional
         Arrays to write into, None for a new one; unit stride on the last axis, no overlap with an input.
@@ -123,7 +125,7 @@ def attention_varlen_backward(
     dq, dk, dv : arrays
         In the shapes and dtype of q, k and v.
     more : dict
-        Only with `grads`: their arrays by name. That of sinks is summed over the sequences in order.
+        Only with `grads`: their arrays by name, "rel" a tuple of three. They are summed over the sequences in order.
 
     Raises
     ------
@@ -141,5 +143,5 @@ def attention_varlen_backward(
     """
     options = (causal, window, None, None, scale, softcap, alibi_slopes, sinks, dropout, seed, None, True)
     return _core.attention_backward(
-        dout, q, k, v, out, lse, (*options, cu_seqlens_q, cu_seqlens_k, None), dlse, grads, into
+        dout, q, k, v, out, lse, (*options, cu_seqlens_q, cu_seqlens_k, rel), dlse, grads, into
     )

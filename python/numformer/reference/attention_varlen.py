@@ -21,6 +21,7 @@ def attention_varlen(
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
+    rel: tuple[Array, Array, Array, int] | None = None,
     dropout: float = 0.0,
     seed: int | tuple[int, int, int, int] | None = None,
     return_lse: bool = False,
@@ -34,6 +35,7 @@ def attention_varlen(
         "softcap": softcap,
         "alibi_slopes": alibi_slopes,
         "sinks": sinks,
+        "rel": rel,
         "dropout": dropout,
     }
     o, lse = np.zeros((*q.shape[:2], v.shape[2])), np.zeros(q.shape[1::-1])
@@ -61,6 +63,7 @@ def attention_varlen_backward(
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
+    rel: tuple[Array, Array, Array, int] | None = None,
     dropout: float = 0.0,
     seed: int | tuple[int, int, int, int] | None = None,
     dlse: Array | None = None,
@@ -75,10 +78,15 @@ def attention_varlen_backward(
         "softcap": softcap,
         "alibi_slopes": alibi_slopes,
         "sinks": sinks,
+        "rel": rel,
         "dropout": dropout,
     }
     dq, dk, dv = (np.zeros(x.shape) for x in (q, k, v))
-    more = {name: np.zeros(q.shape[1]) for name in grads}
+    more: dict[str, Any] = {}
+    if "sinks" in grads:
+        more["sinks"] = np.zeros(q.shape[1])
+    if "rel" in grads and rel is not None:
+        more["rel"] = tuple(np.zeros(x.shape) for x in rel[:3])
     for s, (rows, keys) in enumerate(_sequences(cu_seqlens_q, cu_seqlens_k)):
         do, *packed, o = (x.swapaxes(0, 1) for x in (dout[rows], q[rows], k[keys], v[keys], out[rows]))
         given: dict[str, Any] = {
@@ -88,8 +96,10 @@ def attention_varlen_backward(
         }
         one: Any = attention_backward(do, packed[0], packed[1], packed[2], o, lse[:, rows], **given, **options)
         dq[rows], dk[keys], dv[keys] = (x.swapaxes(0, 1) for x in one[:3])
-        for name in grads:
-            more[name] += one[3][name]
+        if "sinks" in more:
+            more["sinks"] += one[3]["sinks"]
+        for total, part in zip(more.get("rel", ()), one[3]["rel"] if "rel" in more else (), strict=True):
+            total += part
     if into is not None:
         dq, dk, dv = (deliver(x, to) for x, to in zip((dq, dk, dv), into, strict=True))
     return (dq, dk, dv, more) if grads else (dq, dk, dv)

@@ -107,6 +107,13 @@ inline void narrow(float x, f16 &y) {
     std::memcpy(&y.bits, &half, sizeof half);
 }
 
+template <class T> uint32_t pack_pair(float first, float second) {
+    T low, high;
+    narrow(first, low);
+    narrow(second, high);
+    return uint32_t(low.bits) | uint32_t(high.bits) << 16;
+}
+
 // ---- matrix fragments
 
 template <bool kTransposed, class T> void load_matrices(Shared<T> row, uint32_t x[4]) {

@@ -1,7 +1,7 @@
 #include "host/fibres.hpp"
 
+#include <algorithm>
 #include <cstring>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -53,7 +53,7 @@ namespace {
 constexpr size_t kStack = 256 * 1024;
 constexpr int kLanes = 32, kMostThreads = 1024;
 
-enum class State { ready, at_barrier, in_warp, ended };
+enum class State { ready, at_barrier, in_warp, waiting, ended };
 
 #ifdef NF_OWN_SWITCH
 struct Context {
@@ -85,7 +85,16 @@ struct Fibre {
     Context context;
     State state = State::ended;
     const char *operation = nullptr;
+    const std::function<bool()> *done = nullptr; // of what it waits for
+    std::unique_ptr<Carried> carried;
     void *fake_stack = nullptr;
+};
+
+constexpr int kNamed = 16;
+struct Named {
+    int arrived = 0, expected = 0;
+    unsigned generation = 0;
+    bool any = false, answer = false;
 };
 
 struct Warp {
@@ -98,6 +107,9 @@ struct Warp {
 struct Grid {
     std::vector<Fibre> fibres;
     std::vector<Warp> warps;
+    Named named[kNamed];
+    std::vector<std::function<void()>> jobs;
+    std::unique_ptr<Carried> carried;
     Context main;
     void *main_fake_stack = nullptr;
     const void *main_stack = nullptr;
@@ -154,20 +166,43 @@ void to_main(Fibre &from, bool for_good) {
     switch_context(from.context, grid->main);
 }
 
+bool can_run(const Fibre &fibre) {
+    return fibre.state == State::ready || (fibre.state == State::waiting && (*fibre.done)());
+}
+
+void run_job() {
+    const size_t which = schedule ? next_random() % grid->jobs.size() : 0;
+    const std::function<void()> job = std::move(grid->jobs[which]);
+    grid->jobs.erase(grid->jobs.begin() + long(which));
+    job();
+}
+
 int next_ready() {
-    const int first = schedule ? int(next_random() % uint64_t(grid->threads)) : grid->current + 1;
-    for (int i = 0; i < grid->threads; ++i) {
-        const int candidate = (first + i) % grid->threads;
-        if (grid->fibres[size_t(candidate)].state == State::ready)
-            return candidate;
+    try {
+        if (!grid->jobs.empty() && schedule && next_random() % 64 == 0)
+            run_job();
+        for (;; run_job()) {
+            const int first = schedule ? int(next_random() % uint64_t(grid->threads)) : grid->current + 1;
+            for (int i = 0; i < grid->threads; ++i) {
+                const int candidate = (first + i) % grid->threads;
+                if (can_run(grid->fibres[size_t(candidate)]))
+                    return candidate;
+            }
+            if (grid->jobs.empty())
+                return -1;
+        }
+    } catch (...) {
+        grid->error = std::current_exception();
+        return -1;
     }
-    return -1;
 }
 
 // Lets others run until this fibre is ready. If none is, they wait for each other: the main context says so.
 void wait() {
     Fibre &self = grid->fibres[size_t(grid->current)];
     const int next = next_ready();
+    if (next == grid->current) // a job did what it waited for
+        return;
     if (next < 0)
         to_main(self, false);
     else
@@ -180,6 +215,8 @@ void entry() {
     Fibre &self = grid->fibres[size_t(grid->current)];
     try {
         (*grid->body)();
+        if (self.carried)
+            self.carried->check();
     } catch (...) {
         grid->error = std::current_exception();
     }
@@ -197,7 +234,10 @@ std::string who_waits() {
     const struct {
         State state;
         const char *words;
-    } kinds[] = {{State::at_barrier, "at a barrier"}, {State::in_warp, "for their warp"}, {State::ended, "ended"}};
+    } kinds[] = {{State::at_barrier, "at a barrier"},
+                 {State::in_warp, "for their warp"},
+                 {State::waiting, "for something"},
+                 {State::ended, "ended"}};
     for (const auto &kind : kinds) {
         int count = 0, first = -1;
         for (int i = 0; i < grid->threads; ++i)
@@ -207,7 +247,7 @@ std::string who_waits() {
             }
         if (count > 0) {
             text += " " + std::to_string(count) + " " + kind.words + " (the first is thread " + std::to_string(first);
-            if (kind.state == State::in_warp)
+            if (kind.state == State::in_warp || kind.state == State::waiting)
                 text += std::string(", in ") + grid->fibres[size_t(first)].operation;
             text += ");";
         }
@@ -222,6 +262,9 @@ void run_block() {
     all.shared.reset(new char[all.shared_size ? all.shared_size : 1]);
     std::memset(all.shared.get(), 0xff, all.shared_size ? all.shared_size : 1);
     all.ended = all.at_barrier = 0;
+    std::fill(std::begin(all.named), std::end(all.named), Named());
+    all.jobs.clear();
+    all.carried.reset();
     all.current = all.threads - 1; // without a schedule thread 0 is next
     all.any = false;
     all.warps.assign(size_t(all.threads / kLanes), Warp());
@@ -232,6 +275,7 @@ void run_block() {
         prepare(fibre.context, fibre.stack.get(), entry);
         fibre.state = State::ready;
         fibre.fake_stack = nullptr;
+        fibre.carried.reset();
     }
     to_fibre(next_ready(), all.main, &all.main_fake_stack);
 #ifdef NF_ASAN
@@ -241,6 +285,13 @@ void run_block() {
         std::rethrow_exception(all.error);
     if (all.ended < all.threads)
         fail(who_waits());
+    if (!all.jobs.empty())
+        fail("a block ended while something was under way to its shared memory");
+    for (int id = 0; id < kNamed; ++id)
+        if (all.named[id].arrived > 0)
+            fail("a block ended with threads counted at barrier " + std::to_string(id));
+    if (all.carried)
+        all.carried->check();
 }
 
 } // namespace
@@ -319,6 +370,42 @@ const char *meet_warp(const char *operation, const void *mine, size_t size) {
         grid->fibres[size_t(i)].state = State::ready;
     return given[0];
 }
+
+void wait_until(const char *what, const std::function<bool()> &done) {
+    if (done())
+        return;
+    Fibre &self = grid->fibres[size_t(grid->current)];
+    self.state = State::waiting;
+    self.operation = what;
+    self.done = &done;
+    wait();
+    self.state = State::ready;
+}
+
+bool meet_named(int id, int threads, bool waits, bool condition) {
+    if (id < 1 || id >= kNamed)
+        fail("barriers of some warps are numbered from 1 to 15, got " + std::to_string(id));
+    Named &barrier = grid->named[id];
+    if (threads <= 0 || threads % kLanes != 0 || (barrier.arrived > 0 && barrier.expected != threads))
+        fail("barrier " + std::to_string(id) + ": " + std::to_string(threads) + " threads, others said " +
+             std::to_string(barrier.expected));
+    barrier.expected = threads;
+    barrier.any = barrier.any || condition;
+    const unsigned generation = barrier.generation;
+    if (++barrier.arrived == threads) {
+        barrier.answer = barrier.any;
+        barrier.arrived = 0;
+        barrier.any = false;
+        ++barrier.generation;
+    } else if (waits) {
+        wait_until("a barrier of some warps", [&] { return barrier.generation != generation; });
+    }
+    return barrier.answer;
+}
+
+void run_later(std::function<void()> job) { grid->jobs.push_back(std::move(job)); }
+std::unique_ptr<Carried> &carried_by_block() { return grid->carried; }
+std::unique_ptr<Carried> &carried_by_thread() { return grid->fibres[size_t(grid->current)].carried; }
 
 void fail(const std::string &message) { throw KernelError(message); }
 

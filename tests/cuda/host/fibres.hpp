@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <stdexcept>
+#include <string>
 
 namespace nf::cuda::host {
 
@@ -36,6 +38,21 @@ bool meet_block(bool condition);
 // meets again. All must be in the same operation.
 const char *meet_warp(const char *operation, const void *mine, size_t size);
 constexpr size_t kExchange = 64;
+
+// As many threads as all say meet at barrier `id`, of 1 to 15; one that does not wait is counted only.
+bool meet_named(int id, int threads, bool waits, bool condition);
+// Others run until it is done. `what` says what for.
+void wait_until(const char *what, const std::function<bool()> &done);
+// Runs a job beside the threads: at any time, at the latest when all wait.
+void run_later(std::function<void()> job);
+
+// What a block, or a thread, carries for someone, made new for each; `check` is called where it ends.
+struct Carried {
+    virtual ~Carried() = default;
+    virtual void check() {}
+};
+std::unique_ptr<Carried> &carried_by_block();
+std::unique_ptr<Carried> &carried_by_thread();
 
 [[noreturn]] void fail(const std::string &message);
 
