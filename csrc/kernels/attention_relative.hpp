@@ -51,8 +51,10 @@ static void add_relative(const AttentionArgs &args, const A *strip, const A *pan
                          int64_t key0, int64_t width, A *band, A *scores, int64_t scores_row) {
     constexpr int64_t NR = kTileColumns<A>;
     const AttentionRelative &relative = args.relative;
+    // Whole vectors: what is added behind the last key is masked, but must be a number, for softcap's slope there is
+    // multiplied by 0.
     const int64_t begin = relative_column(relative, query + rows - 1, key0),
-                  end = relative_column(relative, query, key0 + width - 1) + 1;
+                  end = relative_column(relative, query, key0 + round_up(width, kLanes<A>));
     const int64_t begin_panel = (begin - (begin < 0 ? NR - 1 : 0)) / NR * NR; // rounded down
     for (int64_t t = begin_panel; t < end; t += NR) {
         A *to = band + (t - begin_panel);

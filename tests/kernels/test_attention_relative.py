@@ -138,6 +138,27 @@ def test_nan_reaches_what_sees_it(rng, dtype):
     assert all(np.isfinite(x[0]).all() for x in more["rel"])
 
 
+@pytest.mark.parametrize("options", [{}, {"softcap": 4.0}, {"softcap": 4.0, "dropout": 0.2, "seed": 5}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_what_memory_held_before_changes_nothing(rng, dtype, options, threads):
+    """Behind the last key that a strip sees, scratch of the pool is added, masked, and multiplied by 0: no NaN."""
+    threads(1)
+    q, k, v, dout = inputs(rng, dtype, lead=(), heads=4, kv_heads=2, n=520, m=600, d=16)
+    rel = relative(rng, dtype, 520, 600, heads=4, causal=True, spare=(2, 1))
+
+    def results(held):
+        nf.empty_pool()
+        sizes = 2 ** np.arange(14, 21)  # results of 64 KiB and more are blocks of the pool
+        blocks = [nf.relu(np.full(size, held, np.float32)) for size in (*sizes, *sizes * 3 // 2) for _ in range(3)]
+        del blocks
+        given = {"causal": True, "rel": rel, **options}
+        out, lse = nf.attention(q, k, v, return_lse=True, **given)
+        *grads, more = nf.attention_backward(dout, q, k, v, out, lse, grads=("rel",), **given)
+        return out, lse, *grads, *more["rel"]
+
+    assert same(results(np.nan), results(1.0))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_batch_and_threads_change_nothing(rng, dtype, threads):
     for heads, n, m in ((2, 3, 300), (6, 130, 200), (1, 300, 500)):
