@@ -41,7 +41,8 @@ template <class T> constexpr int kUnit = std::is_same<T, bf16>::value ? 2 : 1;
 
 template <class A, class T> NF_INLINE void load_unit(const T *p, Vec<A> (&x)[kUnit<T>]) {
     if constexpr (kUnit<T> == 2) {
-        const BitsVec bits = (BitsVec)load(reinterpret_cast<const float *>(p));
+        BitsVec bits; // rows begin at multiples of two bytes
+        memcpy(&bits, p, sizeof bits);
         x[0] = (Vec<A>)(bits << 16);
         x[1] = (Vec<A>)(bits & 0xffff0000u);
     } else {
