@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "NUMFORMER_CUDA_HOST"  # where the module was built already, instrumented perhaps
 TRUE = bool(os.environ.get("NUMFORMER_TEST_GPU"))  # run on a true GPU instead, see gpu.py
+stand_in = pytest.mark.skipif(TRUE, reason="asks what stands in for a GPU, and this is a true one")
 
 
 def build() -> Path:

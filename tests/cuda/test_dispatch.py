@@ -3,6 +3,7 @@
 import inspect
 import sys
 
+import cuda_host
 import gpu
 import gpu_twin
 import numformer as nf
@@ -34,6 +35,7 @@ def test_every_function_is_sent_where_its_arrays_are(device):
         assert module._core is dispatch.core, name
 
 
+@cuda_host.stand_in
 def test_host_arrays_stay_on_the_host(device, rng):
     x = normal(rng, 3, 5)
     assert type(nf.relu(x)) is np.ndarray
@@ -42,6 +44,7 @@ def test_host_arrays_stay_on_the_host(device, rng):
     assert not device.counts
 
 
+@cuda_host.stand_in
 def test_device_arrays_stay_on_the_device(device, rng):
     x = normal(rng, 3, 5)
     y = nf.gelu(gpu.put(x))
@@ -88,6 +91,7 @@ def test_mixing_host_and_device(device, rng, call, words):
     np.testing.assert_array_equal(host, before[1])
 
 
+@cuda_host.stand_in
 def test_another_library_by_dlpack(device, rng):
     """No copy, and its owner is told the stream."""
     x = normal(rng, 3, 5)
@@ -115,6 +119,7 @@ def test_a_generator_of_arrays(device, rng):
     assert nf.global_norm(iter([])) == 0
 
 
+@cuda_host.stand_in
 def test_nothing_waits_and_nothing_is_copied(device, rng):
     """Layouts that kernels read are read where they are, as on the CPU; of another one a copy is made on the device."""
     q, k, v = (gpu.put(normal(rng, 2, 4, 6, 8)) for _ in range(3))
@@ -143,6 +148,7 @@ def test_nothing_waits_and_nothing_is_copied(device, rng):
     assert device.counts == {"copy": 1}
 
 
+@cuda_host.stand_in
 def test_lengths_are_on_the_host(device, rng):
     q = gpu.put(normal(rng, 9, 2, 4))
     starts = np.array([0, 4, 9])
@@ -153,6 +159,7 @@ def test_lengths_are_on_the_host(device, rng):
         nf.attention_varlen(q, q, q, gpu.put(starts), gpu.put(starts))
 
 
+@cuda_host.stand_in
 def test_memory_that_does_not_suffice(device, rng):
     x = gpu.put(normal(rng, 64, 64))
     device.limit = 1000
@@ -163,6 +170,7 @@ def test_memory_that_does_not_suffice(device, rng):
     np.testing.assert_array_equal(gpu.got(nf.matmul(x, x)), nf.matmul(gpu.got(x), gpu.got(x)))
 
 
+@cuda_host.stand_in
 def test_memory_that_ends_anywhere_in_a_step(device, rng):
     """At each of the allocations in turn: a MemoryError, after which the same step is what it always was."""
     model = GPT(GPTConfig(vocab_size=11, context=6, layers=1, heads=2, width=8, dropout=0.1), rng=1).to("cuda")
@@ -188,6 +196,7 @@ def test_memory_that_ends_anywhere_in_a_step(device, rng):
     assert allowed > 30
 
 
+@cuda_host.stand_in
 def test_an_error_of_the_device_surfaces_where_one_waits(device, rng):
     import numformer_cuda
 
@@ -206,6 +215,7 @@ def test_an_error_of_the_device_surfaces_where_one_waits(device, rng):
         nf.global_norm([y])
 
 
+@cuda_host.stand_in
 def test_an_error_of_the_device_that_an_allocation_or_a_profile_meets(device, rng, monkeypatch):
     import cupy
     import numformer_cuda
@@ -236,6 +246,7 @@ def test_an_error_of_the_device_that_an_allocation_or_a_profile_meets(device, rn
     np.testing.assert_array_equal(gpu.got(nf.relu(x)), nf.relu(gpu.got(x)))
 
 
+@cuda_host.stand_in
 def test_an_error_at_the_launch(device, rng, monkeypatch):
     import numformer_cuda
 
@@ -247,6 +258,7 @@ def test_an_error_at_the_launch(device, rng, monkeypatch):
         nf.relu(gpu.put(normal(rng, 3)))
 
 
+@cuda_host.stand_in
 def test_what_there_is_no_kernel_for(device, rng, monkeypatch):
     x = gpu.put(normal(rng, 3))
     monkeypatch.delattr(gpu_twin.core, "rmsprop_update")
@@ -261,6 +273,7 @@ def test_results_have_the_dtypes_of_the_cpu(device, rng, dtype):
         assert call(gpu.put(x)).dtype == call(x).dtype
 
 
+@cuda_host.stand_in
 def test_the_stand_in_is_taken_away():
     with gpu.standing_in(gpu_twin.core):
         x = gpu.put(np.ones(3))

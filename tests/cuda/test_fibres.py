@@ -1,8 +1,11 @@
 """The host's device layer: shuffles and barriers do what the device's do, and wrong use is an error."""
 
+import cuda_host
 import ml_dtypes
 import numpy as np
 import pytest
+
+pytestmark = cuda_host.stand_in
 
 HERE = np.arange(128).reshape(2, 2, 32)  # block, warp, lane
 

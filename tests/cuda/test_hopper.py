@@ -1,8 +1,11 @@
 """What compute capability 9.0 adds, as the host has it: layouts of the PTX ISA, and wrong use is an error."""
 
+import cuda_host
 import ml_dtypes
 import numpy as np
 import pytest
+
+pytestmark = cuda_host.stand_in
 
 DTYPES = [np.float16, ml_dtypes.bfloat16]
 

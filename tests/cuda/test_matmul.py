@@ -1,5 +1,6 @@
 """What surrounds the product on a GPU (the product itself is cuBLASLt's, and a plain loop here), beside its twin."""
 
+import cuda_host
 import numpy as np
 import pytest
 import tolerance
@@ -29,6 +30,8 @@ def test_matmul(gpu, rng, dtype, activation, lead):
     gpu.matmul(out, a, b, bias, activation, residual, before, 0.7, accumulate, scratch=True)
     want = reference.matmul(a, b, bias=bias, activation=activation, scale=0.7)
     bound = tolerance.matmul(a, b, dtype, scale=0.7, bias=bias, activation=activation)
+    if cuda_host.TRUE and activation == "gelu_tanh" and to.itemsize == 2:  # cuBLASLt's own, docs/cuda.md
+        bound = bound + 1.2 * tolerance.u(dtype) * np.abs(reference.matmul(a, b, bias=bias, scale=0.7))
     w = tolerance.u(working(dtype))
     if residual is not None:
         want = want + residual.astype(np.float64)

@@ -50,8 +50,10 @@ def agree(device, here, batch, ctx=CTX, losses=1):
     assert found == pytest.approx(loss, rel=bits)
     gradients = there.gradients()
     assert gradients.keys() == here.gradients().keys()
+    # Some gradients are zero but for roundings, those of keys' biases for one: these are of the size of the others'.
+    most = max(abs(gradient).max() for gradient in here.gradients().values())
     for name, gradient in here.gradients().items():
-        largest = max(abs(gradient).max(), 1e-3)
+        largest = max(abs(gradient).max(), 0.1 * most)
         np.testing.assert_allclose(
             gpu.got(gradients[name]), gradient, atol=bits * largest, rtol=10 * bits, err_msg=name
         )

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import cuda_host
 import gpu
 import mpi
 import numpy as np
@@ -43,6 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]
     return found
 
 
+@cuda_host.stand_in
 @mpi.needs_mpi
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("way", WAYS)
@@ -57,6 +59,7 @@ def test_the_result_is_that_of_one_process(runs: Any, way: str, name: str):
         np.testing.assert_allclose(value, alone[parameter], **rounding, err_msg=parameter)
 
 
+@cuda_host.stand_in
 @mpi.needs_mpi
 @pytest.mark.parametrize("name", CASES)
 def test_the_bits_are_the_same_whatever_moves_them(runs: Any, name: str):

@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+import cuda_host
 import gpu
 import gpu_twin
 import numformer as nf
@@ -22,6 +23,7 @@ def test_importing_numformer_imports_neither_the_backend_nor_cupy():
     assert answer(code) == "[]"
 
 
+@cuda_host.stand_in
 def test_usable():
     with gpu.standing_in(gpu_twin.core):
         found = nf.info()["cuda"]
@@ -67,6 +69,7 @@ def test_the_native_module_cannot_be_loaded():
     assert "native module cannot be loaded" in found["reason"]
 
 
+@cuda_host.stand_in
 def test_there_is_no_driver(monkeypatch):
     def library():
         raise OSError("libcuda.so.1: cannot open shared object file")
@@ -79,6 +82,7 @@ def test_there_is_no_driver(monkeypatch):
     assert "there is no NVIDIA driver (libcuda.so.1" in found["reason"]
 
 
+@cuda_host.stand_in
 @pytest.mark.parametrize(
     ("driver", "words"),
     [

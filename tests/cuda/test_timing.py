@@ -1,5 +1,6 @@
 """`nf.profile` on a GPU: times by events in its table, ranges for NVIDIA's tools."""
 
+import cuda_host
 import gpu
 import gpu_twin
 import numformer as nf
@@ -16,6 +17,7 @@ def device():
         yield found
 
 
+@cuda_host.stand_in
 def test_the_table_has_times_of_events(device, rng):
     x = gpu.put(normal(rng, 100, 100))
     nf.relu(x)
@@ -68,6 +70,7 @@ def test_warmup_is_forgotten(device, rng):
     assert p.table().splitlines()[-2].split()[:2] == ["activation", "1"]
 
 
+@cuda_host.stand_in
 def test_ranges_are_marked(device, rng):
     layer = nf.nn.Linear(3, 2, rng=np.random.default_rng(0)).to("cuda")
     x = gpu.put(normal(rng, 4, 3))

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import cuda_host
 import gpu
 import gpu_twin
 import numformer as nf
@@ -65,7 +66,7 @@ def test_a_gpt_learns_what_it_learns_on_the_cpu(device, rng, options):
     )
     assert memory.device_of(here.model.tokens.weight.value) == "cpu"
     assert all(memory.device_of(p.value) == "cuda" for p in there.model.parameters())
-    bits = {None: 1e-5}.get(options.get("dtype"), 2e-2)
+    bits = {None: 1e-4 if gpu.TRUE else 1e-5}.get(options.get("dtype"), 2e-2)
     for column in ("loss", "validation_loss", "grad_norm"):
         columns = [[row[column] for row in rows if row[column] is not None] for rows in (expected, found)]
         np.testing.assert_allclose(*columns, rtol=bits)
@@ -107,6 +108,7 @@ def test_the_kernels_themselves_learn_the_same(rng):
         np.testing.assert_allclose(*[[row[column] for row in rows] for rows in (found, expected)], rtol=1e-4)
 
 
+@cuda_host.stand_in
 @pytest.mark.parametrize("options", [{}, {"micro_batch": 2}, {"nan": "skip"}, {"dtype": "float16"}], ids=str)
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_a_step_waits_once_when_all_of_it_is_on_its_way(device, rng, monkeypatch, options, clip_norm):
@@ -157,8 +159,10 @@ def test_a_step_that_is_not_finite_changes_nothing(device, rng, what, nan, clip_
             trainer.run()
         assert (optimizer.steps, trainer.skipped) == (1 if nan == "stop" else 2, 1)
         results.append([row["loss"] for row in trainer.history] + [gpu.got(p.value) for p in model.parameters()])
+    # Adam brings gradients that are zero but for roundings, of keys' biases, nearer to the learning rate, 1e-2.
+    noise = 1e-4 if gpu.TRUE else 1e-6
     for here, there in zip(*results, strict=True):
-        np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(there, here, rtol=1e-4, atol=noise)
 
 
 def test_numbers_of_tokens_are_checked_before_they_are_copied(device, rng):
@@ -237,6 +241,7 @@ def test_other_optimizers(device, rng, make):
     np.testing.assert_allclose(*results, rtol=1e-5)
 
 
+@cuda_host.stand_in
 def test_a_device_that_there_is_not(rng):
     with pytest.raises(ValueError, match="Trainer: device must be 'cpu' or 'cuda', got 'tpu'"):
         train(gpt(), tokens(rng), "tpu")

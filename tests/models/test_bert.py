@@ -186,6 +186,8 @@ def test_masked_tokens_are_as_devlin_has_them() -> None:
     np.testing.assert_allclose((masked == 4)[some].mean(), 0.8, atol=5 * np.sqrt(0.25 / 28_000))
     np.testing.assert_allclose((masked == ids)[some].mean(), 0.1 + 0.1 / 47, atol=5 * np.sqrt(0.1 / 28_000))
     assert not np.isin(masked[some & (masked != 4)], [0, 1]).any()
+    bytes_of_them = data.mask_tokens(ids.astype(np.uint8), mask_id=4, vocab_size=50, special=[0, 1], seed=3)
+    assert all(np.array_equal(*pair) for pair in zip(bytes_of_them, (masked, targets), strict=True))
     other, _ = data.mask_tokens(ids, mask_id=4, vocab_size=50, special=[0, 1], seed=3, step=1)
     assert (other != masked).any()
 

@@ -334,6 +334,14 @@ def test_bad_input(call: Any, error: type[Exception], words: str) -> None:
         call(_model())
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+def test_targets_beyond_the_end_do_not_count_whatever_the_tokens_are(dtype: Any) -> None:
+    for sample in (Streams(np.arange(11, dtype=dtype), 4, 2).samples(2, 4), Streams(np.arange(11), 4, 2).samples(2, 4)):
+        ids, _, targets = sample
+        assert ids.dtype == targets.dtype == np.int32
+        assert targets.tolist() == [[5, -100, -100, -100], [10, -100, -100, -100]]
+
+
 def test_rows_must_be_equally_far() -> None:
     model = _model()
     data = Streams(np.arange(11).repeat(4), 4, 2)

@@ -52,6 +52,7 @@ def mask_tokens(
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"mask_tokens: ids must be integers, got {ids.dtype}")
+    ids = ids.astype(np.int64, copy=False)  # unsigned types have no -100
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"mask_tokens: rate must be above 0 and at most 1, got {rate}")
     if not 0 <= mask_id < vocab_size:
@@ -62,9 +63,9 @@ def mask_tokens(
     rng = np.random.Generator(np.random.Philox(key=(seed % 2**64) | (step << 64)))
     chosen = (rng.random(ids.shape) < rate) & ~np.isin(ids, np.asarray(special, np.int64))
     fate = rng.random(ids.shape)
-    masked = np.where(chosen & (fate < 0.8), mask_id, ids).astype(np.int64)
+    masked = np.where(chosen & (fate < 0.8), mask_id, ids)
     masked = np.where(chosen & (fate >= 0.9), others[rng.integers(0, others.size, ids.shape)], masked)
-    return masked, np.where(chosen, ids, IGNORE).astype(np.int64)
+    return masked, np.where(chosen, ids, IGNORE)
 
 
 class MaskedText:

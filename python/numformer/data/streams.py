@@ -60,8 +60,9 @@ class Streams:
         where = begins[:, None] + np.arange(self.context)
         inside = where < self._edges[streams + 1][:, None]
         where = np.minimum(where, self.targets - 1)
-        ids = np.where(inside, self.tokens[where], 0).astype(np.int32)
-        targets = np.where(inside, self.tokens[where + 1], IGNORE).astype(np.int32)
+        # Converted first: tokens of unsigned types have no -100.
+        ids = np.where(inside, self.tokens[where].astype(np.int32), 0)
+        targets = np.where(inside, self.tokens[where + 1].astype(np.int32), IGNORE)
         return ids, np.stack([streams, segments], axis=1), targets
 
     def draw(self, count: int, *, seed: int, step: int) -> Batch:
