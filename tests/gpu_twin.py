@@ -23,6 +23,8 @@ def view(described):
     dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
     if 0 in shape:
         return np.empty(shape, dtype)
+    if strides is None:
+        strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
     assert pointer % dtype.itemsize == 0
     reach = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     memory = (ctypes.c_char * ((reach + 1) * dtype.itemsize)).from_address(pointer)
@@ -254,7 +256,8 @@ def adafactor_update(values, grads, rows, columns, copies, lr, share, rate, eps1
 
 def matmul(out, a, b, bias, activation, residual, preactivation, scale, accumulate, allocate, stream):
     out, a, b, bias, residual, z = (view(one) for one in (out, a, b, bias, residual, preactivation))
-    _contiguous(out, bias, residual, z)
+    _contiguous(bias, residual, z)
+    assert out.size == 0 or out.shape[-1] == 1 or out.strides[-1] == out.itemsize
     assert out.shape[:-2] == a.shape[:-2] == b.shape[:-2]
     options = {"bias": bias, "activation": activation, "residual": residual, "scale": scale, "accumulate": accumulate}
     found = nf.matmul(a, b, out=out, save_preactivation=z is not None, **options)

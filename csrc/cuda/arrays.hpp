@@ -24,7 +24,8 @@ struct Array {
         return count;
     }
     int64_t columns() const { return shape.back(); }
-    int64_t rows() const { // of all leading axes
+    int64_t row() const { return ndim() == 2 ? strides[0] : columns(); } // from one to the next, in elements
+    int64_t rows() const {                                               // of all leading axes
         int64_t count = 1;
         for (size_t axis = 0; axis + 1 < shape.size(); ++axis)
             count *= shape[axis];

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <tuple>
@@ -40,18 +41,41 @@ struct Argument {
     }
 };
 
+// A call has up to ten arrays, and a list of an update hundreds: they are read by Python's own functions, which take a
+// tenth of the time of pybind11's casts.
+Shape integers_of(py::handle object) {
+    if (!PyTuple_Check(object.ptr()))
+        return py::cast<Shape>(object);
+    Shape values(size_t(PyTuple_GET_SIZE(object.ptr())));
+    for (size_t i = 0; i < values.size(); ++i) {
+        values[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(object.ptr(), Py_ssize_t(i)));
+        if (values[i] == -1 && PyErr_Occurred())
+            throw py::error_already_set();
+    }
+    return values;
+}
+
 Array array_of(const Argument &argument, py::handle object) {
-    if (!py::isinstance<py::tuple>(object) || py::len(object) != 4)
+    if (!PyTuple_Check(object.ptr()) || PyTuple_GET_SIZE(object.ptr()) != 4)
         argument.fail_type("be (pointer, shape, strides, dtype)",
                            py::cast<std::string>(py::str(py::type::of(object).attr("__name__"))));
-    const py::tuple parts = py::reinterpret_borrow<py::tuple>(object);
+    const auto part = [&](int i) { return py::handle(PyTuple_GET_ITEM(object.ptr(), i)); };
     Array array;
-    array.data = reinterpret_cast<void *>(py::cast<uintptr_t>(parts[0]));
-    array.shape = py::cast<Shape>(parts[1]);
-    array.strides = py::cast<Shape>(parts[2]);
-    const std::string name = py::cast<std::string>(parts[3]);
+    array.data = reinterpret_cast<void *>(py::cast<uintptr_t>(part(0)));
+    array.shape = integers_of(part(1));
+    if (part(2).is_none()) { // in C order
+        array.strides.resize(array.shape.size());
+        int64_t stride = 1;
+        for (size_t axis = array.shape.size(); axis-- > 0; stride *= array.shape[axis])
+            array.strides[axis] = stride;
+    } else {
+        array.strides = integers_of(part(2));
+    }
+    const char *name = PyUnicode_AsUTF8(part(3).ptr());
+    if (!name)
+        throw py::error_already_set();
     int dtype = 0;
-    while (dtype <= int(DType::boolean) && name != kDTypeName[dtype])
+    while (dtype <= int(DType::boolean) && std::strcmp(name, kDTypeName[dtype]) != 0)
         ++dtype;
     if (dtype > int(DType::boolean))
         argument.fail_type("have a dtype that is known here", name);
@@ -106,6 +130,26 @@ class Arguments {
             argument.fail_type("have a float dtype", dtype_text(array.dtype));
         if (array.ndim() < least_axes)
             argument.fail_value("have at least " + std::to_string(least_axes) + " axes", shape_text(array.shape));
+        return array;
+    }
+    // In C order, or a matrix whose rows are apart.
+    Array matrix(const char *name, py::handle object) const {
+        const Argument argument = (*this)[name];
+        const Array array = array_of(argument, object);
+        if (!is_float(array.dtype))
+            argument.fail_type("have a float dtype", dtype_text(array.dtype));
+        if (array.ndim() < 1)
+            argument.fail_value("have at least 1 axes", shape_text(array.shape));
+        const bool is_apart = array.ndim() == 2 && array.strides[1] == 1 && array.strides[0] >= array.shape[1];
+        if (!is_apart && !is_contiguous(array))
+            argument.fail_value("be in C order, or a matrix with unit stride on its last axis",
+                                "strides " + shape_text(array.strides) + " of " + shape_text(array.shape));
+        return array;
+    }
+    Array matrix_like(const char *name, py::handle object, DType dtype, const Shape &shape) const {
+        const Array array = matrix(name, object);
+        require_dtype((*this)[name], array, dtype);
+        require_shape((*this)[name], array, shape);
         return array;
     }
     Array like(const char *name, py::handle object, DType dtype, const Shape &shape) const {
@@ -302,7 +346,7 @@ void bind_elements(py::module_ &m) {
     });
     m.def("sum_rows", [](py::object out, py::object x, bool accumulate, py::object allocate, uintptr_t stream) {
         const Arguments arguments("sum_rows");
-        const Array from = arguments.floats("x", x, 1);
+        const Array from = arguments.matrix("x", x);
         sum_rows(arguments.wide("out", out, from.dtype, {from.columns()}), from, accumulate, allocate_by(allocate),
                  stream_of(stream));
     });
@@ -573,18 +617,18 @@ bool is_mean(const Arguments &arguments, const std::string &reduction) {
 }
 
 void bind_losses(py::module_ &m) {
-    m.def("cross_entropy",
-          [](py::object loss, py::object losses, py::object lse, py::object logits, py::object targets,
-             int64_t ignore_index, double label_smoothing, const std::string &reduction, uintptr_t stream) {
-              const Arguments arguments("cross_entropy");
-              const CrossEntropyInputs in = cross_entropy_inputs(arguments, arguments.floats("logits", logits, 1),
-                                                                 targets, ignore_index, label_smoothing);
-              const DType statistics = acc_of(in.logits.dtype);
-              const bool mean = is_mean(arguments, reduction);
-              cross_entropy(in, arguments.maybe_like("loss", loss, statistics, {}),
-                            arguments.like("losses", losses, statistics, in.targets.shape),
-                            arguments.like("lse", lse, statistics, in.targets.shape), mean, stream_of(stream));
-          });
+    m.def("cross_entropy", [](py::object loss, py::object losses, py::object lse, py::object logits, py::object targets,
+                              int64_t ignore_index, double label_smoothing, const std::string &reduction,
+                              uintptr_t stream) {
+        const Arguments arguments("cross_entropy");
+        const CrossEntropyInputs in =
+            cross_entropy_inputs(arguments, arguments.matrix("logits", logits), targets, ignore_index, label_smoothing);
+        const DType statistics = acc_of(in.logits.dtype);
+        const bool mean = is_mean(arguments, reduction);
+        cross_entropy(in, arguments.maybe_like("loss", loss, statistics, {}),
+                      arguments.like("losses", losses, statistics, in.targets.shape),
+                      arguments.like("lse", lse, statistics, in.targets.shape), mean, stream_of(stream));
+    });
     m.def("cross_entropy_backward", [](py::object dlogits, py::object dloss, py::object logits, py::object targets,
                                        py::object lse, int64_t ignore_index, double label_smoothing,
                                        const std::string &reduction, py::object allocate, uintptr_t stream) {
@@ -598,17 +642,18 @@ void bind_losses(py::module_ &m) {
             arguments.like("dloss", dloss, statistics, reduction == "none" ? in.targets.shape : Shape()),
             arguments.like("lse", lse, statistics, in.targets.shape), mean, allocate_by(allocate), stream_of(stream));
     });
-    m.def("cross_entropy_gradient", [](py::object losses, py::object dlogits, py::object logits, py::object targets,
-                                       py::object count, int64_t ignore_index, double label_smoothing, double dloss,
-                                       uintptr_t stream) {
-        const Arguments arguments("cross_entropy_gradient");
-        const Array to = arguments.floats("dlogits", dlogits, 1);
-        const DType statistics = acc_of(to.dtype);
-        const CrossEntropyInputs in = cross_entropy_inputs(
-            arguments, arguments.like("logits", logits, statistics, to.shape), targets, ignore_index, label_smoothing);
-        cross_entropy_gradient(in, arguments.like("losses", losses, statistics, in.targets.shape), to,
-                               arguments.like("count", count, DType::f64, {1}), dloss, stream_of(stream));
-    });
+    m.def("cross_entropy_gradient",
+          [](py::object losses, py::object dlogits, py::object logits, py::object targets, py::object count,
+             int64_t ignore_index, double label_smoothing, double dloss, uintptr_t stream) {
+              const Arguments arguments("cross_entropy_gradient");
+              const Array to = arguments.matrix("dlogits", dlogits);
+              const DType statistics = acc_of(to.dtype);
+              const CrossEntropyInputs in =
+                  cross_entropy_inputs(arguments, arguments.matrix_like("logits", logits, statistics, to.shape),
+                                       targets, ignore_index, label_smoothing);
+              cross_entropy_gradient(in, arguments.like("losses", losses, statistics, in.targets.shape), to,
+                                     arguments.like("count", count, DType::f64, {1}), dloss, stream_of(stream));
+          });
     m.def("count_targets", [](py::object count, py::object targets, int64_t ignore_index, bool mean, uintptr_t stream) {
         const Arguments arguments("count_targets");
         count_targets(arguments.like("count", count, DType::f64, {1}), arguments.integers("targets", targets),

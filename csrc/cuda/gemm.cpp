@@ -132,8 +132,11 @@ bool gemm(const Gemm &p, const Allocate &allocate, Stream stream) {
     else if (p.bias)
         epilogue = CUBLASLT_EPILOGUE_BIAS;
     operation.set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-    if (p.bias)
+    if (p.bias) {
         operation.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
+        if (p.bias_type != p.out_type)
+            operation.set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t(type_of(p.bias_type)));
+    }
     if (p.preactivation) {
         operation.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.preactivation);
         operation.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, p.preactivation_row);
@@ -150,10 +153,10 @@ bool gemm(const Gemm &p, const Allocate &allocate, Stream stream) {
     const void *c = p.c ? p.c : p.out;
 
     const uint32_t alignments[4] = {alignment_of(p.b), alignment_of(p.a), alignment_of(c), alignment_of(p.out)};
-    const Key key(device, int(p.in_type) * 8 + int(p.out_type), int(epilogue), p.m, p.n, p.k, p.batch, a.leading,
-                  b.leading, p.out_row, p.c_row, p.a_batch, p.b_batch, p.out_batch, p.preactivation_row,
-                  (a.transposed ? 1 : 0) + (b.transposed ? 2 : 0) + (p.c ? 4 : 0), alignments[0], alignments[1],
-                  alignments[2], alignments[3]);
+    const Key key(device, (int(p.in_type) * 8 + int(p.out_type)) * 8 + int(p.bias_type), int(epilogue), p.m, p.n, p.k,
+                  p.batch, a.leading, b.leading, p.out_row, p.c_row, p.a_batch, p.b_batch, p.out_batch,
+                  p.preactivation_row, (a.transposed ? 1 : 0) + (b.transposed ? 2 : 0) + (p.c ? 4 : 0), alignments[0],
+                  alignments[1], alignments[2], alignments[3]);
     cublasLtHandle_t handle;
     Chosen chosen{};
     {

@@ -7,9 +7,9 @@ namespace nf::cuda {
 // out = f(scale a @ b + bias) + c for each of `batch` matrices, c being null, out itself or another matrix like out; f:
 // nothing, or GELU in its tanh form. Strides in elements; of a's and b's two one is 1.
 struct Gemm {
-    const void *a, *b, *c, *bias; // c and bias may be null; bias: of the type of out
+    const void *a, *b, *c, *bias; // c and bias may be null
     void *out;
-    DType in_type, out_type;
+    DType in_type, out_type, bias_type;
     int64_t m, n, k, batch;
     int64_t a_row, a_column, b_row, b_column, c_row, out_row;
     int64_t a_batch, b_batch, c_batch, out_batch;

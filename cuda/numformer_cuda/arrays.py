@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -25,12 +25,19 @@ namespace: Any = cupy
 _core: Any = import_module("numformer_cuda._core")  # which has no types
 Array = Any
 """A cupy.ndarray."""
-Described = tuple[int, tuple[int, ...], tuple[int, ...], str]
-"""An array as the native module takes it: pointer, shape, strides in elements, dtype."""
+Described = tuple[int, tuple[int, ...], tuple[int, ...] | None, str]
+"""An array as the native module takes it: pointer, shape, strides in elements (None: C order), dtype."""
 
-FLOATS = ("float32", "float64", "float16", "bfloat16")
-_KNOWN = (*FLOATS, "int32", "int64", "bool")
+# A step of training makes hundreds of calls: they look dtypes up and never ask one for its name, which NumPy puts
+# together anew each time.
+FLOAT32, FLOAT64, FLOAT16 = map(np.dtype, (np.float32, np.float64, np.float16))
+BFLOAT16, INT32, INT64, BOOL = map(np.dtype, (ml_dtypes.bfloat16, np.int32, np.int64, np.bool_))
+NAMES = {x: x.name for x in (FLOAT32, FLOAT64, FLOAT16, BFLOAT16, INT32, INT64, BOOL)}
+"""How the native module calls the dtypes that it knows."""
+FLOATS = frozenset((FLOAT32, FLOAT64, FLOAT16, BFLOAT16))
 MAX_AXES = 32
+_ndarray: Any = cupy.ndarray
+_stream: Any = cupy.cuda.get_current_stream
 
 
 def fail_type(operation: str, message: str) -> NoReturn:
@@ -51,15 +58,15 @@ def array(operation: str, argument: str, x: Any, layout: str = "contiguous") -> 
 
     Layouts: "any"; "last_axis", unit stride on it; "matrix", unit stride on one of the last two axes; "contiguous".
     """
-    if not isinstance(x, namespace.ndarray):
+    if not isinstance(x, _ndarray):
         x = _taken(operation, argument, x)
-    if x.dtype.name not in _KNOWN:
+    if x.dtype not in NAMES:
         fail_type(
             operation,
             f"{argument} must have dtype float32, float64, float16 or bfloat16 (integers: int32 or int64; "
             f"masks: bool), got {x.dtype}",
         )
-    return x if _fits(x, layout) else namespace.ascontiguousarray(x)
+    return x if x.flags.c_contiguous or _fits(x, layout) else namespace.ascontiguousarray(x)
 
 
 def optional(operation: str, argument: str, x: Any, layout: str = "contiguous") -> Array | None:
@@ -92,26 +99,25 @@ def _taken(operation: str, argument: str, x: Any) -> Array:
 
 
 def _fits(x: Array, layout: str) -> bool:
+    """Whether an array that is not contiguous has a layout."""
     if layout == "contiguous":
-        return bool(x.flags.c_contiguous)
-    item = x.dtype.itemsize
-    if any(stride % item for stride in x.strides):
         return False
-
-    def unit(axis: int) -> bool:
-        return x.shape[axis] <= 1 or x.strides[axis] == item
-
-    if layout == "any" or x.ndim == 0 or unit(x.ndim - 1):
+    item, shape, strides = x.dtype.itemsize, x.shape, x.strides
+    for stride in strides:
+        if stride % item:
+            return False
+    if layout == "any" or not shape or shape[-1] <= 1 or strides[-1] == item:
         return True
-    return layout == "matrix" and x.ndim > 1 and unit(x.ndim - 2)
+    return layout == "matrix" and len(shape) > 1 and (shape[-2] <= 1 or strides[-2] == item)
 
 
 def floats(operation: str, argument: str, x: Any, expected: Any = None, layout: str = "contiguous") -> Array:
     """Return an array of floats, of the dtype `expected` where one is given."""
     found = array(operation, argument, x, layout)
-    if found.dtype.name not in FLOATS:
-        fail_type(operation, f"{argument} must have dtype float32, float64, float16 or bfloat16, got {found.dtype}")
-    if expected is not None:
+    dtype = found.dtype
+    if dtype not in FLOATS:
+        fail_type(operation, f"{argument} must have dtype float32, float64, float16 or bfloat16, got {dtype}")
+    if expected is not None and dtype != expected:
         require_dtype(operation, argument, found, expected)
     return found
 
@@ -119,7 +125,7 @@ def floats(operation: str, argument: str, x: Any, expected: Any = None, layout: 
 def wide(operation: str, argument: str, x: Any, expected: Any) -> Array:
     """Return an array of floats of the dtype `expected`, or of float32 beside a 16-bit one."""
     found = floats(operation, argument, x)
-    if found.dtype.name != "float32" or expected.name == "float64":
+    if found.dtype != FLOAT32 or expected == FLOAT64:
         require_dtype(operation, argument, found, expected)
     return found
 
@@ -152,13 +158,13 @@ def require_columns(operation: str, argument: str, x: Array) -> None:
 
 def require_integers(operation: str, argument: str, x: Array) -> None:
     """Refuse another dtype than int32 and int64."""
-    if x.dtype.name not in ("int32", "int64"):
+    if x.dtype not in (INT32, INT64):
         fail_type(operation, f"{argument} must have dtype int32 or int64, got {x.dtype}")
 
 
 def statistics_type(dtype: Any) -> Any:
     """Return the dtype of sums: float64 for it, else float32."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    return FLOAT64 if dtype == FLOAT64 else FLOAT32
 
 
 def dtype_from(operation: str, argument: str, dtype: Any) -> Any:
@@ -167,7 +173,7 @@ def dtype_from(operation: str, argument: str, dtype: Any) -> Any:
     try:
         if dtype is not None:  # which NumPy takes for float64
             shown = found = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-            if found.name in FLOATS:
+            if found in FLOATS:
                 return found
     except TypeError:
         pass
@@ -261,10 +267,10 @@ def starts(operation: str, argument: str, x: Any, packed: str, total: int) -> An
 # Memory
 
 
-def empty(shape: Sequence[int], dtype: Any) -> Array:
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """Return a new array of CuPy's pool, not initialised."""
     try:  # and no context manager: it costs more than the array
-        return namespace.empty(tuple(shape), dtype)
+        return namespace.empty(shape, dtype)
     except CUDA as error:
         raise device_error(error) from error
 
@@ -299,8 +305,10 @@ def scratch() -> Callable[[int], int]:
     held: list[Any] = []
 
     def allocate(count: int) -> int:
-        with named():
+        try:
             memory = namespace.cuda.alloc(count)
+        except CUDA as error:
+            raise device_error(error) from error
         held.append(memory)
         return int(memory.ptr)
 
@@ -344,7 +352,7 @@ class Result:
 
     @staticmethod
     def _is_direct(given: Array, reads: Iterable[Array | None], in_place: Array | None) -> bool:
-        if not given.flags.c_contiguous or any(x is not None and overlap(given, x) for x in reads):
+        if not given.flags.c_contiguous or overlap(given, *reads):
             return False
         return in_place is None or in_place.data.ptr == given.data.ptr or not overlap(given, in_place)
 
@@ -359,17 +367,28 @@ class Result:
 def _extent(x: Array) -> tuple[int, int] | None:
     if x.size == 0:
         return None
-    low = high = int(x.data.ptr)
+    low = high = x.data.ptr
+    if x.flags.c_contiguous:
+        return low, low + x.nbytes
     for size, stride in zip(x.shape, x.strides, strict=True):
-        reach = (size - 1) * stride
-        low, high = low + min(reach, 0), high + max(reach, 0)
+        if stride > 0:
+            high += (size - 1) * stride
+        else:
+            low += (size - 1) * stride
     return low, high + x.dtype.itemsize
 
 
-def overlap(a: Array, b: Array) -> bool:
-    """Whether two arrays may touch a common range of memory, by their extents."""
-    one, other = _extent(a), _extent(b)
-    return one is not None and other is not None and one[0] < other[1] and other[0] < one[1]
+def overlap(a: Array, *others: Array | None) -> bool:
+    """Whether an array and one of others may touch a common range of memory, by their extents."""
+    one = _extent(a)
+    if one is None:
+        return False
+    low, high = one
+    for x in others:
+        other = None if x is None else _extent(x)
+        if other is not None and low < other[1] and other[0] < high:
+            return True
+    return False
 
 
 # Calls
@@ -379,8 +398,11 @@ def describe(x: Array | None) -> Described | None:
     """Return an array as the native module takes it; None for None."""
     if x is None:
         return None
-    item = x.dtype.itemsize
-    return int(x.data.ptr), x.shape, tuple(stride // item for stride in x.strides), x.dtype.name
+    dtype = x.dtype
+    if x.flags.c_contiguous:
+        return x.data.ptr, x.shape, None, NAMES[dtype]
+    item = dtype.itemsize
+    return x.data.ptr, x.shape, tuple([stride // item for stride in x.strides]), NAMES[dtype]
 
 
 def launch(name: str, *arguments: Any) -> None:
@@ -388,9 +410,9 @@ def launch(name: str, *arguments: Any) -> None:
     kernel = getattr(_core, name, None)
     if kernel is None:
         raise NotImplementedError(f"{name}: it is not implemented on a GPU yet")
-    given = [describe(x) if isinstance(x, namespace.ndarray) else x for x in arguments]
+    given = [describe(x) if isinstance(x, _ndarray) else x for x in arguments]
     try:
-        given.append(int(namespace.cuda.get_current_stream().ptr))
+        given.append(_stream().ptr)
         if timing.on:
             timing.run(name, kernel, tuple(given))
         else:

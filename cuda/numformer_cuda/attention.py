@@ -7,6 +7,8 @@ import os
 from typing import Any, NamedTuple
 
 from numformer_cuda.arrays import (
+    BOOL,
+    FLOAT32,
     Array,
     array,
     boolean,
@@ -121,7 +123,7 @@ class _Call:
         found["causal"], found["window"] = self._pattern(options.causal, options.window)
         if options.mask is not None:
             self.mask = array(name, "mask", options.mask, "any")
-            if self.mask.dtype.name != "bool":
+            if self.mask.dtype != BOOL:
                 fail_type(name, f"mask must have dtype bool (True = attend), got {self.mask.dtype}")
             self._require_broadcast("mask", self.mask)
         if options.bias is not None:
@@ -170,7 +172,7 @@ class _Call:
     def _global_tokens(self, tokens: Any) -> Array:
         name, (queries, keys) = self.operation, (self.q.shape[-2], self.k.shape[-2])
         found = array(name, "global_tokens", tokens, "any")
-        if found.dtype.name != "bool":
+        if found.dtype != BOOL:
             fail_type(name, f"global_tokens must have dtype bool, got {found.dtype}")
         if queries != keys:
             fail_value(name, f"global_tokens must be None unless q and k have as many rows, got {queries} and {keys}")
@@ -264,7 +266,7 @@ class _Call:
 
     def _require_like_q(self, argument: str, x: Array) -> None:
         half = self.q.dtype.itemsize == 2
-        if x.dtype != self.q.dtype and not (half and x.dtype.name == "float32"):
+        if x.dtype != self.q.dtype and not (half and x.dtype == FLOAT32):
             also = ", or float32" if half else ""
             fail_type(self.operation, f"{argument} must have the dtype of q, {self.q.dtype}{also}, got {x.dtype}")
 
@@ -291,7 +293,7 @@ class _Call:
 
     def refuse_overlap(self, argument: str, written: Array, reads: list[Array | None]) -> None:
         """Refuse to write over what is read."""
-        if any(x is not None and overlap(written, x) for x in reads):
+        if overlap(written, *reads):
             fail_value(self.operation, f"{argument} must not overlap an input")
 
 

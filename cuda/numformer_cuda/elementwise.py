@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from numformer_cuda.arrays import (
+    FLOAT32,
+    FLOAT64,
     Array,
     Result,
     array,
@@ -118,7 +120,7 @@ def sum_output(operation: str, argument: str, out: Any, dtype: Any, accumulate: 
             fail_value(operation, f"accumulate=True needs {argument}")
         return None
     given = output(operation, argument, out)
-    if given.dtype.name != "float32" or dtype.name == "float64":
+    if given.dtype != FLOAT32 or dtype == FLOAT64:
         require_dtype(operation, argument, given, dtype)
     return given
 

@@ -8,9 +8,14 @@ from typing import Any
 import numpy as np
 
 from numformer_cuda.arrays import (
+    FLOAT32,
+    FLOAT64,
     MAX_AXES,
+    NAMES,
     Array,
+    Described,
     array,
+    describe,
     dtype_from,
     empty,
     fail_type,
@@ -18,8 +23,6 @@ from numformer_cuda.arrays import (
     finite,
     floats,
     launch,
-    namespace,
-    output,
     overlap,
     require_dtype,
     require_shape,
@@ -44,20 +47,22 @@ def matmul(
     """See `numformer.matmul`; a product of two vectors is an array of no axes."""
     name = "matmul"
     a = floats(name, "a", a, layout="matrix")
-    b = floats(name, "b", b, a.dtype, layout="matrix")
-    for argument, operand in (("a", a), ("b", b)):
-        if not 1 <= operand.ndim <= MAX_AXES:
-            fail_value(name, f"{argument} must have 1 to {MAX_AXES} axes, got shape {operand.shape}")
-    left = a[None, :] if a.ndim == 1 else a
-    right = b[:, None] if b.ndim == 1 else b
-    if right.shape[-2] != left.shape[-1]:
-        fail_value(name, f"b must have {left.shape[-1]} rows to match a {a.shape}, got {b.shape}")
+    of_a, source = a.shape, a.dtype
+    b = floats(name, "b", b, source, layout="matrix")
+    of_b = b.shape
+    for argument, sizes in (("a", of_a), ("b", of_b)):
+        if not 1 <= len(sizes) <= MAX_AXES:
+            fail_value(name, f"{argument} must have 1 to {MAX_AXES} axes, got shape {sizes}")
+    left, right = (a[None, :] if len(of_a) == 1 else a), (b[:, None] if len(of_b) == 1 else b)
+    depth, columns = of_b[-2:] if len(of_b) > 1 else (of_b[0], 1)
+    if depth != of_a[-1]:
+        fail_value(name, f"b must have {of_a[-1]} rows to match a {of_a}, got {of_b}")
     try:
-        batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+        batch = _batch(of_a[:-2], of_b[:-2])
     except ValueError:
-        fail_value(name, f"batch axes of a and b must broadcast, got {a.shape} and {b.shape}")
-    shape = (*batch, *(left.shape[-2:-1] if a.ndim > 1 else ()), *(right.shape[-1:] if b.ndim > 1 else ()))
-    factor = finite(name, "scale", scale)
+        fail_value(name, f"batch axes of a and b must broadcast, got {of_a} and {of_b}")
+    shape = (*batch, *of_a[-2:-1], *((columns,) if len(of_b) > 1 else ()))
+    factor = 1.0 if scale == 1.0 else finite(name, "scale", scale)
     if activation is not None:
         if not isinstance(activation, str):
             fail_type(name, "activation must be None or a string")
@@ -66,12 +71,12 @@ def matmul(
             fail_value(name, f"activation must be None, {names} or '{_ACTIVATIONS[-1]}', got '{activation}'")
     if bias is not None:
         bias = array(name, "bias", bias)
-        if bias.dtype.name != "float32" or a.dtype.name == "float64":
-            require_dtype(name, "bias", bias, a.dtype)
-        require_shape(name, "bias", bias, right.shape[-1:])
-    given, kind = None, a.dtype
+        if bias.dtype != FLOAT32 or source == FLOAT64:
+            require_dtype(name, "bias", bias, source)
+        require_shape(name, "bias", bias, (columns,))
+    given, kind = None, source
     if out is not None:
-        given = floats(name, "out", output(name, "out", out), layout="any")
+        given = floats(name, "out", out, layout="any")
         kind = given.dtype
         require_shape(name, "out", given, shape)
     elif accumulate:
@@ -81,17 +86,18 @@ def matmul(
         if given is not None and wanted != kind:
             fail_type(name, f"out must have dtype {wanted}, got {kind}")
         kind = wanted
-    if (kind.name == "float64") != (a.dtype.name == "float64"):
-        fail_type(name, f"float64 is not mixed with other types: a is {a.dtype}, the output is to be {kind}")
+    if (kind == FLOAT64) != (source == FLOAT64):
+        fail_type(name, f"float64 is not mixed with other types: a is {source}, the output is to be {kind}")
     if residual is not None:
         residual = array(name, "residual", residual)
         require_dtype(name, "residual", residual, kind)
         require_shape(name, "residual", residual, shape)
 
-    same = residual is not None and given is not None and residual.data.ptr == given.data.ptr
-    read = (a, b, bias, None if same else residual)
-    direct = given is not None and given.flags.c_contiguous
-    direct = direct and not any(x is not None and overlap(given, x) for x in read)
+    direct = False
+    if given is not None and given.flags.c_contiguous:
+        same = residual is not None and residual.data.ptr == given.data.ptr
+        read = (a, b, bias, None if same else residual)
+        direct = not overlap(given, *read)
     target: Array = given if direct else empty(shape, kind)
     if given is not None and not direct and accumulate:
         target[...] = given
@@ -130,13 +136,41 @@ def _run(
     accumulate: bool,
 ) -> None:
     """Give the operands the axes of the output. Rows of a stack against one matrix are rows of one taller matrix."""
-    m, n = a.shape[-2], b.shape[-1]
-    if b.ndim == 2 and a.ndim > 2 and a.flags.c_contiguous:
-        m = math.prod(a.shape[:-1])
-        a = a.reshape(m, a.shape[-1])
-    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    a = namespace.broadcast_to(a, (*batch, *a.shape[-2:]))
-    b = namespace.broadcast_to(b, (*batch, *b.shape[-2:]))
-    shape = (*batch, m, n)
-    outputs = [None if x is None else x.reshape(shape) for x in (target, residual, z)]
-    launch("matmul", outputs[0], a, b, bias, activation, outputs[1], outputs[2], scale, accumulate, scratch())
+    of_a, of_b = a.shape, b.shape
+    if len(of_b) == 2 and (len(of_a) == 2 or a.flags.c_contiguous):
+        rows = math.prod(of_a[:-1])
+        shape: tuple[int, ...] = (rows, of_b[1])
+        left = describe(a) if len(of_a) == 2 else (a.data.ptr, (rows, of_a[-1]), None, NAMES[a.dtype])
+        right = describe(b)
+    else:
+        batch = _batch(of_a[:-2], of_b[:-2])
+        shape = (*batch, of_a[-2], of_b[-1])
+        left, right = _repeated(a, batch), _repeated(b, batch)
+    launch(
+        "matmul",
+        *(_shaped(target, shape), left, right, bias, activation, _shaped(residual, shape), _shaped(z, shape)),
+        *(scale, accumulate, scratch()),
+    )
+
+
+def _batch(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the axes to which those of two stacks of matrices broadcast; ValueError where they do not."""
+    if a == b or not b:
+        return a
+    return np.broadcast_shapes(a, b) if a else b
+
+
+def _repeated(x: Array, batch: tuple[int, ...]) -> Described:
+    """Describe a stack of matrices, repeated along the axes of `batch` that it has not."""
+    shape, strides, item = x.shape, x.strides, x.dtype.itemsize
+    repeats = len(batch) - len(shape) + 2
+    steps = [0 if size == 1 else stride // item for size, stride in zip(shape[:-2], strides, strict=False)]
+    strides = (*([0] * repeats), *steps, *(stride // item for stride in strides[-2:]))
+    return x.data.ptr, (*batch, *shape[-2:]), strides, NAMES[x.dtype]
+
+
+def _shaped(x: Array | None, shape: tuple[int, ...]) -> Described | None:
+    """Describe an output: a matrix as it lies, and what is in C order with the axes of the product."""
+    if x is None or not x.flags.c_contiguous:
+        return describe(x)
+    return x.data.ptr, shape, None, NAMES[x.dtype]

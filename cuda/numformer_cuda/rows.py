@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from numformer_cuda.arrays import (
+    FLOAT32,
+    FLOAT64,
     Array,
     Result,
     array,
@@ -246,6 +248,18 @@ def cross_entropy_backward(
 
 CHUNK = 512 << 20
 """Bytes of logits at once: products of a few thousand rows at a vocabulary of 50,000, enough to fill a GPU."""
+ALIGNED = 64
+"""Rows of logits begin at multiples of so many elements: of 128 bytes in 16 bits. The kernels of products that read 16
+bytes at once need a multiple of 8, which a vocabulary rarely is."""
+TILE = 256
+"""Rows of a chunk are a multiple of it: of the tiles in which products are made."""
+
+
+def _chunk_rows(rows: int, row_bytes: int) -> int:
+    """Return the rows of a chunk: chunks are of like size, and whole tiles but for the last one."""
+    most = max(TILE, CHUNK // row_bytes // TILE * TILE)
+    chunks = max(1, -(-rows // most))
+    return -(-rows // (chunks * TILE)) * TILE or TILE
 
 
 class _Sum:
@@ -289,7 +303,7 @@ def linear_cross_entropy(
     weight = floats(name, "weight", weight, x.dtype, layout="matrix")
     targets = array(name, "targets", targets)
     bias = optional(name, "bias", bias)
-    if bias is not None and (bias.dtype.name != "float32" or x.dtype.name == "float64"):
+    if bias is not None and (bias.dtype != FLOAT32 or x.dtype == FLOAT64):
         require_dtype(name, "bias", bias, x.dtype)
     ignored = integer(name, "ignore_index", ignore_index)
     smoothing = number(name, "label_smoothing", label_smoothing)
@@ -330,16 +344,18 @@ def linear_cross_entropy(
     losses = empty((rows, 1), kind)
     count = empty((1,), np.float64)
     launch("count_targets", count, wished, ignored, how == "mean")
-    step = max(64, CHUNK // (classes * kind.itemsize)) if chunk is None else chunk
+    pitch = -(-classes // ALIGNED) * ALIGNED
+    step = _chunk_rows(rows, pitch * kind.itemsize) if chunk is None else chunk
     for first in range(0, rows, step):
         part = slice(first, min(first + step, rows))
-        logits = product(flat[part], weight.T, bias=bias, dtype=kind)
+        count_of_rows = part.stop - part.start
+        logits = product(flat[part], weight.T, bias=bias, out=empty((count_of_rows, pitch), kind)[:, :classes])
         row_losses = losses[part].reshape(-1)
         if dx is None:
             lse = empty(row_losses.shape, kind)
             launch("cross_entropy", None, row_losses, lse, logits, wished[part], ignored, smoothing, "none")
             continue
-        dlogits = logits if x.dtype == kind else empty(logits.shape, x.dtype)
+        dlogits = logits if x.dtype == kind else empty((count_of_rows, pitch), x.dtype)[:, :classes]
         launch(
             "cross_entropy_gradient",
             *(row_losses, dlogits, logits, wished[part], count, ignored, smoothing, upstream),
@@ -347,7 +363,7 @@ def linear_cross_entropy(
         product(dlogits, weight, out=dx.reshape(rows, width)[part])
         product(dlogits.T, flat[part], out=sums[0].array, accumulate=sums[0].started)
         if bias is not None:
-            sum_rows(dlogits, sums[1].started, sums[1].array)
+            launch("sum_rows", sums[1].array, dlogits, sums[1].started, scratch())
         for total in sums:
             total.started = True
     loss = cast(sum_rows(losses, False, None)[0] / count[0], kind, 1.0, None)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+from weakref import ref
 
 import numpy as np
 
 from numformer_cuda.arrays import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
     Array,
+    Described,
     array,
     boolean,
     describe,
@@ -22,23 +28,66 @@ from numformer_cuda.arrays import (
     namespace,
     number,
     output,
-    require_shape,
     scratch,
 )
 
 
-def _list(
-    operation: str, name: str, objects: Any, *, written: bool, dtype: Any = None, update: bool = True
-) -> list[Array]:
+class _List(NamedTuple):
+    """A list of arrays that is right, as the native module takes it."""
+
+    dtype: Any
+    """None where it is empty, or where they are of several."""
+    shapes: list[tuple[int, ...] | None]
+    described: list[Described | None]
+
+
+class _Seen:
+    """Lists that were checked and described, for as long as they are of the same objects.
+
+    An optimizer brings the same parameters, gradients and moments each step, hundreds of them. No array is kept alive;
+    one in its place at the same address is another object.
+    """
+
+    MOST = 64
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Any, ...], tuple[list[Any], _List]] = {}
+
+    def get(self, key: tuple[Any, ...], objects: list[Any]) -> _List | None:
+        """Return the list, where it was seen."""
+        given, found = self._found.get(key, (None, None))
+        if given is None or len(given) != len(objects):
+            return None
+        for one, x in zip(given, objects, strict=True):
+            if x is not (one and one()):
+                return None
+        return found
+
+    def keep(self, key: tuple[Any, ...], objects: list[Any], found: _List) -> None:
+        """Remember a list of arrays of CuPy's and of None."""
+        if len(self._found) >= self.MOST:
+            self._found.clear()
+        self._found[key] = [None if x is None else ref(x) for x in objects], found
+
+
+_seen = _Seen()
+
+
+def _list(operation: str, name: str, objects: Any, *, written: bool, dtype: Any = None, update: bool = True) -> _List:
     """Return a list of arrays, for an update all of one dtype; those that are written must be contiguous."""
     if not isinstance(objects, Iterable) or isinstance(objects, (np.ndarray, namespace.ndarray)):
         fail_type(operation, f"{name} must be a list of arrays, got {type(objects).__name__}")
+    given = list(objects)
+    key = operation, name, dtype, id(given[0]) if given else None, len(given)
+    seen = _seen.get(key, given)
+    if seen is not None:
+        return seen
     found: list[Array] = []
-    for index, item in enumerate(objects):
+    for index, item in enumerate(given):
         argument = f"{name}[{index}]"
         x = output(operation, argument, item) if written else array(operation, argument, item)
         x = floats(operation, argument, x, layout="any")
-        if update and x.dtype.name not in ("float32", "float64"):
+        if update and x.dtype not in (FLOAT32, FLOAT64):
             fail_type(operation, f"{argument} must have dtype float32 or float64, got {x.dtype}")
         dtype = dtype or x.dtype
         if update and x.dtype != dtype:
@@ -46,7 +95,10 @@ def _list(
         if not x.flags.c_contiguous:
             fail_value(operation, f"{argument} must be C-contiguous, it is updated in place")
         found.append(x)
-    return found
+    described = _List(found[0].dtype if found else None, [x.shape for x in found], list(map(describe, found)))
+    if all(x is item for x, item in zip(found, given, strict=True)):  # and not a copy, or another library's
+        _seen.keep(key, given, described)
+    return described
 
 
 class Clip(NamedTuple):
@@ -73,31 +125,46 @@ class _Lists:
     def __init__(self, operation: str, values: Any, grads: Any, copies: Any) -> None:
         self.operation = operation
         self.values = _list(operation, "values", values, written=True)
-        self.dtype = self.values[0].dtype if self.values else None
+        self.dtype = self.values.dtype
         self.grads = _list(operation, "grads", grads, written=False, dtype=self.dtype)
         self._require_like("grads", self.grads)
         self.copies = self._copies(copies)
 
-    def kept(self, name: str, objects: Any) -> list[Array]:
+    def kept(self, name: str, objects: Any) -> _List:
         """Return arrays that the rule keeps."""
         found = _list(self.operation, name, objects, written=True, dtype=self.dtype)
         self._require_like(name, found)
         return found
 
-    def _require_like(self, name: str, arrays: list[Array]) -> None:
-        if len(arrays) != len(self.values):
-            count = len(self.values)
-            fail_value(self.operation, f"{name} must have {count} arrays, as values, got {len(arrays)}")
-        for index, (x, value) in enumerate(zip(arrays, self.values, strict=True)):
-            require_shape(self.operation, f"{name}[{index}]", x, value.shape)
+    def _require_like(self, name: str, arrays: _List) -> None:
+        if arrays.shapes == self.values.shapes:
+            return
+        if len(arrays.shapes) != len(self.values.shapes):
+            count = len(self.values.shapes)
+            fail_value(self.operation, f"{name} must have {count} arrays, as values, got {len(arrays.shapes)}")
+        for index, (shape, expected) in enumerate(zip(arrays.shapes, self.values.shapes, strict=True)):
+            if shape != expected and shape is not None:
+                fail_value(self.operation, f"{name}[{index}] must have shape {expected}, got {shape}")
 
-    def _copies(self, objects: Any) -> list[Array | None] | None:
+    def _copies(self, objects: Any) -> _List | None:
         """Return None, or for each value an array of 16 bits or None; they are all of one dtype."""
         name = self.operation
         if objects is None:
             return None
         if not isinstance(objects, Iterable) or isinstance(objects, (np.ndarray, namespace.ndarray)):
             fail_type(name, f"copies must be a list of arrays and None, got {type(objects).__name__}")
+        given = list(objects)
+        key = name, "copies", self.dtype, *map(id, given[:1]), len(given)
+        found = _seen.get(key, given)
+        if found is None:
+            found = self._check_copies(given)
+            if all(item is None or isinstance(item, namespace.ndarray) for item in given):
+                _seen.keep(key, given, found)
+        self._require_like("copies", found)
+        return found
+
+    def _check_copies(self, objects: list[Any]) -> _List:
+        name = self.operation
         found: list[Array | None] = []
         dtype = None
         for index, item in enumerate(objects):
@@ -106,8 +173,8 @@ class _Lists:
                 continue
             argument = f"copies[{index}]"
             x = output(name, argument, item)
-            fits = x.dtype.name in ("float16", "bfloat16") and x.dtype == (dtype or x.dtype)
-            if not fits or (self.dtype is not None and self.dtype.name == "float64"):
+            fits = x.dtype in (FLOAT16, BFLOAT16) and x.dtype == (dtype or x.dtype)
+            if not fits or self.dtype == FLOAT64:
                 fail_type(
                     name, f"{argument} must have dtype float16 or bfloat16, one for all, beside float32, got {x.dtype}"
                 )
@@ -115,18 +182,13 @@ class _Lists:
                 fail_value(name, f"{argument} must be C-contiguous, it is written in place")
             dtype = x.dtype
             found.append(x)
-        if len(found) != len(self.values):
-            fail_value(name, f"copies must have {len(self.values)} arrays, as values, got {len(found)}")
-        for index, (copy, value) in enumerate(zip(found, self.values, strict=True)):
-            if copy is not None:
-                require_shape(name, f"copies[{index}]", copy, value.shape)
-        return found
+        return _List(dtype, [None if x is None else x.shape for x in found], list(map(describe, found)))
 
-    def launch(self, name: str, kept: list[list[Array] | None], *options: Any) -> None:
+    def launch(self, name: str, kept: list[_List | None], *options: Any) -> None:
         """Call the kernel, unless there is nothing to update."""
-        if self.values:
+        if self.values.shapes:
             lists = [self.values, self.grads, *kept, self.copies]
-            launch(name, *(None if one is None else [describe(x) for x in one] for one in lists), *options)
+            launch(name, *(None if one is None else one.described for one in lists), *options)
 
 
 def _not_negative(operation: str, argument: str, value: Any) -> float:
@@ -293,8 +355,8 @@ def global_norm(arrays: Any) -> Array:
     """See `numformer.global_norm`; an array of no axes, which its caller waits for when it asks for the number."""
     found = _list("global_norm", "arrays", arrays, written=False, update=False)
     out = empty((), np.float64)
-    if found:
-        launch("global_norm", out, [describe(x) for x in found], scratch())
+    if found.shapes:
+        launch("global_norm", out, found.described, scratch())
     else:
         out.fill(0)
     return out

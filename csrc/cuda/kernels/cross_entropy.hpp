@@ -27,6 +27,7 @@ struct CrossEntropyArgs {
     const double *count; // what gradients are divided by
     void *out;
     int64_t rows, columns, ignore_index;
+    int64_t logits_row, out_row; // from one row to the next
     double label_smoothing;
 };
 
@@ -82,8 +83,8 @@ template <class T, bool kLong> NF_KERNEL(kRowThreads) cross_entropy(NF_ARGS Cros
     typedef Acc<T> A;
     RowGroup<A, kLong> group;
     for (int64_t row = group.first_row(); row < args.rows; row += group.row_step()) {
-        const RowLoss<A> result = loss_of_row<A, kLong>(group, static_cast<const T *>(args.logits) + row * args.columns,
-                                                        args, args.targets[row]);
+        const T *x = static_cast<const T *>(args.logits) + row * args.logits_row;
+        const RowLoss<A> result = loss_of_row<A, kLong>(group, x, args, args.targets[row]);
         if (group.place() == 0) {
             static_cast<A *>(args.lse)[row] = result.lse;
             static_cast<A *>(args.losses)[row] = result.loss;
@@ -96,8 +97,8 @@ template <class T, bool kLong> NF_KERNEL(kRowThreads) cross_entropy_backward(NF_
     RowGroup<A, kLong> group;
     for (int64_t row = group.first_row(); row < args.rows; row += group.row_step()) {
         const A dloss = static_cast<const A *>(args.dloss)[row * args.dloss_stride];
-        gradient_of_row<A, kLong>(group, static_cast<T *>(args.out) + row * args.columns,
-                                  static_cast<const T *>(args.logits) + row * args.columns, args, args.targets[row],
+        gradient_of_row<A, kLong>(group, static_cast<T *>(args.out) + row * args.out_row,
+                                  static_cast<const T *>(args.logits) + row * args.logits_row, args, args.targets[row],
                                   static_cast<const A *>(args.lse)[row], A(double(dloss) / *args.count));
     }
 }
@@ -106,13 +107,13 @@ template <class T, bool kLong> NF_KERNEL(kRowThreads) cross_entropy_backward(NF_
 template <class A, class T, bool kLong> NF_KERNEL(kRowThreads) cross_entropy_gradient(NF_ARGS CrossEntropyArgs args) {
     RowGroup<A, kLong> group;
     for (int64_t row = group.first_row(); row < args.rows; row += group.row_step()) {
-        const A *x = static_cast<const A *>(args.logits) + row * args.columns;
+        const A *x = static_cast<const A *>(args.logits) + row * args.logits_row;
         const int64_t target = args.targets[row];
         const RowLoss<A> result = loss_of_row<A, kLong>(group, x, args, target);
         if (group.place() == 0)
             static_cast<A *>(args.losses)[row] = result.loss;
         group.meet(); // all have read x[target]: out may be x
-        gradient_of_row<A, kLong>(group, static_cast<T *>(args.out) + row * args.columns, x, args, target, result.lse,
+        gradient_of_row<A, kLong>(group, static_cast<T *>(args.out) + row * args.out_row, x, args, target, result.lse,
                                   A(args.given / *args.count));
     }
 }

@@ -21,9 +21,11 @@ struct FinishArgs {
 template <class A, class O, class B> NF_KERNEL(kElementThreads) finish_product(NF_ARGS FinishArgs args) {
     O *out = static_cast<O *>(args.out), *preactivation = static_cast<O *>(args.preactivation);
     const O *residual = static_cast<const O *>(args.residual);
-    for (int64_t i = block() * kElementThreads + thread(); i < args.rows * args.columns;
-         i += blocks() * kElementThreads) {
-        const int64_t row = i / args.columns, column = i % args.columns, at = row * args.out_row + column;
+    const int64_t count = args.rows * args.columns;
+    const bool small = count < int64_t(1) << 31; // a division of 64 bits takes several times as long
+    for (int64_t i = block() * kElementThreads + thread(); i < count; i += blocks() * kElementThreads) {
+        const int64_t row = small ? int64_t(uint32_t(i) / uint32_t(args.columns)) : i / args.columns;
+        const int64_t column = i - row * args.columns, at = row * args.out_row + column;
         A y = static_cast<const A *>(args.sums)[i];
         if (args.bias)
             y += args.wide_bias ? static_cast<const A *>(args.bias)[column]

@@ -93,12 +93,11 @@ template <class A, class O> NF_KERNEL(kColumnThreads) add_chunks(NF_ARGS AddChun
     store(out, column, sum + chunks);
 }
 
-// The term of a sum of the rows of one matrix.
+// The term of a sum of the rows of one matrix, which are `stride` elements apart.
 template <class T> struct ElementTerm {
     const T *x;
-    NF_DEVICE Acc<T> operator()(int64_t row, int64_t column, int64_t columns) const {
-        return load(x, row * columns + column);
-    }
+    int64_t stride;
+    NF_DEVICE Acc<T> operator()(int64_t row, int64_t column, int64_t) const { return load(x, row * stride + column); }
 };
 
 } // namespace nf::cuda

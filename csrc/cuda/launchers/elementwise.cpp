@@ -41,8 +41,8 @@ void cast(const Array &out, const Array &x, double scale, Stream stream) {
 void sum_rows(const Array &out, const Array &x, bool accumulate, const Allocate &allocate, Stream stream) {
     with_wide(x.dtype, out.dtype, [&](auto t, auto w) {
         typedef decltype(t) T;
-        sum_over_rows<Acc<T>, decltype(w)>("sum_rows", ElementTerm<T>{static_cast<const T *>(x.data)}, out.data,
-                                           x.rows(), x.columns(), accumulate, allocate, stream);
+        sum_over_rows<Acc<T>, decltype(w)>("sum_rows", ElementTerm<T>{static_cast<const T *>(x.data), x.row()},
+                                           out.data, x.rows(), x.columns(), accumulate, allocate, stream);
     });
 }
 

@@ -14,6 +14,7 @@ CrossEntropyArgs cross_entropy_args(const CrossEntropyInputs &in) {
     args.targets = integers(in.targets);
     args.rows = in.logits.rows();
     args.columns = in.logits.columns();
+    args.logits_row = in.logits.row();
     args.ignore_index = in.ignore_index;
     args.label_smoothing = in.label_smoothing;
     return args;
@@ -53,6 +54,7 @@ void cross_entropy_backward(const CrossEntropyInputs &in, const Array &dlogits, 
     args.dloss = dloss.data;
     args.dloss_stride = dloss.ndim() == 0 ? 0 : 1;
     args.out = dlogits.data;
+    args.out_row = dlogits.row();
     if (args.rows == 0)
         return;
     double *count = static_cast<double *>(allocate(int64_t(sizeof(double))));
@@ -73,6 +75,7 @@ void cross_entropy_gradient(const CrossEntropyInputs &in, const Array &losses, c
     CrossEntropyArgs args = cross_entropy_args(in);
     args.losses = losses.data;
     args.out = dlogits.data;
+    args.out_row = dlogits.row();
     args.count = static_cast<const double *>(count.data);
     args.given = dloss;
     with_float(dlogits.dtype, [&](auto t) {

@@ -66,8 +66,8 @@ void norm_backward(const NormInputs &in, const Array &dy, const MaybeArray &mean
                                                   static_cast<const A *>(args.rstd)},
                                 dweight->data, args.rows, args.columns, false, allocate, stream);
         if (dbias)
-            sum_over_rows<A, W>(in.operation, ElementTerm<T>{gradient}, dbias->data, args.rows, args.columns, false,
-                                allocate, stream);
+            sum_over_rows<A, W>(in.operation, ElementTerm<T>{gradient, args.columns}, dbias->data, args.rows,
+                                args.columns, false, allocate, stream);
     });
 }
 

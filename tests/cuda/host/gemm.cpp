@@ -31,6 +31,8 @@ template <class T, class O> void multiply(const Gemm &p) {
 } // namespace
 
 bool gemm(const Gemm &product, const Allocate &, Stream) {
+    if (product.bias && product.bias_type != product.out_type)
+        return false; // as the library is documented
     with_wide(product.in_type, product.out_type, [&](auto t, auto o) { multiply<decltype(t), decltype(o)>(product); });
     return true;
 }
