@@ -14,6 +14,8 @@
 
 #define NF_DEVICE __device__ __forceinline__
 #define NF_KERNEL(threads) static __global__ void __launch_bounds__(threads)
+// ... of which so many blocks are to fit on a multiprocessor: registers are kept to that.
+#define NF_KERNEL_FOR(threads, blocks) static __global__ void __launch_bounds__(threads, blocks)
 #define NF_ARGS const __grid_constant__ // read in place: an index into it makes no copy
 #define NF_UNROLL _Pragma("unroll")
 #define NF_NO_UNROLL _Pragma("unroll 1")

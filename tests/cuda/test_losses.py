@@ -51,6 +51,12 @@ def test_loss_and_gradient_at_once(gpu, rng, dtype):
     want, lse = reference.cross_entropy(x, targets, reduction="none", return_lse=True, **options)
     bound, e_lse = tolerance.cross_entropy(x, targets, 0.1, wide)
     check(losses, want, rounded(bound, want, wide), "losses")
+    apart, there = np.full((9, 64), np.nan, wide), np.full((9, 48), np.nan, dtype)
+    apart[:, :40] = x
+    again = np.full(9, np.nan, wide)
+    gpu.cross_entropy_gradient(again, there[:, :40], apart[:, :40], targets, count, -1, 0.1, 0.5)
+    assert bits(again) == bits(losses) and bits(np.ascontiguousarray(there[:, :40])) == bits(dx)
+    assert np.isnan(there[:, 40:].astype(float)).all()
     want = reference.cross_entropy_backward(0.5, x, targets, lse, **options)
     bound = tolerance.cross_entropy_backward(0.5, x, targets, lse, wide, **options)
     check(dx, want, rounded(bound + 0.5 / 8 * e_lse[:, None], want, dtype), "dlogits")

@@ -7,7 +7,10 @@ from arrays import DTYPES, bits, heavy, name, normal
 from numformer import reference
 from tolerance import check, rounded, working
 
-ROWS = [(0, 5), (1, 1), (3, 33), (2, 5, 70), (9, 256), (3, 2500)]  # the last: a row for the whole block
+# Rows in registers, of 2 to 8 packs a lane, whole and not, with more rows than a block has; the last but one: a row for the
+# whole block; the last: no packs.
+ROWS = [(0, 5), (1, 1), (3, 33), (2, 5, 70), (9, 256), (2, 67, 40), (5, 528), (3, 768), (2, 1024), (2, 1928), (3, 2500)]
+ROWS += [(3, 2051)]
 
 
 def pick(rng, shape, dtype):
@@ -64,10 +67,11 @@ def test_rms_norm(gpu, rng, dtype, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_sums_over_many_rows(gpu, rng, dtype):
+@pytest.mark.parametrize("columns", [35, 40, 264])
+def test_sums_over_many_rows(gpu, rng, dtype, columns):
     """More rows than one chunk; added to what is there; a run repeats its bits."""
-    x = normal(rng, 2, 300, 35, dtype=dtype)
-    out = normal(rng, 35, dtype=working(dtype))
+    x = normal(rng, 2, 300, columns, dtype=dtype)
+    out = normal(rng, columns, dtype=working(dtype))
     before, again = out.copy(), out.copy()
     gpu.sum_rows(out, x, True, scratch=True)
     gpu.sum_rows(again, x, True, scratch=True)
@@ -75,6 +79,42 @@ def test_sums_over_many_rows(gpu, rng, dtype):
     size = np.abs(x.astype(np.float64)).sum(axis=(0, 1)) + np.abs(before)
     check(out, want, rounded(tolerance.gamma(601, dtype) * size, want, out.dtype), "sum_rows")
     assert bits(out) == bits(again)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_what_is_not_aligned_has_the_same_bits(gpu, rng, dtype):
+    """Whole packs or element by element, by the pointers: the sums are the same."""
+
+    def shifted(x):
+        memory = np.full(x.size + 1, np.nan, x.dtype)
+        memory[1:] = x.reshape(-1)
+        return memory[1:].reshape(x.shape)
+
+    x, dy, residual = (normal(rng, 70, 264, dtype=dtype) for _ in range(3))
+    weight, bias = normal(rng, 264, dtype=working(dtype)), normal(rng, 264, dtype=working(dtype))
+    mean, rstd = np.empty((2, 70), working(dtype))
+    found = []
+    for at in (lambda x: x, shifted):
+        given, y, dx, z = (at(one) for one in (x, np.empty_like(x), np.empty_like(x), np.empty_like(x)))
+        gpu.layer_norm(y, mean, rstd, given, weight, bias, 1e-5)
+        dweight, dbias, total = np.empty_like(weight), np.empty_like(weight), np.empty_like(weight)
+        gpu.layer_norm_backward(dx, dweight, dbias, at(dy), given, mean, rstd, weight, residual, scratch=True)
+        gpu.sum_rows(total, given, False, scratch=True)
+        gpu.activation_backward(z, at(dy), given, "gelu_tanh")
+        wide = np.empty(x.shape, working(dtype))
+        gpu.cast(wide, given, 0.5)
+        found.append([bits(np.ascontiguousarray(one)) for one in (y, dx, dweight, dbias, total, z, wide)])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_sums_over_rows_that_are_apart(gpu, rng, dtype):
+    for columns in (17, 24):
+        x = normal(rng, 70, 64, dtype=dtype)[:, :columns]
+        out, want = np.empty(columns, dtype), np.empty(columns, dtype)
+        gpu.sum_rows(out, x, False, scratch=True)
+        gpu.sum_rows(want, np.ascontiguousarray(x), False, scratch=True)
+        assert bits(out) == bits(want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)

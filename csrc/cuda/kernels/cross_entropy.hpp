@@ -5,6 +5,7 @@
 //
 // Ignored rows: loss 0, gradient 0. A target that is no class gives NaN, because a kernel cannot raise.
 #pragma once
+#include "cuda/kernels/packs.hpp"
 #include "cuda/kernels/rows.hpp"
 
 namespace nf::cuda {
@@ -29,7 +30,18 @@ struct CrossEntropyArgs {
     int64_t rows, columns, ignore_index;
     int64_t logits_row, out_row; // from one row to the next
     double label_smoothing;
+    bool is_aligned; // all rows, of logits and out
 };
+
+// Whole packs of a row, then the elements that are left, each by one of the threads that share it.
+template <int kCount, class A, bool kLong, class Whole, class One>
+NF_DEVICE void over_row(const RowGroup<A, kLong> &group, int64_t columns, Whole whole, One one) {
+    const int64_t packed = columns / kCount * kCount;
+    for (int64_t j = group.place() * kCount; j < packed; j += group.size() * kCount)
+        whole(j);
+    for (int64_t j = packed + group.place(); j < columns; j += group.size())
+        one(j);
+}
 
 template <class A> struct RowLoss {
     A lse, loss;
@@ -39,16 +51,35 @@ template <class A, bool kLong, class X>
 NF_DEVICE RowLoss<A> loss_of_row(const RowGroup<A, kLong> &group, const X *x, const CrossEntropyArgs &args,
                                  int64_t target) {
     const int64_t columns = args.columns;
+    constexpr int kCount = kPack<X>;
     A top = -infinity<A>();
-    for (int64_t j = group.place(); j < columns; j += group.size())
-        top = larger_of(top, A(load(x, j)));
+    over_row<kCount>(
+        group, columns,
+        [&](int64_t j) {
+            A values[kCount];
+            load_pack(x + j, args.is_aligned, values);
+            NF_UNROLL
+            for (int i = 0; i < kCount; ++i)
+                top = larger_of(top, values[i]);
+        },
+        [&](int64_t j) { top = larger_of(top, A(load(x, j))); });
     top = group.max(top);
     A sum = 0, below = 0;
-    for (int64_t j = group.place(); j < columns; j += group.size()) {
-        const A d = A(load(x, j)) - top;
+    const auto add = [&](A value) {
+        const A d = value - top;
         sum += exp_of(d);
         below -= d;
-    }
+    };
+    over_row<kCount>(
+        group, columns,
+        [&](int64_t j) {
+            A values[kCount];
+            load_pack(x + j, args.is_aligned, values);
+            NF_UNROLL
+            for (int i = 0; i < kCount; ++i)
+                add(values[i]);
+        },
+        [&](int64_t j) { add(A(load(x, j))); });
     const double log_sum = log(double(group.sum(sum)));
     if (args.label_smoothing != 0)
         below = group.sum(below);
@@ -73,10 +104,22 @@ NF_DEVICE void gradient_of_row(const RowGroup<A, kLong> &group, T *out, const X 
     const A uniform = A(args.label_smoothing / double(args.columns)), at_target = A(1 - args.label_smoothing);
     const bool counts = target != args.ignore_index;
     const A base = target < 0 || target >= args.columns ? not_a_number<A>() : A(0);
-    for (int64_t j = group.place(); j < args.columns; j += group.size()) {
-        const A p = exp_of(A(load(x, j)) - lse) + base - uniform - (j == target ? at_target : A(0));
-        store(out, j, counts ? p * factor : A(0));
-    }
+    const auto gradient = [&](A value, int64_t j) {
+        const A p = exp_of(value - lse) + base - uniform - (j == target ? at_target : A(0));
+        return counts ? p * factor : A(0);
+    };
+    constexpr int kCount = kPack<X> > kPack<T> ? kPack<X> : kPack<T>;
+    over_row<kCount>(
+        group, args.columns,
+        [&](int64_t j) {
+            A values[kCount];
+            load_pack(x + j, args.is_aligned, values);
+            NF_UNROLL
+            for (int i = 0; i < kCount; ++i)
+                values[i] = gradient(values[i], j + i);
+            store_pack(out + j, args.is_aligned, values);
+        },
+        [&](int64_t j) { store(out, j, gradient(A(load(x, j)), j)); });
 }
 
 template <class T, bool kLong> NF_KERNEL(kRowThreads) cross_entropy(NF_ARGS CrossEntropyArgs args) {

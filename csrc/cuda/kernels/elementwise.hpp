@@ -24,12 +24,26 @@ struct CastArgs {
     void *out;
     int64_t count;
     double scale;
+    bool is_aligned;
 };
+template <class T, class O> constexpr int kCastPack = kPack<T> > kPack<O> ? kPack<T> : kPack<O>;
 template <class T, class O> NF_KERNEL(kElementThreads) cast(NF_ARGS CastArgs args) {
     const T *x = static_cast<const T *>(args.x);
+    O *out = static_cast<O *>(args.out);
     const Acc<T> scale = Acc<T>(args.scale);
-    for (int64_t i = block() * kElementThreads + thread(); i < args.count; i += blocks() * kElementThreads)
-        store(static_cast<O *>(args.out), i, load(x, i) * scale);
+    constexpr int kCount = kCastPack<T, O>;
+    for_packs<kCount>(
+        args.count, kElementThreads,
+        [&](int64_t first) {
+            Acc<T> from[kCount];
+            Acc<O> to[kCount];
+            load_pack(x + first, args.is_aligned, from);
+            NF_UNROLL
+            for (int i = 0; i < kCount; ++i)
+                to[i] = Acc<O>(from[i] * scale);
+            store_pack(out + first, args.is_aligned, to);
+        },
+        [&](int64_t i) { store(out, i, load(x, i) * scale); });
 }
 
 struct SoftmaxArgs {

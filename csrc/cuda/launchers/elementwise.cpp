@@ -1,22 +1,23 @@
 #include "cuda/kernels/elementwise.hpp"
 
-#include "cuda/launchers/grids.hpp"
+#include "cuda/launchers/column_sums.hpp"
 
 namespace nf::cuda {
 
 void activation(const Array &out, const Array &x, int which, Stream stream) {
-    const ActivationArgs args{x.data, nullptr, out.data, x.size(), Activation(which)};
+    const ActivationArgs args{x.data, nullptr, out.data, x.size(), Activation(which), are_aligned(x.data, out.data)};
     with_float(x.dtype, [&](auto t) {
-        launch("activation", blocks_for(args.count, kElementThreads), kElementThreads, 0, stream,
+        launch("activation", blocks_for(args.count, kElementThreads * kPack<decltype(t)>), kElementThreads, 0, stream,
                cuda::activation<decltype(t)>, args);
     });
 }
 
 void activation_backward(const Array &dx, const Array &dy, const Array &x, int which, Stream stream) {
-    const ActivationArgs args{x.data, dy.data, dx.data, x.size(), Activation(which)};
+    const ActivationArgs args{x.data,   dy.data,           dx.data,
+                              x.size(), Activation(which), are_aligned(x.data, dy.data, dx.data)};
     with_float(x.dtype, [&](auto t) {
-        launch("activation_backward", blocks_for(args.count, kElementThreads), kElementThreads, 0, stream,
-               cuda::activation_backward<decltype(t)>, args);
+        launch("activation_backward", blocks_for(args.count, kElementThreads * kPack<decltype(t)>), kElementThreads, 0,
+               stream, cuda::activation_backward<decltype(t)>, args);
     });
 }
 
@@ -29,10 +30,11 @@ void add(const Array &out, const Array &a, const Array &b, Stream stream) {
 }
 
 void cast(const Array &out, const Array &x, double scale, Stream stream) {
-    const CastArgs args{x.data, out.data, x.size(), scale};
+    const CastArgs args{x.data, out.data, x.size(), scale, are_aligned(x.data, out.data)};
     with_float(x.dtype, [&](auto t) {
         with_float(out.dtype, [&](auto o) {
-            launch("cast", blocks_for(args.count, kElementThreads), kElementThreads, 0, stream,
+            constexpr int kCount = kCastPack<decltype(t), decltype(o)>;
+            launch("cast", blocks_for(args.count, kElementThreads * kCount), kElementThreads, 0, stream,
                    cuda::cast<decltype(t), decltype(o)>, args);
         });
     });
@@ -41,8 +43,24 @@ void cast(const Array &out, const Array &x, double scale, Stream stream) {
 void sum_rows(const Array &out, const Array &x, bool accumulate, const Allocate &allocate, Stream stream) {
     with_wide(x.dtype, out.dtype, [&](auto t, auto w) {
         typedef decltype(t) T;
-        sum_over_rows<Acc<T>, decltype(w)>("sum_rows", ElementTerm<T>{static_cast<const T *>(x.data), x.row()},
-                                           out.data, x.rows(), x.columns(), accumulate, allocate, stream);
+        typedef Acc<T> A;
+        const int64_t rows = x.rows(), columns = x.columns(), chunks = ceil_div(rows, kMatrixRows);
+        if (columns == 0 || columns % kPack<T> != 0 || rows == 0) {
+            const ElementTerm<T> term{static_cast<const T *>(x.data), x.row()};
+            sum_over_rows<A, decltype(w)>("sum_rows", term, out.data, rows, columns, accumulate, allocate, stream);
+            return;
+        }
+        A *partial = static_cast<A *>(allocate(chunks * columns * int64_t(sizeof(A))));
+        const MatrixSumArgs<T> args{static_cast<const T *>(x.data),
+                                    partial,
+                                    rows,
+                                    columns,
+                                    x.row(),
+                                    are_aligned(x.data) && x.row() % kPack<T> == 0};
+        constexpr int64_t kStrip = kWarp * kPack<T>;
+        launch("sum_rows", chunks * ceil_div(columns, kStrip), kRowThreads, shared_bytes<A>(kRowWarps * kStrip), stream,
+               sum_matrix<T>, args);
+        add_partials_to<A, decltype(w)>("sum_rows", {{partial, out.data}}, chunks, columns, accumulate, stream);
     });
 }
 

@@ -8,6 +8,8 @@ namespace {
 
 Integers integers(const Array &array) { return {array.data, array.dtype == DType::i64}; }
 
+bool rows_are_aligned(const Array &x) { return are_aligned(x.data) && x.row() * kItemSize[int(x.dtype)] % 16 == 0; }
+
 CrossEntropyArgs cross_entropy_args(const CrossEntropyInputs &in) {
     CrossEntropyArgs args{};
     args.logits = in.logits.data;
@@ -15,6 +17,7 @@ CrossEntropyArgs cross_entropy_args(const CrossEntropyInputs &in) {
     args.rows = in.logits.rows();
     args.columns = in.logits.columns();
     args.logits_row = in.logits.row();
+    args.is_aligned = rows_are_aligned(in.logits);
     args.ignore_index = in.ignore_index;
     args.label_smoothing = in.label_smoothing;
     return args;
@@ -55,6 +58,7 @@ void cross_entropy_backward(const CrossEntropyInputs &in, const Array &dlogits, 
     args.dloss_stride = dloss.ndim() == 0 ? 0 : 1;
     args.out = dlogits.data;
     args.out_row = dlogits.row();
+    args.is_aligned = args.is_aligned && rows_are_aligned(dlogits);
     if (args.rows == 0)
         return;
     double *count = static_cast<double *>(allocate(int64_t(sizeof(double))));
@@ -76,6 +80,7 @@ void cross_entropy_gradient(const CrossEntropyInputs &in, const Array &losses, c
     args.losses = losses.data;
     args.out = dlogits.data;
     args.out_row = dlogits.row();
+    args.is_aligned = args.is_aligned && rows_are_aligned(dlogits);
     args.count = static_cast<const double *>(count.data);
     args.given = dloss;
     with_float(dlogits.dtype, [&](auto t) {

@@ -10,6 +10,7 @@
 #define NF_DEVICE inline
 #define NF_HOST_DEVICE inline
 #define NF_KERNEL(threads) static void
+#define NF_KERNEL_FOR(threads, blocks) static void
 #define NF_ARGS const
 #define NF_UNROLL
 #define NF_NO_UNROLL
