@@ -288,15 +288,84 @@ bool multiply_many(const MatmulArgs &args, const Product<T> &product, const B &b
 // ---- few rows
 // -----------------------------------------------------------------------------------------------------------
 
-// B is read once, where it lies: packing it would cost as much as all the rest. The sums of a chunk of columns stay
-// near while rows of B stream by. Each sum is one chain over the depth.
+// B is read once, where it lies: packing it would cost as much as all the rest. Each sum is one chain over the depth.
+//
+// A B that lies in the last-level cache is walked down, a few registers of columns at a time: their sums stay in
+// registers, if there are 32 and what is read of a row of B is more than a line or two. In memory that would be a page
+// for each row of B; there its rows are read side by side, as long streams in which the hardware runs ahead, and the
+// sums of a chunk of columns wait in the second-level cache.
 
-// Steps of the depth (rows of B, or pairs of them) that are read side by side, and columns of them in registers: of 16
-// registers 4 x 3, 3 of sums and one of an element of A.
-constexpr int kSteps = 4, kStepVectors = kTileRows > 6 ? 4 : 3;
-// Sums in L1; of a single row, which are touched little, in L2, for the longer the pieces of rows are, the better the
-// hardware reads ahead.
-constexpr int64_t kSumsBytes = 16 << 10, kSumsBytesOfOneRow = 64 << 10;
+constexpr bool kManyRegisters = kTileRows > 6; // 32
+// Vectors of columns whose sums stay in registers, with their columns of B and an element of A.
+constexpr int kMostVectors = 8;
+constexpr int vectors_at_once(int rows) {
+    constexpr int kRegisters = kManyRegisters ? 32 : 16;
+    return (kRegisters - 1) / (rows + 1) < kMostVectors ? (kRegisters - 1) / (rows + 1) : kMostVectors;
+}
+constexpr int64_t kNearBytes = 16 << 20; // others may share a larger cache
+constexpr int64_t kFetchRows = 16;       // how far ahead rows of B are fetched into the second-level cache
+
+// sums (ROWS x VECTORS registers) = a (InPanels) @ columns of b, `n` of the last register. `elements` of the depth.
+template <class E, class T, int ROWS, int VECTORS>
+static void walk_down(int64_t elements, const E *a, const T *b, int64_t b_row, int n, Acc<E> *sums, int64_t sums_row) {
+    typedef Acc<E> A;
+    constexpr int W = kLanes<E>, kLineElements = 64 / int(sizeof(T));
+    Vec<A> sum[ROWS][VECTORS];
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v)
+            sum[i][v] = Vec<A>{};
+    for (int64_t k = 0; k < elements; k += kElements<E>, a += kTileRows, b += kElements<E> * b_row) {
+        Vec<E> x[VECTORS];
+        for (int row = 0; row < kElements<E>; ++row)
+#pragma GCC unroll 8
+            for (int line = 0; line < VECTORS * W; line += kLineElements)
+                __builtin_prefetch(b + (kFetchRows + row) * b_row + line, 0, 2);
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v)
+            x[v] = load_across<E>(b + v * W, b_row, v + 1 < VECTORS ? W : n, k + 1 < elements);
+#pragma GCC unroll 16
+        for (int i = 0; i < ROWS; ++i) {
+            const Vec<E> element = broadcast(a[i]);
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; ++v)
+                sum[i][v] = multiply_add<E>(element, x[v], sum[i][v]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v)
+            store(sums + i * sums_row + v * W, sum[i][v]);
+}
+template <class E, class T>
+using WalkFunction = void (*)(int64_t elements, const E *a, const T *b, int64_t b_row, int n, Acc<E> *sums,
+                              int64_t sums_row);
+// The function for 1 <= rows <= kTileRows and vectors_at_once(rows) registers of columns, or for one.
+template <class E, class T> NF_INLINE WalkFunction<E, T> walk_function(int64_t rows, bool single) {
+#define NF_ROWS(r) walk_down<E, T, (r <= kTileRows ? r : 1), vectors_at_once(r <= kTileRows ? r : 1)>
+#define NF_SINGLE(r) walk_down<E, T, (r <= kTileRows ? r : 1), 1>
+    static constexpr WalkFunction<E, T> several[] = {
+        NF_ROWS(1), NF_ROWS(2), NF_ROWS(3),  NF_ROWS(4),  NF_ROWS(5),  NF_ROWS(6),  NF_ROWS(7),
+        NF_ROWS(8), NF_ROWS(9), NF_ROWS(10), NF_ROWS(11), NF_ROWS(12), NF_ROWS(13), NF_ROWS(14),
+    };
+    static constexpr WalkFunction<E, T> one[] = {
+        NF_SINGLE(1), NF_SINGLE(2), NF_SINGLE(3),  NF_SINGLE(4),  NF_SINGLE(5),  NF_SINGLE(6),  NF_SINGLE(7),
+        NF_SINGLE(8), NF_SINGLE(9), NF_SINGLE(10), NF_SINGLE(11), NF_SINGLE(12), NF_SINGLE(13), NF_SINGLE(14),
+    };
+#undef NF_ROWS
+#undef NF_SINGLE
+    return single ? one[rows - 1] : several[rows - 1];
+}
+
+// Rows of B that are read side by side, and registers of columns of them: of 16 registers 4 x 3, 3 of sums and one of
+// an element of A.
+constexpr int kRowsOfB = kManyRegisters ? 8 : 4, kRowVectors = kManyRegisters ? 2 : 3;
+template <class E> constexpr int kSteps = kManyRegisters ? kRowsOfB / kElements<E> : kRowsOfB;
+// Sums in L2, beside what streams through it: the longer the pieces of rows are, the better the hardware reads ahead.
+// Those that are read and written for each four rows of B only where there are few of them, else in L1.
+NF_INLINE int64_t bytes_of_sums(int64_t rows) { return (kManyRegisters || rows == 1 ? 256 : 16) << 10; }
 
 // sums (rows x columns) += STEPS steps of a (InPanels) times as many of b. `whole`: the last pair has both elements.
 template <class E, class T, int STEPS>
@@ -332,8 +401,8 @@ void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_
     };
     constexpr int W = kLanes<E>;
     int64_t j = 0;
-    for (; j + kStepVectors * W <= columns; j += kStepVectors * W)
-        add(j, std::integral_constant<int, kStepVectors>{}, W);
+    for (; j + kRowVectors * W <= columns; j += kRowVectors * W)
+        add(j, std::integral_constant<int, kRowVectors>{}, W);
     for (; j + W <= columns; j += W)
         add(j, std::integral_constant<int, 1>{}, W);
     if (j < columns)
@@ -341,12 +410,13 @@ void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_
 }
 
 // All rows of A, at most kFewRows, as equal strips of at most kTileRows (InPanels).
+NF_INLINE int64_t rows_of_strip(int64_t rows) { return ceil_div(rows, ceil_div(rows, kTileRows)); }
 template <class E> struct Strips {
     int64_t count, rows, steps; // rows: of each but the last; steps: of the depth
     Scratch<E> packed;
     template <class T>
     Strips(const MatmulArgs &args, const T *a)
-        : count(ceil_div(args.m, kTileRows)), rows(ceil_div(args.m, count)), steps(steps_of<E>(args.k)),
+        : count(ceil_div(args.m, kTileRows)), rows(rows_of_strip(args.m)), steps(steps_of<E>(args.k)),
           packed(count * kTileRows * steps + kLanes<E>) {
         if (!packed)
             return;
@@ -357,15 +427,19 @@ template <class E> struct Strips {
     const E *strip(int64_t index, int64_t step = 0) const { return packed.data + (index * steps + step) * kTileRows; }
 };
 
-// Chunks of columns, equal ones.
+// Chunks of columns, equal ones: those whose sums fit, or of a B that is near, a part for each thread.
 struct FewRows {
+    bool near; // B is walked down
     int64_t threads, width, count;
 };
-template <class A> FewRows few_rows_of(const MatmulArgs &args, int64_t threads) {
-    const int64_t bytes = args.m == 1 ? kSumsBytesOfOneRow : kSumsBytes / args.m;
-    FewRows chunks{args.m * args.n * args.k < kParallelWork ? 1 : threads, 0, 0};
-    chunks.count = round_up(ceil_div(args.n, bytes / int64_t(sizeof(A))), chunks.threads);
-    chunks.width = round_up(ceil_div(args.n, chunks.count), kStepVectors * kLanes<A>);
+template <class E, class T> FewRows few_rows_of(const MatmulArgs &args, int64_t threads) {
+    const int64_t bytes = args.k * args.n * int64_t(sizeof(T));
+    FewRows chunks{kManyRegisters && args.m > 2 && bytes <= smaller(kNearBytes, runtime::last_level_cache() / 2),
+                   args.m * args.n * args.k < kParallelWork ? 1 : threads, 0, 0};
+    const int64_t most = chunks.near ? kPartColumns : bytes_of_sums(args.m) / args.m / int64_t(sizeof(Acc<E>));
+    const int64_t vectors = chunks.near ? vectors_at_once(int(rows_of_strip(args.m))) : kRowVectors;
+    chunks.count = round_up(ceil_div(args.n, most), chunks.threads);
+    chunks.width = round_up(ceil_div(args.n, chunks.count), vectors * kLanes<E>);
     chunks.count = ceil_div(args.n, chunks.width);
     return chunks;
 }
@@ -374,32 +448,52 @@ template <class A> FewRows few_rows_of(const MatmulArgs &args, int64_t threads) 
 template <class E, class T>
 bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
     typedef Acc<E> A;
+    constexpr int64_t W = kLanes<E>;
     const Strips<E> a(args, product.a);
     if (!a.packed)
         return false;
 
-    const FewRows chunks = few_rows_of<A>(args, runtime::threads_here());
-    const int64_t width = chunks.width;
+    const FewRows chunks = few_rows_of<E, T>(args, runtime::threads_here());
     Failure failure;
-    auto compute = [&](int64_t chunk) {
-        const int64_t j0 = chunk * width, columns = smaller(width, args.n - j0);
-        Scratch<A> sums(args.m * width);
+    [[maybe_unused]] auto walk = [&](auto j0, int64_t columns) { // generic: compiled where it is used
+        constexpr int64_t kMost = kMostVectors * W;
+        const int64_t at_once = vectors_at_once(int(a.rows)) * W;
+        alignas(kVectorBytes) A sums[(kFewRows + kTileRows) * kMost];
+        for (int64_t j = j0, width; j < j0 + columns; j += width) {
+            const bool single = j0 + columns - j < at_once;
+            width = single ? smaller(W, j0 + columns - j) : at_once;
+            for (int64_t strip = 0; strip < a.count; ++strip) // the last one may have rows of zeros
+                walk_function<E, T>(a.rows, single)(args.k, a.strip(strip), product.b + j, args.b_row,
+                                                    int(single ? width : W), sums + strip * a.rows * kMost, kMost);
+            finish<A, T>(args, product, bias, sums, kMost, 0, args.m, j, width);
+        }
+    };
+    auto stream = [&](int64_t j0, int64_t columns) {
+        const int64_t sums_row = chunks.width + W; // rows a power of two apart share cache sets
+        Scratch<A> sums(args.m * sums_row);
         if (!sums)
             return failure.set();
-        memset(sums.data, 0, size_t(args.m * width) * sizeof(A));
+        memset(sums.data, 0, size_t(args.m * sums_row) * sizeof(A));
         auto add = [&](auto count, int64_t step) {
             const int64_t k = step * kElements<E>;
             for (int64_t strip = 0, i = 0; strip < a.count; ++strip, i += a.rows)
                 add_steps<E, T, decltype(count)::value>(
                     smaller(a.rows, args.m - i), columns, a.strip(strip, step), product.b + j0 + k * args.b_row,
-                    args.b_row, k + count * kElements<E> <= args.k, sums.data + i * width, width);
+                    args.b_row, k + count * kElements<E> <= args.k, sums.data + i * sums_row, sums_row);
         };
         int64_t step = 0;
-        for (; step + kSteps <= a.steps; step += kSteps)
-            add(std::integral_constant<int, kSteps>{}, step);
+        for (; step + kSteps<E> <= a.steps; step += kSteps<E>)
+            add(std::integral_constant<int, kSteps<E>>{}, step);
         for (; step < a.steps; ++step)
             add(std::integral_constant<int, 1>{}, step);
-        finish<A, T>(args, product, bias, sums.data, width, 0, args.m, j0, columns);
+        finish<A, T>(args, product, bias, sums.data, sums_row, 0, args.m, j0, columns);
+    };
+    auto compute = [&](int64_t chunk) {
+        const int64_t j0 = chunk * chunks.width, columns = smaller(chunks.width, args.n - j0);
+        if constexpr (kManyRegisters)
+            if (chunks.near)
+                return walk(j0, columns);
+        stream(j0, columns);
     };
     if (chunks.threads > 1)
         parallel_tasks(chunks.count, compute);
@@ -452,8 +546,8 @@ void dot_products(int64_t depth, const T *a, int64_t a_row, const T *b, int64_t 
 // Columns side by side: with one row as many as there are registers for their sums. They are not neighbours but
 // kRunColumns apart, so that each goes on in memory where the one before it ended: few long streams, in which the
 // hardware runs ahead.
-constexpr int kSideBySide = kTileRows > 6 ? 16 : 8;
-constexpr int64_t kRunColumns = 8, kGroupColumns = kSideBySide * kRunColumns; // of one task
+constexpr int kSideBySide = 4;
+constexpr int64_t kRunColumns = 32, kGroupColumns = kSideBySide * kRunColumns; // of one task
 
 template <class E, class T>
 bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, const Acc<E> *bias) {
@@ -483,7 +577,9 @@ bool few_rows_transposed(const MatmulArgs &args, const Product<T> &product, cons
                                     args.k, a.data + i * args.k, args.k, b + (j + c * apart) * args.b_col,
                                     apart * args.b_col, sums + i * kGroupColumns + j + c * apart, kGroupColumns, apart);
                     };
-                    rows_at_once(std::integral_constant<int, 4>{}, std::integral_constant<int, (C + 3) / 4>{});
+                    constexpr int kOfFour = kManyRegisters ? C : (C + 1) / 2; // columns, of 4 rows
+                    rows_at_once(std::integral_constant<int, 4>{}, std::integral_constant<int, kOfFour>{});
+                    rows_at_once(std::integral_constant<int, 2>{}, count);
                     rows_at_once(std::integral_constant<int, 1>{}, count);
                 };
                 const int64_t run = columns / kSideBySide;
@@ -812,12 +908,14 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
         break;
     }
     case Way::few_rows_straight: {
-        plan.path = "few rows: B is read where it lies";
-        const FewRows chunks = few_rows_of<A>(args, threads);
+        const FewRows chunks = few_rows_of<E, T>(args, threads);
+        plan.path = chunks.near ? "few rows: B is walked down where it lies, sums in registers"
+                                : "few rows: rows of B are read side by side where they lie";
         threads_used = chunks.threads > 1 ? runtime::threads_for(chunks.count, 1) : 1;
-        size = int64_t(sizeof(E)) * (round_up(args.m, kTileRows) * steps + kLanes<E>)+int64_t(sizeof(A)) *
-               threads_used * args.m * chunks.width;
-        tell(plan, "rows_of_b_at_once", kSteps * kElements<E>);
+        size = int64_t(sizeof(E)) * (round_up(args.m, kTileRows) * steps + kLanes<E>);
+        if (!chunks.near)
+            size += int64_t(sizeof(A)) * threads_used * args.m * (chunks.width + kLanes<E>);
+        tell(plan, "rows_of_b_at_once", chunks.near ? kElements<E> : kRowsOfB);
         tell(plan, "columns_of_a_task", smaller(chunks.width, args.n));
         break;
     }

@@ -70,6 +70,23 @@ def test_operands_read_where_they_lie_give_the_bits_of_packed_ones(rng, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_few_rows_of_a_matrix_beyond_the_caches(rng, threads, dtype):
+    k = 37
+    n = (17 << 20) // (k * dtype.itemsize) + 5
+    a, b = normal(rng, 16, k, dtype=dtype), normal(rng, k, n, dtype=dtype)
+    near = nf.matmul(a, b[:, :1000])
+    for m in (1, 3, 8, 16):
+        (plan,) = nf.explain(nf.matmul, a[:m], b)
+        assert "side by side" in plan.path
+        got = nf.matmul(a[:m], b)
+        part = np.r_[0:1000, n - 1000 : n]
+        judge(a[:m], b[:, part], f"{m} rows, by themselves")
+        assert same(got[:, :1000], near[:m]), m
+        want = reference.matmul(a[:m], b[:, part])
+        check(got[:, part], want, rounded(tolerance.matmul(a[:m], b[:, part], dtype), want, dtype), f"{m} rows")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_batches_of_small_matrices(rng, threads, dtype):
     for batch, m, k, n in [(203, 5, 6, 7), (67, 16, 16, 16), (33, 32, 32, 32), (9, 64, 64, 64), (6, 70, 64, 130)]:
         a, b = normal(rng, batch, m, k, dtype=dtype), normal(rng, batch, k, n, dtype=dtype)
