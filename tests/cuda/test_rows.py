@@ -7,10 +7,10 @@ from arrays import DTYPES, bits, heavy, name, normal
 from numformer import reference
 from tolerance import check, rounded, working
 
-# Rows in registers, of 2 to 8 packs a lane, whole and not, with more rows than a block has; the last but one: a row for
-# the whole block; the last: no packs.
+# Rows in registers, of 2 to 8 packs a lane, whole and not, with more rows than a block has; a row for the whole
+# block, with packs and without; none at all.
 ROWS = [(0, 5), (1, 1), (3, 33), (2, 5, 70), (9, 256), (2, 67, 40), (5, 528), (3, 768), (2, 1024), (2, 1928), (3, 2500)]
-ROWS += [(3, 2051)]
+ROWS += [(3, 2051), (0, 8)]
 
 
 def pick(rng, shape, dtype):

@@ -131,6 +131,8 @@ NF_DEVICE bool find_place(const AttentionArgs &args, bool by_keys, int rows, Att
     if (!args.query_starts) {
         const int64_t each = ceil_div(total, rows);
         index = number % each;
+        if (args.causal && !by_keys)
+            index = each - 1 - index; // the last queries see most keys: begun first, they do not end last
         place.head = number / each % heads;
         place.batch = place.sequence = number / each / heads;
         place.query_start = place.key_start = 0;
