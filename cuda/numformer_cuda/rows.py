@@ -251,6 +251,11 @@ CHUNK = 512 << 20
 ALIGNED = 64
 """Rows of logits begin at multiples of so many elements: of 128 bytes in 16 bits. The kernels of products that read 16
 bytes at once need a multiple of 8, which a vocabulary rarely is."""
+WHOLE = 8
+"""They need it of the extent, too, not only of the step from row to row: a product over 50,257 classes is made by a
+kernel that reads one element at a time. In 16 bits the head is padded, then, by rows of zeros."""
+WORTH = 256
+"""Rows that are worth the copy of the weight that this takes."""
 TILE = 256
 """Rows of a chunk are a multiple of it: of the tiles in which products are made."""
 
@@ -260,6 +265,14 @@ def _chunk_rows(rows: int, row_bytes: int) -> int:
     most = max(TILE, CHUNK // row_bytes // TILE * TILE)
     chunks = max(1, -(-rows // most))
     return -(-rows // (chunks * TILE)) * TILE or TILE
+
+
+def _padded(x: Array, rows: int) -> Array:
+    """Return a copy that has so many rows, the last ones zeros."""
+    more = empty((rows, *x.shape[1:]), x.dtype)
+    more[: len(x)] = x
+    more[len(x) :] = 0
+    return more
 
 
 class _Sum:
@@ -346,26 +359,50 @@ def linear_cross_entropy(
     launch("count_targets", count, wished, ignored, how == "mean")
     pitch = -(-classes // ALIGNED) * ALIGNED
     step = _chunk_rows(rows, pitch * kind.itemsize) if chunk is None else chunk
+    step = max(1, min(rows, step))
+    padded = x.dtype.itemsize == 2 and classes % WHOLE != 0 and rows >= WORTH
+    columns = pitch if padded else classes
+    if padded:
+        weight, bias = _padded(weight, pitch), None if bias is None else _padded(bias, pitch)
+    all_logits = empty((step, pitch), kind)
+    all_dlogits = all_logits if dx is None or x.dtype == kind else empty((step, pitch), x.dtype)
+    if padded and dx is not None:
+        all_dlogits[:, classes:] = 0
+    whole = classes // ALIGNED * ALIGNED  # classes whose part of dweight is made where it belongs
+    rest = empty((pitch - whole, width), sums[0].array.dtype) if padded and dx is not None else None
     for first in range(0, rows, step):
         part = slice(first, min(first + step, rows))
-        count_of_rows = part.stop - part.start
-        logits = product(flat[part], weight.T, bias=bias, out=empty((count_of_rows, pitch), kind)[:, :classes])
-        row_losses = losses[part].reshape(-1)
+        chunk_logits = all_logits[: part.stop - part.start]
+        product(flat[part], weight.T, bias=bias, out=chunk_logits[:, :columns])
+        logits, row_losses = chunk_logits[:, :classes], losses[part].reshape(-1)
         if dx is None:
             lse = empty(row_losses.shape, kind)
             launch("cross_entropy", None, row_losses, lse, logits, wished[part], ignored, smoothing, "none")
             continue
-        dlogits = logits if x.dtype == kind else empty((count_of_rows, pitch), x.dtype)[:, :classes]
+        chunk_dlogits = all_dlogits[: part.stop - part.start]
+        dlogits = chunk_dlogits[:, :classes]
         launch(
             "cross_entropy_gradient",
             *(row_losses, dlogits, logits, wished[part], count, ignored, smoothing, upstream),
         )
-        product(dlogits, weight, out=dx.reshape(rows, width)[part])
-        product(dlogits.T, flat[part], out=sums[0].array, accumulate=sums[0].started)
+        product(chunk_dlogits[:, :columns], weight, out=dx.reshape(rows, width)[part])
+        dweight_sum = sums[0].array
+        if rest is None:
+            product(dlogits.T, flat[part], out=dweight_sum, accumulate=sums[0].started)
+        else:
+            if whole:
+                product(dlogits[:, :whole].T, flat[part], out=dweight_sum[:whole], accumulate=sums[0].started)
+            product(chunk_dlogits[:, whole:].T, flat[part], out=rest, accumulate=first > 0)
         if bias is not None:
             launch("sum_rows", sums[1].array, dlogits, sums[1].started, scratch())
         for total in sums:
             total.started = True
+    if rest is not None:
+        last, found = sums[0].array[whole:], rest[: classes - whole]
+        if add_up:
+            last += found
+        else:
+            last[...] = found
     loss = cast(sum_rows(losses, False, None)[0] / count[0], kind, 1.0, None)
     if dx is None:
         return loss

@@ -178,6 +178,27 @@ def test_linear_cross_entropy(device, rng, dtype, reduction, chunk):
     agree(nf.linear_cross_entropy, *empty, bias=bias)
 
 
+@pytest.mark.parametrize("classes", [3, 75])
+def test_linear_cross_entropy_of_a_padded_head(device, rng, dtype, classes):
+    """In 16 bits products are given whole packs of classes, where there are rows enough."""
+    x, weight = normal(rng, 260, 6, dtype=dtype), normal(rng, classes, 6, dtype=dtype)
+    targets, bias = rng.integers(0, classes, 260), normal(rng, classes, dtype=dtype)
+    options = {"chunk": 100, "label_smoothing": 0.1, "tolerance": 8}
+    agree(nf.linear_cross_entropy, x, weight, targets, bias=bias, **options)
+    agree(nf.linear_cross_entropy, x, weight.T.copy().T, targets, **options)
+    agree(nf.linear_cross_entropy, x, weight, targets, gradients=False, **options)
+    held = normal(rng, classes, 6, dtype=np.float64 if dtype == np.float64 else np.float32)
+
+    def given(x, weight, targets, dweight, accumulate):
+        loss, dx, _ = nf.linear_cross_entropy(
+            x, weight, targets, dweight=dweight, accumulate=accumulate, chunk=100, reduction="sum"
+        )
+        return loss, dx, dweight
+
+    for accumulate in (False, True):
+        agree(given, x, weight, targets, held.copy(), accumulate=accumulate, tolerance=8)
+
+
 def test_embedding_and_dropout(device, rng, dtype):
     weight, ids = normal(rng, 11, 5, dtype=dtype), rng.integers(0, 11, (3, 4))
     agree(nf.embedding, weight, ids)

@@ -26,8 +26,8 @@ LAYERS = {
     "pre-norm": lambda **c: nn.PreNormBlock(8, 2, norm="rms", dropout=0.3, bias=False, **c),
     "post-norm": lambda **c: nn.PostNormBlock(8, 2, activation="gelu_tanh", transposed=True, **c),
     "cross": lambda **c: nn.CrossAttention(8, 2, dropout=0.3, **c),
-    "pre-norm-decoder": lambda **c: nn.PreNormDecoderBlock(8, 2, dropout=0.3, **c),
-    "post-norm-decoder": lambda **c: nn.PostNormDecoderBlock(8, 4, **c),
+    "pre-norm-decoder": lambda **c: nn.PreNormDecoderBlock(8, 2, activation="gelu", dropout=0.3, **c),
+    "post-norm-decoder": lambda **c: nn.PostNormDecoderBlock(8, 4, activation="gelu_tanh", **c),
 }
 WITH_MEMORY = ("cross", "pre-norm-decoder", "post-norm-decoder")
 UNPACKED = ("learned", "sines")
@@ -59,7 +59,10 @@ def close(found, expected, rtol):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_layer(device, rng, name, dtype):
-    rtol = {"float32": 1e-5, "float64": 1e-13, "bfloat16": 2e-2}[dtype]
+    # Devices add up in orders of their own, so that some numbers are rounded to the other neighbour in 16 bits, and
+    # what is made of them differs by a few of these roundings, 2^-8 each. No ReLU is behind other maps: where that
+    # changes the sign of its argument, a gradient jumps.
+    rtol = {"float32": 1e-5, "float64": 1e-13, "bfloat16": 4e-2}[dtype]
     here = layer_of(name, np.float64 if dtype == "float64" else np.float32, rng)
     there = copy.deepcopy(here).to("cuda")
     inputs = [normal(rng, 2, n, 8).astype(dtype) for n in ((6, 5) if name in WITH_MEMORY else (6,))]
