@@ -7,7 +7,7 @@
 //   1. scores, a register of keys at a time: one accumulator a key along the dimension, then transposed and added up
 //   2. the softmax of each row, relative to the chunk's own maximum
 //   3. o = sum of p_j v_j, in registers over 32 keys
-// A processor reads four places of memory side by side faster than one, so 1 and 3 go through the quarters of a chunk
+// A processor reads some places of memory side by side faster than one, so 1 and 3 go through the parts of a chunk
 // together. Up to four queries share each key and value that is loaded.
 #pragma once
 #include "kernels/attention_relative.hpp"
@@ -63,8 +63,8 @@ template <class A, class T, bool STRAIGHT> static void order_units(const A *from
     }
 }
 
-// Parts of a chunk that are read side by side.
-constexpr int kParts = 4;
+// Parts of a chunk that are read side by side: what is best on Zen 4 and on Zen 3.
+constexpr int kParts = kVectorBytes == 64 ? 2 : 4;
 // So many accumulators leave registers for what is loaded.
 constexpr int kSums = kVectorBytes == 64 ? 24 : 12;
 // `most`, halved until one for each of `rows` fits.
@@ -86,36 +86,76 @@ __attribute__((noinline)) static void add_products(const A *q, int64_t q_row, in
     });
 }
 
+// Registers for elements of queries while keys go by.
+constexpr int kQueryVectors = kVectorBytes == 64 ? 8 : 4;
+constexpr int vectors_of_query(int rows, int unit) {
+    int most = kQueryVectors;
+    while (rows * most > kQueryVectors && most > unit)
+        most /= 2;
+    return most;
+}
+
+// sum[r][i] += q_r . key i over dimensions from d on up to `whole`, as many registers at a time as VECTORS, then half
+// as many. Keys are gone through as they lie in memory, so that the hardware runs ahead; elements of queries stay in
+// registers meanwhile.
+template <class A, class T, int ROWS, int KEYS, int VECTORS, class Key>
+NF_INLINE void add_dimensions(const A *q, int64_t q_row, Key key, int64_t d, int64_t whole, Vec<A> (&sum)[ROWS][KEYS]) {
+    constexpr int W = kLanes<A>, U = kUnit<T>;
+    for (; d + VECTORS * W <= whole; d += VECTORS * W) {
+        Vec<A> of_query[ROWS][VECTORS];
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; ++v)
+                of_query[r][v] = load(q + r * q_row + d + v * W);
+#pragma GCC unroll 16
+        for (int i = 0; i < KEYS; ++i) {
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v += U) {
+                Vec<A> x[U];
+                load_unit<A, T>(key(i) + d + v * W, x);
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+                    for (int u = 0; u < U; ++u)
+                        sum[r][i] = fma(of_query[r][v + u], x[u], sum[r][i]);
+            }
+            asm volatile("" ::: "memory"); // the compiler would read keys in turns
+        }
+    }
+    if constexpr (VECTORS > U)
+        add_dimensions<A, T, ROWS, KEYS, VECTORS / 2>(q, q_row, key, d, whole, sum);
+}
+
 // scores[r][key] = q_r . key for ROWS queries, in units, and a vector of keys: lane i is key t + i % each of part
-// i / each, the parts `part` keys apart. Keys behind `last` are not read; what stands for their scores is not used.
-template <class A, class T, int ROWS, int PARTS>
+// i / each, the parts `part` keys apart. CLAMPED: keys behind `last` are not read; what stands for their scores is not
+// used.
+template <class A, class T, int ROWS, int PARTS, bool CLAMPED>
 static void compute_scores(const A *q, int64_t q_row, const T *k, int64_t k_row, int64_t dim, int64_t part, int64_t t,
                            int64_t last, A *scores) {
     constexpr int W = kLanes<A>, U = kUnit<T>, KEYS = sums_of_row(ROWS, W), EACH = W / PARTS;
     const int64_t whole = in_units<A, T>(dim);
     Vec<A> sum[ROWS][W];
+    // The keys of a part share a register for their address: one for each key would leave none for anything else.
+    const T *first[PARTS];
+#pragma GCC unroll 4
+    for (int i = 0; i < PARTS; ++i)
+        first[i] = k + (i * part + t) * k_row;
 #pragma GCC unroll 16
     for (int i0 = 0; i0 < W; i0 += KEYS) {
-        const T *key[KEYS];
+        auto key = [&](int i) __attribute__((always_inline)) {
+            if constexpr (CLAMPED)
+                return k + smaller(last, (i0 + i) / EACH * part + t + (i0 + i) % EACH) * k_row;
+            else
+                return first[(i0 + i) / EACH] + (i0 + i) % EACH * k_row;
+        };
         Vec<A> some[ROWS][KEYS];
 #pragma GCC unroll 16
-        for (int i = 0; i < KEYS; ++i) {
-            key[i] = k + smaller(last, (i0 + i) / EACH * part + t + (i0 + i) % EACH) * k_row;
+        for (int i = 0; i < KEYS; ++i)
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; ++r)
                 some[r][i] = Vec<A>{};
-        }
-        for (int64_t d = 0; d < whole; d += U * W)
-#pragma GCC unroll 16
-            for (int i = 0; i < KEYS; ++i) {
-                Vec<A> x[U];
-                load_unit<A, T>(key[i] + d, x);
-#pragma GCC unroll 4
-                for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 2
-                    for (int u = 0; u < U; ++u)
-                        some[r][i] = fma(load(q + r * q_row + d + u * W), x[u], some[r][i]);
-            }
+        add_dimensions<A, T, ROWS, KEYS, vectors_of_query(ROWS, U)>(q, q_row, key, 0, whole, some);
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
@@ -123,7 +163,7 @@ static void compute_scores(const A *q, int64_t q_row, const T *k, int64_t k_row,
                 sum[r][i0 + i] = some[r][i];
         if (whole < dim)
             for (int i = 0; i < KEYS; ++i)
-                add_products(q + whole, q_row, ROWS, key[i] + whole, dim - whole, &sum[0][i0 + i], W);
+                add_products(q + whole, q_row, ROWS, key(i) + whole, dim - whole, &sum[0][i0 + i], W);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r) {
@@ -135,10 +175,9 @@ static void compute_scores(const A *q, int64_t q_row, const T *k, int64_t k_row,
     }
 }
 
-// o[r] += sum over j of p[r][j] v_j for ROWS queries and `parts` times `count` values, `part` apart; o in units.
-template <class A, class T, int ROWS, int VECTORS>
-NF_INLINE void add_values(const A *p, int64_t parts, int64_t part, int64_t count, const T *v, int64_t v_row, A *o,
-                          int64_t o_row) {
+// o[r] += sum over j of p[r][j] v_j for ROWS queries and PARTS times `count` values, `part` apart; o in units.
+template <class A, class T, int ROWS, int PARTS, int VECTORS>
+NF_INLINE void add_values(const A *p, int64_t part, int64_t count, const T *v, int64_t v_row, A *o, int64_t o_row) {
     constexpr int W = kLanes<A>, U = kUnit<T>;
     Vec<A> sum[ROWS][VECTORS];
 #pragma GCC unroll 4
@@ -146,42 +185,53 @@ NF_INLINE void add_values(const A *p, int64_t parts, int64_t part, int64_t count
 #pragma GCC unroll 8
         for (int i = 0; i < VECTORS; ++i)
             sum[r][i] = load(o + r * o_row + i * W);
+    const T *value[PARTS];
+#pragma GCC unroll 4
+    for (int n = 0; n < PARTS; ++n)
+        value[n] = v + n * part * v_row;
     for (int64_t t = 0; t < count; ++t)
-        for (int64_t j = t; j < parts * part; j += part)
+#pragma GCC unroll 4
+        for (int n = 0; n < PARTS; ++n) {
 #pragma GCC unroll 8
             for (int i = 0; i < VECTORS; i += U) {
                 Vec<A> x[U];
-                load_unit<A, T>(v + j * v_row + i * W, x);
+                load_unit<A, T>(value[n] + i * W, x);
 #pragma GCC unroll 4
                 for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
                     for (int u = 0; u < U; ++u)
-                        sum[r][i + u] = fma(broadcast(p[r * kRowStride + j]), x[u], sum[r][i + u]);
+                        sum[r][i + u] = fma(broadcast(p[r * kRowStride + n * part + t]), x[u], sum[r][i + u]);
             }
+            value[n] += v_row;
+        }
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
         for (int i = 0; i < VECTORS; ++i)
             store(o + r * o_row + i * W, sum[r][i]);
 }
-template <class A, class T, int ROWS>
-static void add_all_values(const A *p, int64_t parts, int64_t part, int64_t count, const T *v, int64_t v_row,
-                           int64_t dim, A *o, int64_t o_row) {
-    constexpr int W = kLanes<A>, U = kUnit<T>, MOST = sums_of_row(ROWS, 8);
-    int64_t d = 0;
-    for (; d + MOST * W <= dim; d += MOST * W)
-        add_values<A, T, ROWS, MOST>(p, parts, part, count, v + d, v_row, o + d, o_row);
-    for (; d + U * W <= dim; d += U * W)
-        add_values<A, T, ROWS, U>(p, parts, part, count, v + d, v_row, o + d, o_row);
-    for (; d < dim; d += W)
-        for (int r = 0; r < ROWS; ++r) {
-            Vec<A> sum = load(o + r * o_row + d);
-            for (int64_t t = 0; t < count; ++t)
-                for (int64_t j = t; j < parts * part; j += part)
-                    sum = fma(broadcast(p[r * kRowStride + j]), load_some(v + j * v_row + d, int(smaller(W, dim - d))),
-                              sum);
-            store(o + r * o_row + d, sum);
-        }
+// Columns from d on, as many registers at a time as VECTORS, then half as many.
+template <class A, class T, int ROWS, int PARTS, int VECTORS>
+static void add_columns(const A *p, int64_t part, int64_t count, const T *v, int64_t v_row, int64_t dim, A *o,
+                        int64_t o_row, int64_t d) {
+    constexpr int W = kLanes<A>;
+    for (; d + VECTORS * W <= dim; d += VECTORS * W)
+        add_values<A, T, ROWS, PARTS, VECTORS>(p, part, count, v + d, v_row, o + d, o_row);
+    if constexpr (VECTORS > kUnit<T>) {
+        add_columns<A, T, ROWS, PARTS, VECTORS / 2>(p, part, count, v, v_row, dim, o, o_row, d);
+    } else {
+        for (; d < dim; d += W)
+            for (int r = 0; r < ROWS; ++r) {
+                Vec<A> sum = load(o + r * o_row + d);
+                for (int64_t t = 0; t < count; ++t)
+                    for (int64_t n = 0; n < PARTS; ++n) {
+                        const int64_t j = n * part + t;
+                        sum = fma(broadcast(p[r * kRowStride + j]),
+                                  load_some(v + j * v_row + d, int(smaller(W, dim - d))), sum);
+                    }
+                store(o + r * o_row + d, sum);
+            }
+    }
 }
 
 // f(first row, how many) for up to four rows at a time; how many is a constant.
@@ -233,7 +283,7 @@ NF_INLINE void add_relative_row(const AttentionArgs &args, int64_t head, int64_t
         const T *r = first_column<T>(args.relative, head) - relative_column(args.relative, query, key) * row;
         A *to = scores + key - range.first; // what is written behind `end` is masked
         const Vec<A> of_keys = load(to);
-        compute_scores<A, T, 1, 1>(q, 0, r, -row, args.dim, 0, 0, smaller(kLanes<A>, end - key) - 1, to);
+        compute_scores<A, T, 1, 1, true>(q, 0, r, -row, args.dim, 0, 0, smaller(kLanes<A>, end - key) - 1, to);
         store(to, load(to) + of_keys);
     }
 }
@@ -265,9 +315,13 @@ template <class A, class T> static void decode_chunk(const KvHead &of, int64_t c
     const int64_t key_part = round_up(ceil_div(width, kKeyParts), kStep);
     for (int64_t t0 = 0; t0 < key_part; t0 += kKeysAtOnce / kKeyParts)
         for_some_rows(rows, [&](int64_t r, auto count) {
-            for (int64_t t = t0; t < smaller(key_part, t0 + kKeysAtOnce / kKeyParts); t += kStep)
-                compute_scores<A, T, count(), kKeyParts>(q + r * stride, stride, k, args.k.row, args.dim, key_part, t,
-                                                         width - 1, scores + r * kRowStride);
+            for (int64_t t = t0; t < smaller(key_part, t0 + kKeysAtOnce / kKeyParts); t += kStep) {
+                const bool clamped = (kKeyParts - 1) * key_part + t + kStep > width;
+                (clamped ? compute_scores<A, T, count(), kKeyParts, true>
+                         : compute_scores<A, T, count(), kKeyParts, false>)(q + r * stride, stride, k, args.k.row,
+                                                                            args.dim, key_part, t, width - 1,
+                                                                            scores + r * kRowStride);
+            }
         });
     const int64_t full_width = round_up(width, kLanes<A>);
     for (int64_t r = 0; r < rows; ++r) {
@@ -292,15 +346,17 @@ template <class A, class T> static void decode_chunk(const KvHead &of, int64_t c
     }
     const T *v = head_of<T>(args.v, of.batch, of.head) + range.first * args.v.row;
     const int64_t part = width / kParts, rest = width - kParts * part;
-    auto add = [&](int64_t first, int64_t parts, int64_t count) { // values first + t of each part, t < count
+    auto add = [&](int64_t first, auto parts, int64_t count) { // values first + t of each part, t < count
         for_some_rows(rows, [&](int64_t r, auto some) {
-            add_all_values<A, T, some()>(scores + r * kRowStride + first, parts, parts > 1 ? part : count, count,
-                                         v + first * args.v.row, args.v.row, args.value_dim, partials + r * size, size);
+            constexpr int MOST = sums_of_row(some(), 8);
+            add_columns<A, T, some(), parts(), MOST>(scores + r * kRowStride + first, part, count,
+                                                     v + first * args.v.row, args.v.row, args.value_dim,
+                                                     partials + r * size, size, 0);
         });
     };
     for (int64_t t = 0; t < part; t += kKeysAtOnce / kParts)
-        add(t, kParts, smaller(kKeysAtOnce / kParts, part - t));
-    add(kParts * part, 1, rest);
+        add(t, std::integral_constant<int, kParts>{}, smaller(kKeysAtOnce / kParts, part - t));
+    add(kParts * part, std::integral_constant<int, 1>{}, rest);
     for (int64_t r = 0; r < rows; ++r) {
         A *o = partials + r * size;
         memcpy(spare, o, size_t(o_size) * sizeof(A));

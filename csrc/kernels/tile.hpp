@@ -229,6 +229,106 @@ template <> struct Interleave<double> {
     static inline Vec<double> high(Vec<double> a, Vec<double> b) { return NF_SHUFFLE(double, a, b, 1, 3); }
 };
 #endif
+// Of two registers that hold sums of 2 * HALF lanes each: the lanes of the first half of each sum, and of the second.
+template <class A> struct Halves;
+#if defined(__AVX512F__)
+template <> struct Halves<float> {
+    template <int HALF> static inline Vec<float> first(Vec<float> a, Vec<float> b) {
+        if constexpr (HALF == 8)
+            return NF_SHUFFLE(float, a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+        else if constexpr (HALF == 4)
+            return NF_SHUFFLE(float, a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+        else if constexpr (HALF == 2)
+            return NF_SHUFFLE(float, a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+        else
+            return NF_SHUFFLE(float, a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30);
+    }
+    template <int HALF> static inline Vec<float> second(Vec<float> a, Vec<float> b) {
+        if constexpr (HALF == 8)
+            return NF_SHUFFLE(float, a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+        else if constexpr (HALF == 4)
+            return NF_SHUFFLE(float, a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+        else if constexpr (HALF == 2)
+            return NF_SHUFFLE(float, a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+        else
+            return NF_SHUFFLE(float, a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+    }
+};
+template <> struct Halves<double> {
+    template <int HALF> static inline Vec<double> first(Vec<double> a, Vec<double> b) {
+        if constexpr (HALF == 4)
+            return NF_SHUFFLE(double, a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+        else if constexpr (HALF == 2)
+            return NF_SHUFFLE(double, a, b, 0, 1, 4, 5, 8, 9, 12, 13);
+        else
+            return NF_SHUFFLE(double, a, b, 0, 8, 2, 10, 4, 12, 6, 14);
+    }
+    template <int HALF> static inline Vec<double> second(Vec<double> a, Vec<double> b) {
+        if constexpr (HALF == 4)
+            return NF_SHUFFLE(double, a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+        else if constexpr (HALF == 2)
+            return NF_SHUFFLE(double, a, b, 2, 3, 6, 7, 10, 11, 14, 15);
+        else
+            return NF_SHUFFLE(double, a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+};
+#elif defined(__AVX2__)
+template <> struct Halves<float> {
+    template <int HALF> static inline Vec<float> first(Vec<float> a, Vec<float> b) {
+        if constexpr (HALF == 4)
+            return NF_SHUFFLE(float, a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+        else if constexpr (HALF == 2)
+            return NF_SHUFFLE(float, a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+        else
+            return NF_SHUFFLE(float, a, b, 0, 2, 8, 10, 4, 6, 12, 14);
+    }
+    template <int HALF> static inline Vec<float> second(Vec<float> a, Vec<float> b) {
+        if constexpr (HALF == 4)
+            return NF_SHUFFLE(float, a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+        else if constexpr (HALF == 2)
+            return NF_SHUFFLE(float, a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+        else
+            return NF_SHUFFLE(float, a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+    }
+};
+template <> struct Halves<double> {
+    template <int HALF> static inline Vec<double> first(Vec<double> a, Vec<double> b) {
+        if constexpr (HALF == 2)
+            return NF_SHUFFLE(double, a, b, 0, 1, 4, 5);
+        else
+            return NF_SHUFFLE(double, a, b, 0, 4, 2, 6);
+    }
+    template <int HALF> static inline Vec<double> second(Vec<double> a, Vec<double> b) {
+        if constexpr (HALF == 2)
+            return NF_SHUFFLE(double, a, b, 2, 3, 6, 7);
+        else
+            return NF_SHUFFLE(double, a, b, 1, 5, 3, 7);
+    }
+};
+#else
+template <> struct Halves<float> {
+    template <int HALF> static inline Vec<float> first(Vec<float> a, Vec<float> b) {
+        if constexpr (HALF == 2)
+            return NF_SHUFFLE(float, a, b, 0, 1, 4, 5);
+        else
+            return NF_SHUFFLE(float, a, b, 0, 2, 4, 6);
+    }
+    template <int HALF> static inline Vec<float> second(Vec<float> a, Vec<float> b) {
+        if constexpr (HALF == 2)
+            return NF_SHUFFLE(float, a, b, 2, 3, 6, 7);
+        else
+            return NF_SHUFFLE(float, a, b, 1, 3, 5, 7);
+    }
+};
+template <> struct Halves<double> {
+    template <int HALF> static inline Vec<double> first(Vec<double> a, Vec<double> b) {
+        return NF_SHUFFLE(double, a, b, 0, 2);
+    }
+    template <int HALF> static inline Vec<double> second(Vec<double> a, Vec<double> b) {
+        return NF_SHUFFLE(double, a, b, 1, 3);
+    }
+};
+#endif
 #undef NF_SHUFFLE
 
 template <class A> NF_INLINE void transpose_square(Vec<A> (&row)[kLanes<A>]) {
@@ -267,15 +367,30 @@ NF_INLINE Vec<E> load_across(const T *p, [[maybe_unused]] int64_t next, int n, [
 }
 template <class E> NF_INLINE int64_t steps_of(int64_t depth) { return ceil_div(depth, kElements<E>); }
 
-// Lane i of the result is the sum of v[i]'s lanes, added by halves as reduce_add does.
-template <class A> NF_INLINE Vec<A> sums_of_lanes(Vec<A> (&v)[kLanes<A>]) {
-    transpose_square<A>(v);
-#pragma GCC unroll 4
-    for (int half = kLanes<A> / 2; half > 0; half /= 2)
+// Lane i of the result is the sum of v[i]'s lanes, added by halves as reduce_add does: two registers at a time become
+// one that holds half as many sums of each, 2 (lanes - 1) shuffles in all, where transposing takes lanes * log2(lanes).
+template <class A, int HALF> NF_INLINE void add_halves(const Vec<A> (&from)[2 * HALF], Vec<A> (&to)[HALF]) {
 #pragma GCC unroll 8
-        for (int i = 0; i < half; ++i)
-            v[i] += v[i + half];
-    return v[0];
+    for (int i = 0; i < HALF; ++i)
+        to[i] = Halves<A>::template first<HALF>(from[2 * i], from[2 * i + 1]) +
+                Halves<A>::template second<HALF>(from[2 * i], from[2 * i + 1]);
+}
+template <class A, int COUNT> NF_INLINE Vec<A> sums_by_halves(const Vec<A> (&v)[COUNT]) {
+    if constexpr (COUNT == 1) {
+        return v[0];
+    } else {
+        Vec<A> next[COUNT / 2];
+        add_halves<A, COUNT / 2>(v, next);
+        return sums_by_halves<A, COUNT / 2>(next);
+    }
+}
+template <class A> NF_INLINE Vec<A> sums_of_lanes(const Vec<A> (&v)[kLanes<A>]) {
+    constexpr int Q = 16 / int(sizeof(A)), G = kLanes<A> / Q; // lanes of 128 bits, within which the last sums are made
+    Vec<A> in_order[kLanes<A>];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<A>; ++i)
+        in_order[i] = v[Q * (i % G) + i / G];
+    return sums_by_halves<A, kLanes<A>>(in_order);
 }
 
 // to[step * to_row + j] = from[j * from_row + k], the elements k of the step, for j < count, zero for count <= j <
