@@ -37,6 +37,27 @@ def test_cross_entropy(gpu, rng, dtype, reduction, label_smoothing):
         check(dx, want, rounded(bound, want, dtype), f"dlogits {shape}")
 
 
+@pytest.mark.parametrize("columns", [40, 2100])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_cross_entropy_of_what_rises_and_is_masked(gpu, rng, dtype, columns):
+    """The greatest value yet changes all the time, or is below all numbers for long."""
+    x = np.stack([np.linspace(-50, 50, columns), np.linspace(50, -50, columns), np.full(columns, -np.inf)]).astype(
+        dtype
+    )
+    x[2, columns // 2] = 3
+    x = np.concatenate([x, normal(rng, 3, columns, dtype=dtype)])
+    x[3, : columns // 2] = -np.inf
+    x[4, columns - 3], x[5, 1] = np.nan, np.inf
+    targets = np.full(6, columns // 2)
+    losses, lse = np.zeros((2, 6), working(dtype))
+    gpu.cross_entropy(None, losses, lse, x, targets, -100, 0.0, "none")
+    want, want_lse = reference.cross_entropy(x[:4], targets[:4], reduction="none", return_lse=True)
+    e_loss, e_lse = tolerance.cross_entropy(x[:4], targets[:4], 0.0, dtype)
+    check(lse[:4], want_lse, rounded(e_lse, want_lse, lse.dtype), "lse")
+    check(losses[:4], want, rounded(e_loss, want, lse.dtype), "losses")
+    assert np.isnan(losses[4:]).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_loss_and_gradient_at_once(gpu, rng, dtype):
     wide = working(dtype)

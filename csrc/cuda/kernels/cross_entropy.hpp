@@ -52,37 +52,52 @@ NF_DEVICE RowLoss<A> loss_of_row(const RowGroup<A, kLong> &group, const X *x, co
                                  int64_t target) {
     const int64_t columns = args.columns;
     constexpr int kCount = kPack<X>;
-    A top = -infinity<A>();
-    over_row<kCount>(
-        group, columns,
-        [&](int64_t j) {
-            A values[kCount];
-            load_pack(x + j, args.is_aligned, values);
-            NF_UNROLL
-            for (int i = 0; i < kCount; ++i)
-                top = larger_of(top, values[i]);
-        },
-        [&](int64_t j) { top = larger_of(top, A(load(x, j))); });
-    top = group.max(top);
-    A sum = 0, below = 0;
-    const auto add = [&](A value) {
-        const A d = value - top;
-        sum += exp_of(d);
-        below -= d;
+    // In one pass, for rows of a large vocabulary come from memory each time: a thread's sum is that of exponentials
+    // below its greatest value yet.
+    A top = -infinity<A>(), sum = 0;
+    const auto rise = [&](A value) {
+        if (value > top) {
+            sum *= exp_of(top - value);
+            top = value;
+        }
+        return top > -infinity<A>() ? top : A(0);
     };
     over_row<kCount>(
         group, columns,
         [&](int64_t j) {
-            A values[kCount];
+            A values[kCount], greatest = -infinity<A>();
             load_pack(x + j, args.is_aligned, values);
             NF_UNROLL
             for (int i = 0; i < kCount; ++i)
-                add(values[i]);
+                greatest = larger_of(greatest, values[i]);
+            const A base = rise(greatest);
+            NF_UNROLL
+            for (int i = 0; i < kCount; ++i)
+                sum += exp_of(values[i] - base);
         },
-        [&](int64_t j) { add(A(load(x, j))); });
+        [&](int64_t j) {
+            const A value = A(load(x, j));
+            sum += exp_of(value - rise(value));
+        });
+    const A own = top;
+    top = group.max(top);
+    if (own > -infinity<A>())
+        sum *= exp_of(own - top);
     const double log_sum = log(double(group.sum(sum)));
-    if (args.label_smoothing != 0)
+    A below = 0;
+    if (args.label_smoothing != 0) {
+        over_row<kCount>(
+            group, columns,
+            [&](int64_t j) {
+                A values[kCount];
+                load_pack(x + j, args.is_aligned, values);
+                NF_UNROLL
+                for (int i = 0; i < kCount; ++i)
+                    below += top - values[i];
+            },
+            [&](int64_t j) { below += top - A(load(x, j)); });
         below = group.sum(below);
+    }
     RowLoss<A> result{A(double(top) + log_sum), A(0)};
     if (target == args.ignore_index)
         return result;
