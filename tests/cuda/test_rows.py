@@ -82,6 +82,21 @@ def test_sums_over_many_rows(gpu, rng, dtype, columns):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("rows", [1, 8, 64])
+def test_sums_over_few_rows(gpu, rng, dtype, rows):
+    """Of one chunk, whose sum is written or added to what is there; `out` of either type."""
+    x = normal(rng, rows, 264, dtype=dtype)
+    size = np.abs(x.astype(np.float64)).sum(axis=0)
+    for kind in (working(dtype), dtype):
+        out, added = np.full(264, np.nan, kind), np.zeros(264, kind)
+        gpu.sum_rows(out, x, False, scratch=True)
+        gpu.sum_rows(added, x, True, scratch=True)
+        want = reference.sum_rows(x)
+        check(out, want, rounded(tolerance.gamma(rows, dtype) * size, want, kind), f"{rows} rows, {kind}")
+        assert bits(out) == bits(added)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_what_is_not_aligned_has_the_same_bits(gpu, rng, dtype):
     """Whole packs or element by element, by the pointers: the sums are the same."""
 

@@ -7,27 +7,56 @@
 //   dQ = scale through K,  dK = scale through^T Q, both summed over the query heads that share a key head
 #pragma once
 #include "cuda/kernels/attention_relative.hpp"
+#include "cuda/kernels/packs.hpp"
 
 namespace nf::cuda {
 
 constexpr int kDeltaThreads = 256;
+constexpr int kDeltaLanes = 8;                              // of a row: 64 16-bit elements at once
+constexpr int kDeltaRows = kDeltaThreads / kDeltaLanes * 4; // of a block: rows of one head of one sample
 
-// delta of each row: a warp each.
+// delta of each row. A block finds its head and sample once: to divide by 64-bit numbers takes longer than a row. Where
+// rows are not at multiples of 16 bytes the same lanes take the same elements one by one.
 template <class T> NF_KERNEL(kDeltaThreads) attention_delta(NF_ARGS AttentionArgs args) {
     typedef Acc<T> A;
-    const int64_t rows = args.batches * args.heads * args.queries;
-    for (int64_t row = block() * (kDeltaThreads / kWarp) + warp(); row < rows;
-         row += blocks() * (kDeltaThreads / kWarp)) {
-        const int64_t query = row % args.queries, head = row / args.queries % args.heads,
-                      batch = row / args.queries / args.heads;
-        const T *out = rows_of<T>(args, args.out, batch, head, query),
-                *dout = rows_of<T>(args, args.dout, batch, head, query);
-        A sum = 0;
-        for (int64_t j = lane(); j < args.value_dim; j += kWarp)
-            sum += load(out, j) * load(dout, j);
-        sum = warp_sum(sum);
-        if (lane() == 0)
-            static_cast<A *>(args.delta)[row] = args.dlse ? sum - static_cast<const A *>(args.dlse)[row] : sum;
+    constexpr int kCount = kPack<T>;
+    const int place = lane() % kDeltaLanes;
+    const int64_t parts = (args.queries + kDeltaRows - 1) / kDeltaRows;
+    for (int64_t i = block(); i < args.batches * args.heads * parts; i += blocks()) {
+        const int64_t slice = i / parts, first = (i - slice * parts) * kDeltaRows;
+        const int64_t batch = slice / args.heads, head = slice - batch * args.heads;
+        const T *out = rows_of<T>(args, args.out, batch, head, first),
+                *dout = rows_of<T>(args, args.dout, batch, head, first);
+        const int rows = int(smaller_of(args.queries - first, int64_t(kDeltaRows)));
+        // All lanes of a warp meet in the sums, whether or not they have a row.
+        for (int begin = warp() * (kWarp / kDeltaLanes); begin < rows; begin += kDeltaThreads / kDeltaLanes) {
+            const int n = begin + lane() / kDeltaLanes;
+            A sum = 0;
+            if (n < rows) {
+                const T *x = out + n * args.out.row, *dx = dout + n * args.dout.row;
+                const bool is_aligned =
+                    (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(dx)) % sizeof(Words) == 0;
+                for (int64_t j = place * kCount; j < args.value_dim; j += kDeltaLanes * kCount) {
+                    if (j + kCount <= args.value_dim) {
+                        A values[kCount], gradients[kCount];
+                        load_pack(x + j, is_aligned, values);
+                        load_pack(dx + j, is_aligned, gradients);
+                        NF_UNROLL
+                        for (int e = 0; e < kCount; ++e)
+                            sum += values[e] * gradients[e];
+                    } else
+                        for (int64_t e = j; e < args.value_dim; ++e)
+                            sum += load(x, e) * load(dx, e);
+                }
+            }
+            NF_UNROLL
+            for (int mask = kDeltaLanes / 2; mask > 0; mask /= 2)
+                sum += shuffle_xor(sum, mask);
+            if (n < rows && place == 0) {
+                const int64_t row = slice * args.queries + first + n;
+                static_cast<A *>(args.delta)[row] = args.dlse ? sum - static_cast<const A *>(args.dlse)[row] : sum;
+            }
+        }
     }
 }
 

@@ -152,7 +152,8 @@ template <class T, class W, int kPacks> NF_KERNEL(kRowThreads) norm_of_packs(NF_
 }
 
 // dx, and what each block's rows add to dweight and dbias, which is read here anyway.
-constexpr int64_t kNormRows = 64; // of a block, which are all that it does
+// Rows of a block, which are all that it does: 8192 rows give each of 132 multiprocessors two blocks.
+constexpr int64_t kNormRows = 32;
 template <class A> struct NormBackwardArgs {
     NormArgs norm;
     A *dweight, *dbias; // (blocks, columns), or null

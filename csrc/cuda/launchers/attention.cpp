@@ -111,8 +111,9 @@ const char *attention_backward(const AttentionInputs &in, const Array &dout, con
                 args.relative.sum_rows = sums + keys;
             }
         }
-        launch(in.operation, blocks_for(rows, kDeltaThreads / kWarp), kDeltaThreads, 0, stream,
-               cuda::attention_delta<T>, args);
+        launch(in.operation,
+               std::min(args.batches * args.heads * ceil_div(args.queries, int64_t(kDeltaRows)), kMostBlocks),
+               kDeltaThreads, 0, stream, cuda::attention_delta<T>, args);
         if ((by_wgmma = attention_backward_by_wgmma(in, args, stream)))
             return;
         if (in.kernel == "wgmma")

@@ -50,7 +50,9 @@ void sum_rows(const Array &out, const Array &x, bool accumulate, const Allocate 
             sum_over_rows<A, decltype(w)>("sum_rows", term, out.data, rows, columns, accumulate, allocate, stream);
             return;
         }
-        A *partial = static_cast<A *>(allocate(chunks * columns * int64_t(sizeof(A))));
+        // Rows of one chunk (positions, over the samples of a batch) are added up where the sum belongs.
+        const bool at_once = chunks == 1 && !accumulate && std::is_same_v<A, decltype(w)>;
+        A *partial = static_cast<A *>(at_once ? out.data : allocate(chunks * columns * int64_t(sizeof(A))));
         const MatrixSumArgs<T> args{static_cast<const T *>(x.data),
                                     partial,
                                     rows,
@@ -60,7 +62,8 @@ void sum_rows(const Array &out, const Array &x, bool accumulate, const Allocate 
         constexpr int64_t kStrip = kWarp * kPack<T>;
         launch("sum_rows", chunks * ceil_div(columns, kStrip), kRowThreads, shared_bytes<A>(kRowWarps * kStrip), stream,
                sum_matrix<T>, args);
-        add_partials_to<A, decltype(w)>("sum_rows", {{partial, out.data}}, chunks, columns, accumulate, stream);
+        if (!at_once)
+            add_partials_to<A, decltype(w)>("sum_rows", {{partial, out.data}}, chunks, columns, accumulate, stream);
     });
 }
 
