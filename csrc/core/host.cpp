@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <string>
 
 #if defined(_WIN32)
@@ -189,20 +188,6 @@ int processor_quota([[maybe_unused]] const char *root) {
 }
 
 int64_t cache_bytes(int level) {
-#if defined(__linux__)
-    // What sysconf says of the third level is that of all groups of cores of a package together.
-    const std::string folder = "/sys/devices/system/cpu/cpu0/cache/index";
-    for (int index = 0; index < 8; ++index) {
-        const std::string entry = folder + std::to_string(index);
-        std::ifstream of_level(entry + "/level"), type(entry + "/type"), size(entry + "/size");
-        int its_level = 0;
-        std::string its_type;
-        int64_t kilobytes = 0;
-        if (of_level >> its_level && type >> its_type && size >> kilobytes && its_level == level &&
-            its_type != "Instruction" && kilobytes > 0)
-            return kilobytes * 1024;
-    }
-#endif
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
     const int names[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE};
     const long bytes = sysconf(names[level - 1]);

@@ -290,11 +290,13 @@ bool multiply_many(const MatmulArgs &args, const Product<T> &product, const B &b
 
 // B is read once, where it lies: packing it would cost as much as all the rest. Each sum is one chain over the depth.
 //
-// A B that lies in the last-level cache is walked down, a few registers of columns at a time: their sums stay in
-// registers, if there are 32 and what is read of a row of B is more than a line or two. In memory that would be a page
-// for each row of B; there its rows are read side by side, as long streams in which the hardware runs ahead, and the
-// sums of a chunk of columns wait in the second-level cache.
-
+// In a block of rows of B a few registers of columns are walked down at a time, their sums in registers, while the same
+// place of the next block is fetched: so memory is read along as many rows as a block has, in each in order. A walk
+// through the whole depth would read a page for each row, and a row of B at a time would read and write all sums for
+// it.
+//
+// A single row of A has so few sums that 12 rows of B pay, read side by side as long streams; and of 16 registers too
+// few would be left for columns.
 constexpr bool kManyRegisters = kTileRows > 6; // 32
 // Vectors of columns whose sums stay in registers, with their columns of B and an element of A.
 constexpr int kMostVectors = 8;
@@ -302,12 +304,17 @@ constexpr int vectors_at_once(int rows) {
     constexpr int kRegisters = kManyRegisters ? 32 : 16;
     return (kRegisters - 1) / (rows + 1) < kMostVectors ? (kRegisters - 1) / (rows + 1) : kMostVectors;
 }
-constexpr int64_t kNearBytes = 16 << 20; // others may share a larger cache
-constexpr int64_t kFetchRows = 16;       // how far ahead rows of B are fetched into the second-level cache
+// Rows of a block of B, and columns: the block waits in a second-level cache, beside the next one and the sums. Few
+// rows of A wait for memory, which likes long pieces of rows; more of them for multiply-adds, between which sums change
+// registers once a block.
+template <class E> NF_INLINE int64_t walk_rows(int64_t rows) { return smaller(64, larger(2, rows) * 8 * kElements<E>); }
+template <class E> NF_INLINE int64_t walk_columns(int64_t rows) { return (64 << 10) / walk_rows<E>(rows); }
 
-// sums (ROWS x VECTORS registers) = a (InPanels) @ columns of b, `n` of the last register. `elements` of the depth.
+// sums (ROWS x VECTORS registers) += a (InPanels) @ columns of b, `n` of the last register. `elements` of the depth;
+// what lies `ahead` of them is fetched into the second-level cache.
 template <class E, class T, int ROWS, int VECTORS>
-static void walk_down(int64_t elements, const E *a, const T *b, int64_t b_row, int n, Acc<E> *sums, int64_t sums_row) {
+static void walk_down(int64_t elements, const E *a, const T *b, int64_t b_row, int n, int64_t ahead, Acc<E> *sums,
+                      int64_t sums_row) {
     typedef Acc<E> A;
     constexpr int W = kLanes<E>, kLineElements = 64 / int(sizeof(T));
     Vec<A> sum[ROWS][VECTORS];
@@ -315,13 +322,13 @@ static void walk_down(int64_t elements, const E *a, const T *b, int64_t b_row, i
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v)
-            sum[i][v] = Vec<A>{};
+            sum[i][v] = load(sums + i * sums_row + v * W);
     for (int64_t k = 0; k < elements; k += kElements<E>, a += kTileRows, b += kElements<E> * b_row) {
         Vec<E> x[VECTORS];
         for (int row = 0; row < kElements<E>; ++row)
 #pragma GCC unroll 8
             for (int line = 0; line < VECTORS * W; line += kLineElements)
-                __builtin_prefetch(b + (kFetchRows + row) * b_row + line, 0, 2);
+                __builtin_prefetch(b + ahead + row * b_row + line, 0, 2);
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v)
             x[v] = load_across<E>(b + v * W, b_row, v + 1 < VECTORS ? W : n, k + 1 < elements);
@@ -340,8 +347,8 @@ static void walk_down(int64_t elements, const E *a, const T *b, int64_t b_row, i
             store(sums + i * sums_row + v * W, sum[i][v]);
 }
 template <class E, class T>
-using WalkFunction = void (*)(int64_t elements, const E *a, const T *b, int64_t b_row, int n, Acc<E> *sums,
-                              int64_t sums_row);
+using WalkFunction = void (*)(int64_t elements, const E *a, const T *b, int64_t b_row, int n, int64_t ahead,
+                              Acc<E> *sums, int64_t sums_row);
 // The function for 1 <= rows <= kTileRows and vectors_at_once(rows) registers of columns, or for one.
 template <class E, class T> NF_INLINE WalkFunction<E, T> walk_function(int64_t rows, bool single) {
 #define NF_ROWS(r) walk_down<E, T, (r <= kTileRows ? r : 1), vectors_at_once(r <= kTileRows ? r : 1)>
@@ -361,11 +368,11 @@ template <class E, class T> NF_INLINE WalkFunction<E, T> walk_function(int64_t r
 
 // Rows of B that are read side by side, and registers of columns of them: of 16 registers 4 x 3, 3 of sums and one of
 // an element of A.
-constexpr int kRowsOfB = kManyRegisters ? 8 : 4, kRowVectors = kManyRegisters ? 2 : 3;
+constexpr int kRowsOfB = kManyRegisters ? 12 : 4, kRowVectors = kManyRegisters ? 1 : 3;
 template <class E> constexpr int kSteps = kManyRegisters ? kRowsOfB / kElements<E> : kRowsOfB;
-// Sums in L2, beside what streams through it: the longer the pieces of rows are, the better the hardware reads ahead.
-// Those that are read and written for each four rows of B only where there are few of them, else in L1.
-NF_INLINE int64_t bytes_of_sums(int64_t rows) { return (kManyRegisters || rows == 1 ? 256 : 16) << 10; }
+// Sums of one row in L2, beside what streams through it: the longer the pieces of rows are, the better the hardware
+// reads ahead. Those of several rows, read and written for each four rows of B, in L1.
+NF_INLINE int64_t bytes_of_sums(int64_t rows) { return (rows == 1 ? 256 : 16) << 10; }
 
 // sums (rows x columns) += STEPS steps of a (InPanels) times as many of b. `whole`: the last pair has both elements.
 template <class E, class T, int STEPS>
@@ -375,7 +382,7 @@ void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_
     auto add = [&](int64_t j, auto vectors, int n) __attribute__((always_inline)) {
         constexpr int V = decltype(vectors)::value;
         Vec<E> row[STEPS][V];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int s = 0; s < STEPS; ++s)
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v)
@@ -387,7 +394,7 @@ void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v)
                 sum[v] = load(to + v * kLanes<A>);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
             for (int s = 0; s < STEPS; ++s) {
                 const Vec<E> element = broadcast(a[s * kTileRows + i]);
 #pragma GCC unroll 4
@@ -427,17 +434,17 @@ template <class E> struct Strips {
     const E *strip(int64_t index, int64_t step = 0) const { return packed.data + (index * steps + step) * kTileRows; }
 };
 
-// Chunks of columns, equal ones: those whose sums fit, or of a B that is near, a part for each thread.
+// Chunks of columns, equal ones, at least one for each thread.
 struct FewRows {
-    bool near; // B is walked down
+    bool walks;
     int64_t threads, width, count;
 };
-template <class E, class T> FewRows few_rows_of(const MatmulArgs &args, int64_t threads) {
-    const int64_t bytes = args.k * args.n * int64_t(sizeof(T));
-    FewRows chunks{kManyRegisters && args.m > 2 && bytes <= smaller(kNearBytes, runtime::last_level_cache() / 2),
+template <class E> FewRows few_rows_of(const MatmulArgs &args, int64_t threads) {
+    FewRows chunks{kManyRegisters && (args.m > 1 || kElements<E> == 2),
                    args.m * args.n * args.k < kParallelWork ? 1 : threads, 0, 0};
-    const int64_t most = chunks.near ? kPartColumns : bytes_of_sums(args.m) / args.m / int64_t(sizeof(Acc<E>));
-    const int64_t vectors = chunks.near ? vectors_at_once(int(rows_of_strip(args.m))) : kRowVectors;
+    const int64_t most =
+        chunks.walks ? walk_columns<E>(args.m) : bytes_of_sums(args.m) / args.m / int64_t(sizeof(Acc<E>));
+    const int64_t vectors = chunks.walks ? vectors_at_once(int(rows_of_strip(args.m))) : kRowVectors;
     chunks.count = round_up(ceil_div(args.n, most), chunks.threads);
     chunks.width = round_up(ceil_div(args.n, chunks.count), vectors * kLanes<E>);
     chunks.count = ceil_div(args.n, chunks.width);
@@ -453,47 +460,59 @@ bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const 
     if (!a.packed)
         return false;
 
-    const FewRows chunks = few_rows_of<E, T>(args, runtime::threads_here());
+    const FewRows chunks = few_rows_of<E>(args, runtime::threads_here());
+    const int64_t sums_row = chunks.width + W; // rows a power of two apart share cache sets
     Failure failure;
-    [[maybe_unused]] auto walk = [&](auto j0, int64_t columns) { // generic: compiled where it is used
-        constexpr int64_t kMost = kMostVectors * W;
-        const int64_t at_once = vectors_at_once(int(a.rows)) * W;
-        alignas(kVectorBytes) A sums[(kFewRows + kTileRows) * kMost];
-        for (int64_t j = j0, width; j < j0 + columns; j += width) {
-            const bool single = j0 + columns - j < at_once;
-            width = single ? smaller(W, j0 + columns - j) : at_once;
-            for (int64_t strip = 0; strip < a.count; ++strip) // the last one may have rows of zeros
-                walk_function<E, T>(a.rows, single)(args.k, a.strip(strip), product.b + j, args.b_row,
-                                                    int(single ? width : W), sums + strip * a.rows * kMost, kMost);
-            finish<A, T>(args, product, bias, sums, kMost, 0, args.m, j, width);
+    // Generic: compiled where it is used.
+    [[maybe_unused]] auto walk = [&](auto j0, int64_t columns, A *sums) {
+        const int64_t at_once = vectors_at_once(int(a.rows)) * W, of_block = walk_rows<E>(args.m);
+        for (int64_t k0 = 0; k0 < args.k; k0 += of_block) {
+            // The next block, or the first one of the next columns.
+            const bool last = k0 + of_block >= args.k;
+            const int64_t ahead =
+                last ? smaller(columns, args.n - j0 - columns) - k0 * args.b_row : of_block * args.b_row;
+            for (int64_t j = 0, width; j < columns; j += width) {
+                const bool single = columns - j < at_once;
+                width = single ? smaller(W, columns - j) : at_once;
+                for (int64_t strip = 0; strip < a.count; ++strip) // the last one may have rows of zeros
+                    walk_function<E, T>(a.rows, single)(
+                        smaller(of_block, args.k - k0), a.strip(strip, k0 / kElements<E>),
+                        product.b + k0 * args.b_row + j0 + j, args.b_row, int(single ? width : W), ahead,
+                        sums + strip * a.rows * sums_row + j, sums_row);
+            }
         }
     };
-    auto stream = [&](int64_t j0, int64_t columns) {
-        const int64_t sums_row = chunks.width + W; // rows a power of two apart share cache sets
-        Scratch<A> sums(args.m * sums_row);
-        if (!sums)
-            return failure.set();
-        memset(sums.data, 0, size_t(args.m * sums_row) * sizeof(A));
+    auto stream = [&](int64_t j0, int64_t columns, A *sums) {
         auto add = [&](auto count, int64_t step) {
             const int64_t k = step * kElements<E>;
             for (int64_t strip = 0, i = 0; strip < a.count; ++strip, i += a.rows)
                 add_steps<E, T, decltype(count)::value>(
                     smaller(a.rows, args.m - i), columns, a.strip(strip, step), product.b + j0 + k * args.b_row,
-                    args.b_row, k + count * kElements<E> <= args.k, sums.data + i * sums_row, sums_row);
+                    args.b_row, k + count * kElements<E> <= args.k, sums + i * sums_row, sums_row);
         };
         int64_t step = 0;
         for (; step + kSteps<E> <= a.steps; step += kSteps<E>)
             add(std::integral_constant<int, kSteps<E>>{}, step);
+        for (; step + 3 <= a.steps; step += 3)
+            add(std::integral_constant<int, 3>{}, step);
         for (; step < a.steps; ++step)
             add(std::integral_constant<int, 1>{}, step);
-        finish<A, T>(args, product, bias, sums.data, sums_row, 0, args.m, j0, columns);
     };
     auto compute = [&](int64_t chunk) {
         const int64_t j0 = chunk * chunks.width, columns = smaller(chunks.width, args.n - j0);
-        if constexpr (kManyRegisters)
-            if (chunks.near)
-                return walk(j0, columns);
-        stream(j0, columns);
+        Scratch<A> sums(a.count * a.rows * sums_row);
+        if (!sums)
+            return failure.set();
+        memset(sums.data, 0, size_t(a.count * a.rows * sums_row) * sizeof(A));
+        if constexpr (kManyRegisters) {
+            if (chunks.walks)
+                walk(j0, columns, sums.data);
+            else
+                stream(j0, columns, sums.data);
+        } else {
+            stream(j0, columns, sums.data);
+        }
+        finish<A, T>(args, product, bias, sums.data, sums_row, 0, args.m, j0, columns);
     };
     if (chunks.threads > 1)
         parallel_tasks(chunks.count, compute);
@@ -908,14 +927,14 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
         break;
     }
     case Way::few_rows_straight: {
-        const FewRows chunks = few_rows_of<E, T>(args, threads);
-        plan.path = chunks.near ? "few rows: B is walked down where it lies, sums in registers"
-                                : "few rows: rows of B are read side by side where they lie";
+        const FewRows chunks = few_rows_of<E>(args, threads);
+        plan.path = chunks.walks ? "few rows: blocks of B are walked down where they lie"
+                                 : "few rows: rows of B are read side by side where they lie";
         threads_used = chunks.threads > 1 ? runtime::threads_for(chunks.count, 1) : 1;
-        size = int64_t(sizeof(E)) * (round_up(args.m, kTileRows) * steps + kLanes<E>);
-        if (!chunks.near)
-            size += int64_t(sizeof(A)) * threads_used * args.m * (chunks.width + kLanes<E>);
-        tell(plan, "rows_of_b_at_once", chunks.near ? kElements<E> : kRowsOfB);
+        const int64_t rows = rows_of_strip(args.m);
+        size = int64_t(sizeof(E)) * (round_up(args.m, kTileRows) * steps + kLanes<E>)+int64_t(sizeof(A)) *
+               threads_used * round_up(args.m, rows) * (chunks.width + kLanes<E>);
+        tell(plan, "rows_of_b_at_once", chunks.walks ? walk_rows<E>(args.m) : kRowsOfB);
         tell(plan, "columns_of_a_task", smaller(chunks.width, args.n));
         break;
     }

@@ -9,9 +9,4 @@ int64_t second_level_cache() {
     return bytes > 0 ? bytes : int64_t(1) << 20;
 }
 
-int64_t last_level_cache() {
-    static const int64_t bytes = host::cache_bytes(3);
-    return bytes > 0 ? bytes : int64_t(16) << 20;
-}
-
 } // namespace nf::runtime

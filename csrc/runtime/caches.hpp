@@ -7,7 +7,4 @@ namespace nf::runtime {
 // Bytes of the second-level cache of one core; 1 MiB where the system does not say.
 int64_t second_level_cache();
 
-// Bytes of the last-level cache that one core reaches; 16 MiB where the system does not say.
-int64_t last_level_cache();
-
 } // namespace nf::runtime

@@ -76,8 +76,6 @@ def test_few_rows_of_a_matrix_beyond_the_caches(rng, threads, dtype):
     a, b = normal(rng, 16, k, dtype=dtype), normal(rng, k, n, dtype=dtype)
     near = nf.matmul(a, b[:, :1000])
     for m in (1, 3, 8, 16):
-        (plan,) = nf.explain(nf.matmul, a[:m], b)
-        assert "side by side" in plan.path
         got = nf.matmul(a[:m], b)
         part = np.r_[0:1000, n - 1000 : n]
         judge(a[:m], b[:, part], f"{m} rows, by themselves")
