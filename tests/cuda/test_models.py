@@ -201,8 +201,13 @@ def test_transformer_xl(device, rng, options, ctx):
         assert losses[1] == pytest.approx(losses[0], rel=bits)
         found = there.gradients()
         for name, gradient in here.gradients().items():
-            # In those of the two biases much cancels, of numbers that were rounded to 16 bits before.
-            largest = max(abs(gradient).max(), 1e-3 if ctx.dtype is None else 2e-2)
+            if ctx.dtype is not None:
+                # Where a rounding to 16 bits turns the sign of ReLU's argument, an element of a gradient jumps; and in
+                # those of the two biases much cancels.
+                size = max(float(np.linalg.norm(gradient)), 2e-2 * gradient.size**0.5)
+                assert np.linalg.norm(gpu.got(found[name]) - gradient) < 0.1 * size, name
+                continue
+            largest = max(abs(gradient).max(), 1e-3)
             np.testing.assert_allclose(
                 gpu.got(found[name]), gradient, atol=3 * bits * largest, rtol=10 * bits, err_msg=name
             )

@@ -61,9 +61,9 @@ def test_cupy_is_not_installed(monkeypatch):
     assert "CuPy is not installed" in found["reason"]
 
 
-def test_the_native_module_cannot_be_loaded():
+def test_the_native_module_cannot_be_loaded(monkeypatch):
     with gpu.standing_in(None):
-        sys.modules["numformer_cuda._core"] = None  # what import takes for "there is none"
+        monkeypatch.setitem(sys.modules, "numformer_cuda._core", None)  # what import takes for "there is none"
         found = nf.info()["cuda"]
     assert found["usable"] is False
     assert "native module cannot be loaded" in found["reason"]
