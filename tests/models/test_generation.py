@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,37 @@ def test_seed(model: GPT) -> None:
     ids = np.array([1])
     assert (model.generate(ids, 14, seed=1) == model.generate(ids, 14, seed=1)).all()
     assert (model.generate(ids, 14, seed=1) != model.generate(ids, 14, seed=2)).any()
+
+
+def distribution(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:
+    """One row, as the definition says: tokens from the most probable on, of equal ones the first."""
+    order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+    weights = [math.exp((float(logits[token]) - float(logits[order[0]])) / temperature) for token in order[:top_k]]
+    kept, before = {}, 0.0
+    for token, weight in zip(order, weights, strict=False):
+        if top_p is None or before < top_p:
+            kept[token] = weight
+        before += weight / sum(weights)
+    p = np.zeros(len(logits))
+    for token, weight in kept.items():
+        p[token] = weight / sum(kept.values())
+    return p
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 3, 40, 1000])
+@pytest.mark.parametrize("top_p", [None, 1e-9, 0.3, 0.9, 1.0])
+def test_what_is_drawn_from(rng: np.random.Generator, top_k: int | None, top_p: float | None) -> None:
+    for scale, rounded in ((1.0, False), (10.0, False), (3.0, True), (0.0, True)):
+        logits = (scale * rng.standard_normal((3, 97))).astype(np.float32)
+        if rounded:
+            logits = logits.round()  # equal ones
+        logits[1, 5:90] = -np.inf
+        got = probabilities(logits, 0.7, top_k, top_p)
+        for row, found in zip(logits, got, strict=True):
+            want = distribution(row, 0.7, top_k, top_p)
+            # Of the last ones the sum before them may be p but for its rounding.
+            close = np.isclose(found, want, rtol=1e-9, atol=1e-15)
+            assert close.all() or (top_p == 1.0 and found[~close].max() < 1e-9), (scale, rounded)
 
 
 def test_top_k_of_one_is_greedy(model: GPT) -> None:

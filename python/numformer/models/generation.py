@@ -221,19 +221,29 @@ def probabilities(logits: Array, temperature: float, top_k: int | None, top_p: f
     x = logits.astype(np.float64)
     x = (x - x.max(axis=-1, keepdims=True)) / temperature
     count = x.shape[-1]
-    order = np.argsort(-x, axis=-1, kind="stable")
-    p = np.exp(np.take_along_axis(x, order, axis=-1))
+    p = np.exp(x)
     if top_k is not None and top_k < count:
-        p[..., top_k:] = 0.0
+        least = np.partition(x, count - top_k, axis=-1)[..., count - top_k, np.newaxis]
+        above, equal = x > least, x == least
+        room = top_k - above.sum(axis=-1, keepdims=True)  # for the first of those that are equal
+        p[~(above | (equal & (np.cumsum(equal, axis=-1) <= room)))] = 0.0
     p /= p.sum(axis=-1, keepdims=True)
     if top_p is not None:
+        # Tokens below this are together less than 1 - p, so those before them have reached p: they need no sorting.
+        few = max(1, int((p >= (1 - top_p) / count).sum(axis=-1).max()))
+        if 2 * few > count:
+            order = np.argsort(-p, axis=-1, kind="stable")
+        else:
+            order = np.sort(np.argpartition(-p, few - 1, axis=-1)[..., :few], axis=-1)
+            falling = np.argsort(-np.take_along_axis(p, order, axis=-1), axis=-1, kind="stable")
+            order = np.take_along_axis(order, falling, axis=-1)
+        kept = np.take_along_axis(p, order, axis=-1)
         # A token stays while those before it have not reached p; the first one always does.
-        before = np.cumsum(p, axis=-1) - p
-        p[before >= top_p] = 0.0
-        p /= p.sum(axis=-1, keepdims=True)
-    result = np.empty_like(p)
-    np.put_along_axis(result, order, p, axis=-1)
-    return result
+        before = np.cumsum(kept, axis=-1) - kept
+        kept[before >= top_p] = 0.0
+        p[:] = 0.0
+        np.put_along_axis(p, order, kept / kept.sum(axis=-1, keepdims=True), axis=-1)
+    return p
 
 
 def sample(
