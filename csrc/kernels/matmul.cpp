@@ -323,7 +323,7 @@ static void walk_down(int64_t elements, const E *a, const T *b, int64_t b_row, i
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v)
             sum[i][v] = load(sums + i * sums_row + v * W);
-    for (int64_t k = 0; k < elements; k += kElements<E>, a += kTileRows, b += kElements<E> * b_row) {
+    for (int64_t k = 0; k < elements; k += kElements<E>, a += step_of_strip(ROWS), b += kElements<E> * b_row) {
         Vec<E> x[VECTORS];
         for (int row = 0; row < kElements<E>; ++row)
 #pragma GCC unroll 8
@@ -379,6 +379,7 @@ template <class E, class T, int STEPS>
 void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_row, bool whole, Acc<E> *sums,
                int64_t sums_row) {
     typedef Acc<E> A;
+    const int64_t a_step = step_of_strip(rows);
     auto add = [&](int64_t j, auto vectors, int n) __attribute__((always_inline)) {
         constexpr int V = decltype(vectors)::value;
         Vec<E> row[STEPS][V];
@@ -396,7 +397,7 @@ void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_
                 sum[v] = load(to + v * kLanes<A>);
 #pragma GCC unroll 12
             for (int s = 0; s < STEPS; ++s) {
-                const Vec<E> element = broadcast(a[s * kTileRows + i]);
+                const Vec<E> element = broadcast(a[s * a_step + i]);
 #pragma GCC unroll 4
                 for (int v = 0; v < V; ++v)
                     sum[v] = multiply_add<E>(element, row[s][v], sum[v]);
@@ -416,7 +417,8 @@ void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_
         add(j, std::integral_constant<int, 1>{}, int(columns - j));
 }
 
-// All rows of A, at most kFewRows, as equal strips of at most kTileRows (InPanels).
+// All rows of A, at most kFewRows, as equal strips of at most kTileRows (InPanels); a single row as it is, step after
+// step. (No strip of several has only one row.)
 NF_INLINE int64_t rows_of_strip(int64_t rows) { return ceil_div(rows, ceil_div(rows, kTileRows)); }
 template <class E> struct Strips {
     int64_t count, rows, steps; // rows: of each but the last; steps: of the depth
@@ -424,14 +426,26 @@ template <class E> struct Strips {
     template <class T>
     Strips(const MatmulArgs &args, const T *a)
         : count(ceil_div(args.m, kTileRows)), rows(rows_of_strip(args.m)), steps(steps_of<E>(args.k)),
-          packed(count * kTileRows * steps + kLanes<E>) {
+          packed(size_of(args.m, steps)) {
         if (!packed)
             return;
+        if (args.m == 1) {
+            if (args.a_col == 1)
+                pack_rows<E, T, 0>(args.k, 1, a, 0, packed.data);
+            else
+                pack_columns_in_rows<E, T, 0>(args.k, 1, a, args.a_col, packed.data);
+            return;
+        }
         for (int64_t strip = 0, i = 0; strip < count; ++strip, i += rows)
             pack_rows_in_panel<E, T>(args.k, smaller(rows, args.m - i), a + i * args.a_row, args.a_row, args.a_col,
                                      Acc<E>(1), packed.data + strip * steps * kTileRows);
     }
-    const E *strip(int64_t index, int64_t step = 0) const { return packed.data + (index * steps + step) * kTileRows; }
+    static int64_t size_of(int64_t m, int64_t steps) {
+        return ceil_div(m, kTileRows) * step_of_strip(m) * steps + kLanes<E>;
+    }
+    const E *strip(int64_t index, int64_t step = 0) const {
+        return packed.data + (index * steps + step) * step_of_strip(rows);
+    }
 };
 
 // Chunks of columns, equal ones, at least one for each thread.
@@ -932,8 +946,8 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
                                  : "few rows: rows of B are read side by side where they lie";
         threads_used = chunks.threads > 1 ? runtime::threads_for(chunks.count, 1) : 1;
         const int64_t rows = rows_of_strip(args.m);
-        size = int64_t(sizeof(E)) * (round_up(args.m, kTileRows) * steps + kLanes<E>)+int64_t(sizeof(A)) *
-               threads_used * round_up(args.m, rows) * (chunks.width + kLanes<E>);
+        size = int64_t(sizeof(E)) * Strips<E>::size_of(args.m, steps) +
+               int64_t(sizeof(A)) * threads_used * round_up(args.m, rows) * (chunks.width + kLanes<E>);
         tell(plan, "rows_of_b_at_once", chunks.walks ? walk_rows<E>(args.m) : kRowsOfB);
         tell(plan, "columns_of_a_task", smaller(chunks.width, args.n));
         break;
@@ -942,7 +956,7 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
         plan.path = "few rows: B is read in the panels that it was stored in";
         const FewRowsStored parts = few_rows_stored_of<E>(args, threads);
         threads_used = parts.threads == 1 ? 1 : runtime::threads_for(ceil_div(ceil_div(args.n, NR), parts.of_task), 1);
-        size = int64_t(sizeof(E)) * (round_up(args.m, kTileRows) * steps + kLanes<E>);
+        size = int64_t(sizeof(E)) * Strips<E>::size_of(args.m, steps);
         tell(plan, "panels_at_once", parts.at_once);
         tell(plan, "columns_of_a_task", parts.of_task * NR);
         break;

@@ -142,6 +142,9 @@ constexpr int64_t kPieceBytes = 8 << 10, kLineBytes = 64;
 template <class S>
 constexpr int64_t kPieceDepth = kPieceBytes / (kPanelColumns<S> * int64_t(sizeof(S))) * kUnitDepth<S>;
 
+// From one step of a strip of A to the next: a single row is kept as it is.
+constexpr int step_of_strip(int64_t rows) { return rows == 1 ? 1 : kTileRows; }
+
 // sums (ROWS x PANELS * kPanelColumns) = or += a (InPanels) times as many panels, each sum one chain over the depth.
 template <class E, class S, int ROWS, int PANELS>
 static void multiply_panels(int64_t depth, const E *a, const S *units, int64_t panel, Acc<E> *sums, int64_t sums_row,
@@ -186,7 +189,7 @@ static void multiply_panels(int64_t depth, const E *a, const S *units, int64_t p
                     sum[i][v] = multiply_add<E>(element, x[v], sum[i][v]);
             }
         }
-        a += kTileRows;
+        a += step_of_strip(ROWS);
     };
     int64_t k = 0;
     for (int64_t step = 0; k + kUnitDepth<S> <= depth; k += kUnitDepth<S>, ++step, units += NR) {
