@@ -183,16 +183,18 @@ py::dtype dtype_of(DType dtype) {
 
 DType dtype_from(const char *operation, const char *argument, py::handle dtype) {
     DType found;
-    std::string given = py::cast<std::string>(py::str(dtype));
+    std::string given; // text only for an error: a dtype takes microseconds to say its name
     try {
         if (!dtype.is_none()) { // which NumPy takes for float64
             const py::dtype descriptor = py::dtype::from_args(py::reinterpret_borrow<py::object>(dtype));
-            given = py::cast<std::string>(py::str(descriptor));
             if (find_dtype(descriptor, found) && static_cast<int>(found) <= static_cast<int>(DType::bf16))
                 return found;
+            given = py::cast<std::string>(py::str(descriptor));
         }
     } catch (const py::error_already_set &) { // what NumPy does not know
     }
+    if (given.empty())
+        given = py::cast<std::string>(py::str(dtype));
     fail_type(operation, std::string(argument) + " must be float32, float64, float16 or bfloat16, got " + given);
 }
 
