@@ -66,4 +66,5 @@ def test_a_context_that_no_weight_bounds(tmp_path):
 
 @pytest.mark.skipif(not rounds.GUIDED, reason="atheris is not installed")
 def test_guided_fuzzing_runs():
-    assert rounds.fuzz(2, 1)["inputs"] > 0
+    # On a machine that others keep busy the first input may take longer than the time that is given.
+    assert any(rounds.fuzz(seconds, 1)["inputs"] > 0 for seconds in (2, 20, 120))
