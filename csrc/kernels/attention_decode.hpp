@@ -4,7 +4,7 @@
 // The keys are cut into chunks of 512, a constant: threads share the chunks when there are few heads, and the chunks'
 // sums are combined in their order, on one thread too, so that results do not depend on the number of threads. For a
 // chunk, and all the queries of the heads that share its keys:
-//   1. scores, a register of keys at a time: one accumulator a key along the dimension, then transposed and added up
+//   1. scores, a register of keys at a time: one accumulator a key along the dimension, whose lanes are then added up
 //   2. the softmax of each row, relative to the chunk's own maximum
 //   3. o = sum of p_j v_j, in registers over 32 keys
 // A processor reads some places of memory side by side faster than one, so 1 and 3 go through the parts of a chunk

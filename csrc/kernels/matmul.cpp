@@ -295,8 +295,9 @@ bool multiply_many(const MatmulArgs &args, const Product<T> &product, const B &b
 // through the whole depth would read a page for each row, and a row of B at a time would read and write all sums for
 // it.
 //
-// A single row of A has so few sums that 12 rows of B pay, read side by side as long streams; and of 16 registers too
-// few would be left for columns.
+// Two cases read rows of B side by side instead, as long streams: a single row of A has so few sums that 12 rows of B
+// pay (but for pairs, whose two rows of B are put together first: they walk), and of 16 registers too few would be left
+// for columns.
 constexpr bool kManyRegisters = kTileRows > 6; // 32
 // Vectors of columns whose sums stay in registers, with their columns of B and an element of A.
 constexpr int kMostVectors = 8;

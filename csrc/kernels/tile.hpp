@@ -229,103 +229,67 @@ template <> struct Interleave<double> {
     static inline Vec<double> high(Vec<double> a, Vec<double> b) { return NF_SHUFFLE(double, a, b, 1, 3); }
 };
 #endif
-// Of two registers that hold sums of 2 * HALF lanes each: the lanes of the first half of each sum, and of the second.
+// pick<HALF, H>: of two registers that hold sums of 2 * HALF lanes each, the lanes of the first half of each sum (H =
+// 0), or of the second (H = HALF).
 template <class A> struct Halves;
 #if defined(__AVX512F__)
 template <> struct Halves<float> {
-    template <int HALF> static inline Vec<float> first(Vec<float> a, Vec<float> b) {
+    template <int HALF, int H> static inline Vec<float> pick(Vec<float> a, Vec<float> b) {
         if constexpr (HALF == 8)
-            return NF_SHUFFLE(float, a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+            return NF_SHUFFLE(float, a, b, H + 0, H + 1, H + 2, H + 3, H + 4, H + 5, H + 6, H + 7, H + 16, H + 17,
+                              H + 18, H + 19, H + 20, H + 21, H + 22, H + 23);
         else if constexpr (HALF == 4)
-            return NF_SHUFFLE(float, a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+            return NF_SHUFFLE(float, a, b, H + 0, H + 1, H + 2, H + 3, H + 8, H + 9, H + 10, H + 11, H + 16, H + 17,
+                              H + 18, H + 19, H + 24, H + 25, H + 26, H + 27);
         else if constexpr (HALF == 2)
-            return NF_SHUFFLE(float, a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+            return NF_SHUFFLE(float, a, b, H + 0, H + 1, H + 16, H + 17, H + 4, H + 5, H + 20, H + 21, H + 8, H + 9,
+                              H + 24, H + 25, H + 12, H + 13, H + 28, H + 29);
         else
-            return NF_SHUFFLE(float, a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30);
-    }
-    template <int HALF> static inline Vec<float> second(Vec<float> a, Vec<float> b) {
-        if constexpr (HALF == 8)
-            return NF_SHUFFLE(float, a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-        else if constexpr (HALF == 4)
-            return NF_SHUFFLE(float, a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-        else if constexpr (HALF == 2)
-            return NF_SHUFFLE(float, a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-        else
-            return NF_SHUFFLE(float, a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+            return NF_SHUFFLE(float, a, b, H + 0, H + 2, H + 16, H + 18, H + 4, H + 6, H + 20, H + 22, H + 8, H + 10,
+                              H + 24, H + 26, H + 12, H + 14, H + 28, H + 30);
     }
 };
 template <> struct Halves<double> {
-    template <int HALF> static inline Vec<double> first(Vec<double> a, Vec<double> b) {
+    template <int HALF, int H> static inline Vec<double> pick(Vec<double> a, Vec<double> b) {
         if constexpr (HALF == 4)
-            return NF_SHUFFLE(double, a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+            return NF_SHUFFLE(double, a, b, H + 0, H + 1, H + 2, H + 3, H + 8, H + 9, H + 10, H + 11);
         else if constexpr (HALF == 2)
-            return NF_SHUFFLE(double, a, b, 0, 1, 4, 5, 8, 9, 12, 13);
+            return NF_SHUFFLE(double, a, b, H + 0, H + 1, H + 4, H + 5, H + 8, H + 9, H + 12, H + 13);
         else
-            return NF_SHUFFLE(double, a, b, 0, 8, 2, 10, 4, 12, 6, 14);
-    }
-    template <int HALF> static inline Vec<double> second(Vec<double> a, Vec<double> b) {
-        if constexpr (HALF == 4)
-            return NF_SHUFFLE(double, a, b, 4, 5, 6, 7, 12, 13, 14, 15);
-        else if constexpr (HALF == 2)
-            return NF_SHUFFLE(double, a, b, 2, 3, 6, 7, 10, 11, 14, 15);
-        else
-            return NF_SHUFFLE(double, a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+            return NF_SHUFFLE(double, a, b, H + 0, H + 8, H + 2, H + 10, H + 4, H + 12, H + 6, H + 14);
     }
 };
 #elif defined(__AVX2__)
 template <> struct Halves<float> {
-    template <int HALF> static inline Vec<float> first(Vec<float> a, Vec<float> b) {
+    template <int HALF, int H> static inline Vec<float> pick(Vec<float> a, Vec<float> b) {
         if constexpr (HALF == 4)
-            return NF_SHUFFLE(float, a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+            return NF_SHUFFLE(float, a, b, H + 0, H + 1, H + 2, H + 3, H + 8, H + 9, H + 10, H + 11);
         else if constexpr (HALF == 2)
-            return NF_SHUFFLE(float, a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+            return NF_SHUFFLE(float, a, b, H + 0, H + 1, H + 8, H + 9, H + 4, H + 5, H + 12, H + 13);
         else
-            return NF_SHUFFLE(float, a, b, 0, 2, 8, 10, 4, 6, 12, 14);
-    }
-    template <int HALF> static inline Vec<float> second(Vec<float> a, Vec<float> b) {
-        if constexpr (HALF == 4)
-            return NF_SHUFFLE(float, a, b, 4, 5, 6, 7, 12, 13, 14, 15);
-        else if constexpr (HALF == 2)
-            return NF_SHUFFLE(float, a, b, 2, 3, 10, 11, 6, 7, 14, 15);
-        else
-            return NF_SHUFFLE(float, a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+            return NF_SHUFFLE(float, a, b, H + 0, H + 2, H + 8, H + 10, H + 4, H + 6, H + 12, H + 14);
     }
 };
 template <> struct Halves<double> {
-    template <int HALF> static inline Vec<double> first(Vec<double> a, Vec<double> b) {
+    template <int HALF, int H> static inline Vec<double> pick(Vec<double> a, Vec<double> b) {
         if constexpr (HALF == 2)
-            return NF_SHUFFLE(double, a, b, 0, 1, 4, 5);
+            return NF_SHUFFLE(double, a, b, H + 0, H + 1, H + 4, H + 5);
         else
-            return NF_SHUFFLE(double, a, b, 0, 4, 2, 6);
-    }
-    template <int HALF> static inline Vec<double> second(Vec<double> a, Vec<double> b) {
-        if constexpr (HALF == 2)
-            return NF_SHUFFLE(double, a, b, 2, 3, 6, 7);
-        else
-            return NF_SHUFFLE(double, a, b, 1, 5, 3, 7);
+            return NF_SHUFFLE(double, a, b, H + 0, H + 4, H + 2, H + 6);
     }
 };
 #else
 template <> struct Halves<float> {
-    template <int HALF> static inline Vec<float> first(Vec<float> a, Vec<float> b) {
+    template <int HALF, int H> static inline Vec<float> pick(Vec<float> a, Vec<float> b) {
         if constexpr (HALF == 2)
-            return NF_SHUFFLE(float, a, b, 0, 1, 4, 5);
+            return NF_SHUFFLE(float, a, b, H + 0, H + 1, H + 4, H + 5);
         else
-            return NF_SHUFFLE(float, a, b, 0, 2, 4, 6);
-    }
-    template <int HALF> static inline Vec<float> second(Vec<float> a, Vec<float> b) {
-        if constexpr (HALF == 2)
-            return NF_SHUFFLE(float, a, b, 2, 3, 6, 7);
-        else
-            return NF_SHUFFLE(float, a, b, 1, 3, 5, 7);
+            return NF_SHUFFLE(float, a, b, H + 0, H + 2, H + 4, H + 6);
     }
 };
 template <> struct Halves<double> {
-    template <int HALF> static inline Vec<double> first(Vec<double> a, Vec<double> b) {
-        return NF_SHUFFLE(double, a, b, 0, 2);
-    }
-    template <int HALF> static inline Vec<double> second(Vec<double> a, Vec<double> b) {
-        return NF_SHUFFLE(double, a, b, 1, 3);
+    template <int HALF, int H> static inline Vec<double> pick(Vec<double> a, Vec<double> b) {
+        return NF_SHUFFLE(double, a, b, H + 0, H + 2);
     }
 };
 #endif
@@ -372,8 +336,8 @@ template <class E> NF_INLINE int64_t steps_of(int64_t depth) { return ceil_div(d
 template <class A, int HALF> NF_INLINE void add_halves(const Vec<A> (&from)[2 * HALF], Vec<A> (&to)[HALF]) {
 #pragma GCC unroll 8
     for (int i = 0; i < HALF; ++i)
-        to[i] = Halves<A>::template first<HALF>(from[2 * i], from[2 * i + 1]) +
-                Halves<A>::template second<HALF>(from[2 * i], from[2 * i + 1]);
+        to[i] = Halves<A>::template pick<HALF, 0>(from[2 * i], from[2 * i + 1]) +
+                Halves<A>::template pick<HALF, HALF>(from[2 * i], from[2 * i + 1]);
 }
 template <class A, int COUNT> NF_INLINE Vec<A> sums_by_halves(const Vec<A> (&v)[COUNT]) {
     if constexpr (COUNT == 1) {
