@@ -376,13 +376,20 @@ template <class E> constexpr int kSteps = kManyRegisters ? kRowsOfB / kElements<
 NF_INLINE int64_t bytes_of_sums(int64_t rows) { return (rows == 1 ? 256 : 16) << 10; }
 
 // sums (rows x columns) += STEPS steps of a (InPanels) times as many of b. `whole`: the last pair has both elements.
+// What lies `ahead` is fetched into the second-level cache: a row is too short for the hardware to run ahead in it.
 template <class E, class T, int STEPS>
-void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_row, bool whole, Acc<E> *sums,
-               int64_t sums_row) {
+void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_row, bool whole, int64_t ahead,
+               Acc<E> *sums, int64_t sums_row) {
     typedef Acc<E> A;
+    constexpr int kLineElements = 64 / int(sizeof(T));
     const int64_t a_step = step_of_strip(rows);
     auto add = [&](int64_t j, auto vectors, int n) __attribute__((always_inline)) {
         constexpr int V = decltype(vectors)::value;
+#pragma GCC unroll 12
+        for (int k = 0; k < STEPS * kElements<E>; ++k)
+#pragma GCC unroll 4
+            for (int line = 0; line < V * kLanes<E>; line += kLineElements)
+                __builtin_prefetch(b + k * b_row + j + ahead + line, 0, 2);
         Vec<E> row[STEPS][V];
 #pragma GCC unroll 12
         for (int s = 0; s < STEPS; ++s)
@@ -499,11 +506,12 @@ bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const 
     };
     auto stream = [&](int64_t j0, int64_t columns, A *sums) {
         auto add = [&](auto count, int64_t step) {
-            const int64_t k = step * kElements<E>;
+            constexpr int64_t kNext = decltype(count)::value * kElements<E>;
+            const int64_t k = step * kElements<E>, ahead = k + 2 * kNext <= args.k ? kNext * args.b_row : 0;
             for (int64_t strip = 0, i = 0; strip < a.count; ++strip, i += a.rows)
-                add_steps<E, T, decltype(count)::value>(
-                    smaller(a.rows, args.m - i), columns, a.strip(strip, step), product.b + j0 + k * args.b_row,
-                    args.b_row, k + count * kElements<E> <= args.k, sums + i * sums_row, sums_row);
+                add_steps<E, T, decltype(count)::value>(smaller(a.rows, args.m - i), columns, a.strip(strip, step),
+                                                        product.b + j0 + k * args.b_row, args.b_row,
+                                                        k + kNext <= args.k, ahead, sums + i * sums_row, sums_row);
         };
         int64_t step = 0;
         for (; step + kSteps<E> <= a.steps; step += kSteps<E>)

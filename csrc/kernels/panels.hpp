@@ -139,6 +139,10 @@ static void unpack_panels(const S *from, int64_t from_panel, int64_t k0, int64_t
 // itself is a single stream, where it does not do so enough: it is read in pieces that stay in the first-level cache
 // while all strips of rows meet them, and the last strip asks for the next piece.
 constexpr int64_t kPieceBytes = 8 << 10, kLineBytes = 64;
+// Of panels side by side this much is asked for beforehand, into the second-level cache: 1.06 to 1.08 times what the
+// hardware reads by itself (Zen 4; 512 and 2048 bytes: less). Not where widening, not reading, takes the time.
+template <class S> constexpr bool kFetchesAhead = sizeof(S) > 1;
+constexpr int64_t kAheadBytes = 1 << 10;
 template <class S>
 constexpr int64_t kPieceDepth = kPieceBytes / (kPanelColumns<S> * int64_t(sizeof(S))) * kUnitDepth<S>;
 
@@ -197,6 +201,12 @@ static void multiply_panels(int64_t depth, const E *a, const S *units, int64_t p
 #pragma GCC unroll 4
             for (int64_t byte = 0; byte < kStepBytes; byte += kLineBytes)
                 __builtin_prefetch(reinterpret_cast<const char *>(units) + kPieceBytes + byte);
+        if (PANELS > 1 && kFetchesAhead<S> && fetch_next && step % kLineSteps == 0)
+#pragma GCC unroll 4
+            for (int p = 0; p < PANELS; ++p)
+#pragma GCC unroll 4
+                for (int64_t byte = 0; byte < kStepBytes; byte += kLineBytes)
+                    __builtin_prefetch(reinterpret_cast<const char *>(units + p * panel) + kAheadBytes + byte, 0, 2);
 #pragma GCC unroll 2
         for (int part = 0; part < kParts<E, S>; ++part)
             add(part);
