@@ -100,6 +100,19 @@ bool fits(const View &view, Layout layout) {
     return false;
 }
 
+// (A py::array that is declared before it has a value makes an empty one: half a microsecond.)
+py::array array_of(const char *operation, const char *argument, py::handle object) {
+    if (py::isinstance<py::array>(object))
+        return py::reinterpret_borrow<py::array>(object);
+    if (py::hasattr(object, "__dlpack__"))
+        return dlpack::read(operation, argument, object);
+    if (py::hasattr(object, "__array__"))
+        return py::reinterpret_steal<py::array>(
+            py::object(py::module_::import("numpy").attr("asarray")(object)).release());
+    fail_type(operation, std::string(argument) + " must be a numpy.ndarray (or have __dlpack__ or __array__), got " +
+                             describe(object));
+}
+
 py::array copy_of(const py::array &array) {
     py::object copy = py::module_::import("numpy").attr("array")(array, py::arg("order") = "C", py::arg("copy") = true,
                                                                  py::arg("subok") = false);
@@ -109,20 +122,7 @@ py::array copy_of(const py::array &array) {
 } // namespace
 
 Input input(const char *operation, const char *argument, py::handle object, Layout layout) {
-    py::array array;
-    if (py::isinstance<py::array>(object)) {
-        array = py::reinterpret_borrow<py::array>(object);
-    } else {
-        if (py::hasattr(object, "__dlpack__"))
-            array = dlpack::read(operation, argument, object);
-        else if (py::hasattr(object, "__array__"))
-            array = py::reinterpret_steal<py::array>(
-                py::object(py::module_::import("numpy").attr("asarray")(object)).release());
-        else
-            fail_type(operation, std::string(argument) +
-                                     " must be a numpy.ndarray (or have __dlpack__ or __array__), got " +
-                                     describe(object));
-    }
+    py::array array = array_of(operation, argument, object);
     View view = view_of(operation, argument, array);
     if (!is_walkable(array) || !fits(view, layout)) {
         array = copy_of(array);
@@ -176,7 +176,8 @@ py::dtype dtype_of(DType dtype) {
     case DType::i64:
         return py::dtype::of<int64_t>();
     case DType::bf16:
-        break;
+        if (const int number = bfloat16_number.load(std::memory_order_relaxed); number >= 0)
+            return py::dtype(number);
     }
     return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
 }
@@ -198,6 +199,14 @@ DType dtype_from(const char *operation, const char *argument, py::handle dtype) 
     fail_type(operation, std::string(argument) + " must be float32, float64, float16 or bfloat16, got " + given);
 }
 
+static py::array in_pool(const Shape &shape, DType dtype, int64_t bytes) {
+    void *memory = pool::allocate(static_cast<size_t>(bytes));
+    if (!memory)
+        throw std::bad_alloc();
+    py::capsule owner(memory, [](void *pointer) { pool::release(pointer); });
+    return py::array(dtype_of(dtype), shape, memory, owner);
+}
+
 Input allocate(const Shape &shape, DType dtype) {
     View view;
     view.dtype = dtype;
@@ -209,16 +218,7 @@ Input allocate(const Shape &shape, DType dtype) {
         count *= std::max<int64_t>(shape[axis], 1);
     }
     const int64_t bytes = view.size() * view.item_size();
-    py::array array;
-    if (bytes >= kPoolThreshold) {
-        void *memory = pool::allocate(static_cast<size_t>(bytes));
-        if (!memory)
-            throw std::bad_alloc();
-        py::capsule owner(memory, [](void *pointer) { pool::release(pointer); });
-        array = py::array(dtype_of(dtype), shape, memory, owner);
-    } else {
-        array = py::array(dtype_of(dtype), shape);
-    }
+    py::array array = bytes >= kPoolThreshold ? in_pool(shape, dtype, bytes) : py::array(dtype_of(dtype), shape);
     view.data = static_cast<char *>(array.mutable_data());
     return {std::move(array), std::move(view)};
 }

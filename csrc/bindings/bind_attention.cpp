@@ -23,8 +23,8 @@ struct Call {
     bool packed; // (total, heads, dim), which the operation sees as (heads, total, dim)
     Input q, k, v;
     std::optional<Input> mask, bias, slopes, sinks;
-    std::optional<Input> relative, bias_u, bias_v;           // of relative positions
-    py::array slope_values, sink_values, u_values, v_values; // in float64
+    std::optional<Input> relative, bias_u, bias_v;                          // of relative positions
+    std::optional<py::array> slope_values, sink_values, u_values, v_values; // in float64
     ops::Attention attention;
 
     Call(const char *operation, py::handle q_object, py::handle k_object, py::handle v_object, const Options &options)
@@ -50,10 +50,10 @@ struct Call {
             attention.set_softcap(number(operation, "softcap", options.softcap));
         slopes = per_head(operation, "alibi_slopes", options.alibi_slopes, slope_values);
         if (slopes)
-            attention.set_slopes(static_cast<const double *>(slope_values.data()));
+            attention.set_slopes(static_cast<const double *>(slope_values->data()));
         sinks = per_head(operation, "sinks", options.sinks, sink_values);
         if (sinks)
-            attention.set_sinks(static_cast<const double *>(sink_values.data()));
+            attention.set_sinks(static_cast<const double *>(sink_values->data()));
         const double dropout = number(operation, "dropout", options.dropout);
         if (dropout != 0) {
             if (options.seed.is_none())
@@ -97,7 +97,8 @@ struct Call {
         return inside(std::move(array));
     }
 
-    std::optional<Input> per_head(const char *operation, const char *argument, py::handle object, py::array &values) {
+    std::optional<Input> per_head(const char *operation, const char *argument, py::handle object,
+                                  std::optional<py::array> &values) {
         std::optional<Input> given = optional_input(operation, argument, object, Layout::any);
         if (given) {
             attention.check_per_head(argument, given->view);
@@ -123,8 +124,8 @@ struct Call {
         attention.check_relative_bias("rel's bias_v", bias_v->view);
         u_values = in_float64(*bias_u);
         v_values = in_float64(*bias_v);
-        attention.set_relative(relative->view, static_cast<const double *>(u_values.data()),
-                               static_cast<const double *>(v_values.data()),
+        attention.set_relative(relative->view, static_cast<const double *>(u_values->data()),
+                               static_cast<const double *>(v_values->data()),
                                integer(operation, "rel's origin", py::object(parts[3])));
     }
 

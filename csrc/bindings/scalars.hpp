@@ -118,19 +118,19 @@ class Result {
         target_ = allocate(given.view.shape, given.view.dtype);
         copied_ = true;
         if (keep)
-            target_.array[py::ellipsis()] = given_;
+            target_.array[py::ellipsis()] = *given_;
     }
     const View &view() const { return target_.view; }
     py::object finish() {
         if (!copied_)
             return target_.array;
-        given_[py::ellipsis()] = target_.array;
-        return given_;
+        (*given_)[py::ellipsis()] = target_.array;
+        return *given_;
     }
 
   private:
     Input target_;
-    py::array given_;
+    std::optional<py::array> given_;
     bool copied_ = false;
 };
 

@@ -47,24 +47,26 @@ Attention::Attention(const char *operation, const View &q, const View &k, const 
     args_.value_dim = v.shape[axes - 1];
     args_.heads = axes > 2 ? q.shape[axes - 3] : 1;
     args_.kv_heads = axes > 2 ? k.shape[axes - 3] : 1;
-    const std::string shapes =
-        ", got q " + to_string(q.shape) + ", k " + to_string(k.shape) + ", v " + to_string(v.shape);
+    const auto shapes = [&] { // text only for an error: it takes a microsecond
+        return ", got q " + to_string(q.shape) + ", k " + to_string(k.shape) + ", v " + to_string(v.shape);
+    };
     if (args_.dim == 0)
         fail_value(operation, "q must have a last axis of at least 1, got " + to_string(q.shape));
     if (k.shape[axes - 1] != args_.dim)
-        fail_value(operation, "k must have shape (..., Hkv, M, " + std::to_string(args_.dim) + ") to match q" + shapes);
+        fail_value(operation,
+                   "k must have shape (..., Hkv, M, " + std::to_string(args_.dim) + ") to match q" + shapes());
     if (v.shape[axes - 2] != args_.keys)
-        fail_value(operation, "v must have as many rows as k, " + std::to_string(args_.keys) + shapes);
+        fail_value(operation, "v must have as many rows as k, " + std::to_string(args_.keys) + shapes());
     if (axes > 2 && v.shape[axes - 3] != args_.kv_heads)
-        fail_value(operation, "v must have as many heads as k, " + std::to_string(args_.kv_heads) + shapes);
+        fail_value(operation, "v must have as many heads as k, " + std::to_string(args_.kv_heads) + shapes());
     if (args_.kv_heads == 0 ? args_.heads != 0 : args_.heads % args_.kv_heads != 0)
         fail_value(operation,
-                   "k must have a number of heads that divides q's, " + std::to_string(args_.heads) + shapes);
+                   "k must have a number of heads that divides q's, " + std::to_string(args_.heads) + shapes());
     for (int axis = 0; axis < axes - 3; ++axis) {
         if (k.shape[axis] != q.shape[axis])
-            fail_value(operation, "k must have the leading axes of q" + shapes);
+            fail_value(operation, "k must have the leading axes of q" + shapes());
         if (v.shape[axis] != q.shape[axis])
-            fail_value(operation, "v must have the leading axes of q" + shapes);
+            fail_value(operation, "v must have the leading axes of q" + shapes());
         leading_.push_back(q.shape[axis]);
         batches_ *= q.shape[axis];
     }
