@@ -11,6 +11,7 @@ from numformer.ops.dispatch import core
 from numformer.ops.memory import namespace
 
 Array = NDArray[Any]
+_ALL = slice(None)
 
 
 class KVCache:
@@ -98,26 +99,27 @@ class KVCache:
             self._turn.append(None)
 
     def _append(self, k: Array, v: Array) -> tuple[Array, Array]:
-        k, v = (core.as_array("KVCache", name, x) for name, x in (("k", k), ("v", v)))
-        if k.ndim < 2 or k.shape[:-1] != v.shape[:-1]:
+        if type(k) is not np.ndarray or type(v) is not np.ndarray or self._keys is None:
+            k, v = core.as_array("KVCache", "k", k), core.as_array("KVCache", "v", v)
+        shape = k.shape
+        if len(shape) < 2 or shape[:-1] != v.shape[:-1]:
             raise ValueError(
                 f"KVCache: k and v must have shapes (..., n, size) that agree but for size, got {k.shape} and {v.shape}"
             )
-        for held, new in ((self._keys, k), (self._values, v)):
-            self._check(held, new)
-        n = k.shape[-2]
-        kept = self._end - self._first
+        self._check("k", self._keys, k)
+        self._check("v", self._values, v)
+        n = shape[-2]
         if self.window is not None:
-            kept = min(kept, self.window)
-        start = self._end - kept
-        keys, values = (self._room(held, new, start, kept) for held, new in ((self._keys, k), (self._values, v)))
-        self._first = start if keys is self._keys and self._end + n <= keys.shape[-2] else 0
-        end = self._first + kept
-        self._keys, self._values, self._end = keys, values, end + n
-        keys[..., end : end + n, :] = k
-        values[..., end : end + n, :] = v
+            self._first = max(self._first, self._end - self.window)
+        if self._keys is None or self._end + n > self._keys.shape[-2]:
+            self._make_room(k, v)
+        keys, values, end = self._keys, self._values, self._end + n
+        assert keys is not None and values is not None
+        new, held = (..., slice(self._end, end), _ALL), (..., slice(self._first, end), _ALL)
+        keys[new], values[new] = k, v
+        self._end = end
         self.length += n
-        return keys[..., self._first : self._end, :], values[..., self._first : self._end, :]
+        return keys[held], values[held]
 
     def select(self, rows: Array) -> None:
         """Keep the sequences of these indices, in this order; one may come several times (the beams of a search).
@@ -161,27 +163,29 @@ class KVCache:
         return spare
 
     @staticmethod
-    def _check(held: Array | None, new: Array) -> None:
+    def _check(name: str, held: Array | None, new: Array) -> None:
         if held is None:
             return
-        ours, theirs = ((x.shape[:-2], x.shape[-1], x.dtype) for x in (held, new))
-        if ours != theirs:
+        ours, theirs = held.shape, new.shape
+        if held.dtype != new.dtype or ours[-1] != theirs[-1] or ours[:-2] != theirs[:-2]:
+            core.as_array("KVCache", name, new)  # which says so where nothing of its dtype is ever held
             raise ValueError(
                 f"KVCache: it holds {held.dtype} of batch and heads {held.shape[:-2]} and size {held.shape[-1]}, "
                 f"got {new.dtype} of {new.shape[:-2]} and {new.shape[-1]}; use one cache for each batch of sequences"
             )
 
-    def _room(self, held: Array | None, new: Array, start: int, kept: int) -> Array:
-        """Return an array with room for the new positions, where what is kept may have moved to its front."""
-        n = new.shape[-2]
+    def _make_room(self, k: Array, v: Array) -> None:
+        """Move what is held to the front of arrays with room for the new positions."""
+        self._keys, self._values = self._moved(self._keys, k), self._moved(self._values, v)
+        self._first, self._end = 0, self._end - self._first
+
+    def _moved(self, held: Array | None, new: Array) -> Array:
+        n, kept = new.shape[-2], self._end - self._first
         if held is None:
             return namespace(new).empty((*new.shape[:-2], max(n, self._capacity), new.shape[-1]), new.dtype)
         capacity = held.shape[-2]
-        if self._end + n <= capacity:
-            return held
-        if 2 * (kept + n) <= capacity:  # then it is moved at most once in as many positions as are kept
-            held[..., :kept, :] = held[..., start : start + kept, :]
-            return held
-        grown: Array = namespace(new).empty((*new.shape[:-2], max(2 * (kept + n), capacity), new.shape[-1]), new.dtype)
-        grown[..., :kept, :] = held[..., start : start + kept, :]
-        return grown
+        to = held
+        if 2 * (kept + n) > capacity:  # else it is moved at most once in as many positions as are kept
+            to = namespace(new).empty((*new.shape[:-2], max(2 * (kept + n), capacity), new.shape[-1]), new.dtype)
+        to[..., :kept, :] = held[..., self._first : self._end, :]
+        return to

@@ -137,10 +137,11 @@ def stream(
     tokens = np.empty((rows, end + max_new_tokens), np.int64)
     tokens[:, :end] = prompts
     real = np.ones(tokens.shape, bool)
-    seen = np.zeros((rows, vocab_size), bool)
     if mask is not None:
         real[:, :end] = mask
-    if options.repetition_penalty != 1.0:
+    penalty = options.repetition_penalty
+    seen = np.zeros((rows, vocab_size if penalty != 1.0 else 0), bool)
+    if penalty != 1.0:
         for row, ids in enumerate(prompts):
             seen[row, ids[real[row, :end]]] = True
     live = np.arange(rows)  # which of the sequences go on
@@ -149,24 +150,27 @@ def stream(
         if position - start > context:
             start += slide
             cache, read = model.new_cache(), start
-        window = real[:, start:position]
+        window = None if mask is None else real[:, start:position]
         first = read if options.use_cache else start
         logits = model.infer(
             tokens[:, first:position],
-            mask=None if window.all() else window,
+            mask=None if window is None or window.all() else window,
             cache=cache if options.use_cache else None,
             last=True,
         )
         logits = on_host(logits)[:, -1]
         read = position
-        if options.repetition_penalty != 1.0:
-            logits = penalised(logits, seen, options.repetition_penalty)
+        if penalty != 1.0:
+            logits = penalised(logits, seen, penalty)
         drawn = sample(logits, rng, options.temperature, options.top_k, options.top_p)
         tokens[:, position] = drawn
-        seen[np.arange(len(live)), drawn] = True
+        if penalty != 1.0:
+            seen[np.arange(len(live)), drawn] = True
         result = np.full(rows, -1, np.int64)
         result[live] = drawn
         yield result
+        if stop.size == 0:
+            continue
         going = np.flatnonzero(~np.isin(drawn, stop))
         if going.size == 0:
             return

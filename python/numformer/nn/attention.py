@@ -164,6 +164,8 @@ class MultiHeadAttention(Module):
 
     def _check(self, x: Array, cu_seqlens: Array | None, **unpacked: object) -> Starts:
         """Check the input of a call; return where its queries and keys begin."""
+        if cu_seqlens is None and x.ndim == 3 and x.shape[2] == self.heads * self.size:
+            return None
         check("MultiHeadAttention", "x", x, self.heads * self.size, cu_seqlens, positions="positions", rows=True)
         check_unused("MultiHeadAttention", cu_seqlens, **unpacked)
         return None if cu_seqlens is None else (cu_seqlens, cu_seqlens)

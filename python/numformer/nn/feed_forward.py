@@ -95,9 +95,9 @@ class FeedForward(Module):
 
     def infer(self, x: Array, *, residual: Array | None = None) -> Array:
         """Return y; of a long x piece by piece, so that the inner rows of all are never in memory."""
-        rows = x.reshape(-1, x.shape[-1])
-        if len(rows) < 2 * _PIECE:
+        if x.size < 2 * _PIECE * x.shape[-1]:
             return self.outer.infer(self.inner.infer(x), residual=residual)
+        rows = x.reshape(-1, x.shape[-1])
         ends = np.arange(len(rows) // _PIECE) * _PIECE  # the last piece has up to 2 * _PIECE - 1 rows
         y = empty((len(rows), self.outer.outputs), x.dtype, like=x)
         more = None if residual is None else residual.reshape(y.shape)

@@ -125,7 +125,7 @@ class Linear(Module):
     ) -> Array:
         """Return y, in `dtype` where that is given, written into `out` where that is; nothing is kept."""
         bias = None if self.bias is None else self.bias.read(x.dtype)
-        weight = self.packed or self._matrix(x.dtype)
+        weight = self.weight.packed(transposed=self.transposed) or self._matrix(x.dtype)
         return ops.matmul(x, weight, bias=bias, activation=self.activation, residual=residual, dtype=dtype, out=out)
 
     def pack(self, dtype: DTypeLike | None = None) -> None:

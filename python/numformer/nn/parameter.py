@@ -114,7 +114,9 @@ class Parameter:
         Where either is a 16-bit float (mixed precision) matrices are rounded to `dtype`; vectors, which are biases and
         weights of norms, stay as they are: kernels take float32 ones beside 16 bits.
         """
-        value = self.value
+        value = self._value
+        if value is None:
+            value = self.value
         if value.dtype == dtype or 2 not in (dtype.itemsize, value.itemsize):
             return value
         if value.ndim < 2 and value.dtype == np.float32:
