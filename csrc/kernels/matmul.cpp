@@ -134,6 +134,29 @@ void multiply_block(const Plan<E, T> &plan, const E *packed_a, const E *packed_b
                     : partial   ? partial + i * partial_row + j
                                 : nullptr;
             const int64_t to_row = plan.direct ? args.out_row : partial_row;
+            if constexpr (kManyRegisters && !kByMatrices<E>)
+                if (whole && tile_rows == kRows) {
+                    const RowsOfLayout<E, Layout> of_a{a};
+                    const RowsInMemory sums{to, to_row * int64_t(sizeof(A))};
+                    if (plan.direct || !last) {
+                        multiply_rows<E, kTileRows, kTileVectors>(
+                            steps, of_a, b, NR, to, to_row, add ? Store::add : Store::write, fetch_rows(steps, sums));
+                        continue;
+                    }
+                    const RowsInMemory out = output_from(args, plan.product, i0 + i, j0 + j);
+                    const RowsInMemory residual = residual_from(args, plan.product, i0 + i, j0 + j);
+                    const RowsInMemory more = residual.first ? residual : sums;
+                    if (more.first)
+                        multiply_rows<E, kTileRows, kTileVectors>(steps, of_a, b, NR, tile, NR, Store::write,
+                                                                  fetch_rows(steps, out, more));
+                    else
+                        multiply_rows<E, kTileRows, kTileVectors>(steps, of_a, b, NR, tile, NR, Store::write,
+                                                                  fetch_rows(steps, out));
+                    if (add)
+                        put(to, to_row, tile_rows, tile_columns, tile, NR, true);
+                    finish<A, T>(args, plan.product, plan.bias, tile, NR, i0 + i, tile_rows, j0 + j, tile_columns);
+                    continue;
+                }
             if (whole && (plan.direct || !last)) {
                 multiply(steps, a, b, NR, to, to_row, add ? Store::add : Store::write);
                 continue;
@@ -298,7 +321,6 @@ bool multiply_many(const MatmulArgs &args, const Product<T> &product, const B &b
 // Two cases read rows of B side by side instead, as long streams: a single row of A has so few sums that 12 rows of B
 // pay (but for pairs, whose two rows of B are put together first: they walk), and of 16 registers too few would be left
 // for columns.
-constexpr bool kManyRegisters = kTileRows > 6; // 32
 // Vectors of columns whose sums stay in registers, with their columns of B and an element of A.
 constexpr int kMostVectors = 8;
 constexpr int vectors_at_once(int rows) {

@@ -87,6 +87,19 @@ void fetch_output(const MatmulArgs &args, const Product<T> &product, int64_t i0,
     }
 }
 
+// The output, and the residual (null where there is none), from row i and column j on.
+template <class T>
+NF_INLINE RowsInMemory output_from(const MatmulArgs &args, const Product<T> &product, int64_t i, int64_t j) {
+    const int64_t size = kItemSize[static_cast<int>(args.out_type)];
+    return {product.out + (i * args.out_row + j) * size, args.out_row * size};
+}
+template <class T>
+NF_INLINE RowsInMemory residual_from(const MatmulArgs &args, const Product<T> &product, int64_t i, int64_t j) {
+    const int64_t size = kItemSize[static_cast<int>(args.out_type)];
+    return {product.residual ? product.residual + (i * args.residual_row + j) * size : nullptr,
+            args.residual_row * size};
+}
+
 // to (rows x columns) = or += sums.
 template <class A>
 void put(const A *sums, int64_t sums_row, int64_t rows, int64_t columns, A *to, int64_t to_row, bool add) {

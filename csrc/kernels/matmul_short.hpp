@@ -33,18 +33,27 @@ template <class T> NF_INLINE bool has_short_depth(const MatmulArgs &args, int64_
                (args.m > few_rows && args.k * args.n * int64_t(sizeof(T)) <= runtime::second_level_cache() / 2);
 }
 
+// The output of a product of this size and more is fetched while a tile is multiplied. That of smaller ones is small
+// beside A and B, or the hardware sees where it goes on: there the instructions would cost more (2% at 32 x 32).
+constexpr int64_t kFarOutputBytes = 128 << 10;
+
 // multiply_tile (tile.hpp) of an A with strides that are not known before.
-template <class A, int ROWS, int VECTORS>
+template <class A, int ROWS, int VECTORS, bool FETCHES>
 static void multiply_tile_in_place(int64_t depth, const A *a, int64_t a_row, int64_t a_col, const A *b, int64_t b_row,
                                    A *c, int64_t c_row, Store mode) {
-    multiply_rows<A, ROWS, VECTORS>(depth, RowsWithStrides<A, ROWS>(a, a_row, a_col), b, b_row, c, c_row, mode);
+    const RowsWithStrides<A, ROWS> rows(a, a_row, a_col);
+    if constexpr (FETCHES)
+        multiply_rows<A, ROWS, VECTORS>(depth, rows, b, b_row, c, c_row, mode,
+                                        fetch_rows(depth, RowsInMemory{c, c_row * int64_t(sizeof(A))}));
+    else
+        multiply_rows<A, ROWS, VECTORS>(depth, rows, b, b_row, c, c_row, mode);
 }
 
 template <class A>
 using TileInPlace = void (*)(int64_t depth, const A *a, int64_t a_row, int64_t a_col, const A *b, int64_t b_row, A *c,
                              int64_t c_row, Store mode);
-template <class A, int VECTORS> NF_INLINE TileInPlace<A> tile_in_place_of_rows(int64_t rows) {
-#define NF_TILE(r) multiply_tile_in_place<A, (r <= kTileRows ? r : 1), VECTORS>
+template <class A, int VECTORS, bool FETCHES> NF_INLINE TileInPlace<A> tile_in_place_of_rows(int64_t rows) {
+#define NF_TILE(r) multiply_tile_in_place<A, (r <= kTileRows ? r : 1), VECTORS, FETCHES && (r > kTileRows / 2)>
     static constexpr TileInPlace<A> table[] = {
         NF_TILE(1), NF_TILE(2), NF_TILE(3),  NF_TILE(4),  NF_TILE(5),  NF_TILE(6),  NF_TILE(7),
         NF_TILE(8), NF_TILE(9), NF_TILE(10), NF_TILE(11), NF_TILE(12), NF_TILE(13), NF_TILE(14),
@@ -74,6 +83,7 @@ void multiply_strips(const Plan<A, A> &plan, int64_t i0, int64_t rows, int64_t j
         pack_panel<A, A>(depth, smaller(NR, columns - p * NR), b + p * NR * args.b_col, args.b_row, args.b_col,
                          packed + (p - in_place) * panel);
     alignas(kVectorBytes) A tile[kTileRows * NR];
+    const bool far = args.m * args.n * int64_t(sizeof(A)) >= kFarOutputBytes;
     // Equal strips: a tile of a last few rows would wait for its own sums.
     const int64_t strips = ceil_div(rows, kTileRows), least = rows / strips, longer = rows % strips;
     for (int64_t strip = 0, i = 0, tile_rows; strip < strips; ++strip, i += tile_rows) {
@@ -82,9 +92,10 @@ void multiply_strips(const Plan<A, A> &plan, int64_t i0, int64_t rows, int64_t j
             const int64_t j = p * NR, width = smaller(NR, columns - j);
             const bool there = p < in_place;
             const A *of_b = there ? b + j : packed + (p - in_place) * panel;
-            const auto multiply = width <= kLanes<A> ? tile_in_place_of_rows<A, 1>(tile_rows)
-                                                     : tile_in_place_of_rows<A, kTileVectors>(tile_rows);
             const bool direct = plan.direct && width == NR;
+            const auto multiply = width <= kLanes<A> ? tile_in_place_of_rows<A, 1, false>(tile_rows)
+                                  : direct && far    ? tile_in_place_of_rows<A, kTileVectors, kManyRegisters>(tile_rows)
+                                                     : tile_in_place_of_rows<A, kTileVectors, false>(tile_rows);
             A *out = reinterpret_cast<A *>(plan.product.out) + (i0 + i) * args.out_row + j0 + j;
             multiply(depth, a + i * args.a_row, args.a_row, args.a_col, of_b, there ? args.b_row : NR,
                      direct ? out : tile, direct ? args.out_row : NR,

@@ -224,7 +224,7 @@ static void multiply_panels(int64_t depth, const E *a, const S *units, int64_t p
 // are less, and one of the others.
 constexpr int kMostPanels = 4;
 constexpr int panels_at_once(int rows) {
-    constexpr int kRegisters = kTileRows > 6 ? 32 : 16;
+    constexpr int kRegisters = kManyRegisters ? 32 : 16;
     for (int panels = kMostPanels; panels > 1; --panels) {
         const int vectors = panels * kTileVectors;
         if (rows * vectors + (rows < vectors ? rows : vectors) + 1 <= kRegisters)

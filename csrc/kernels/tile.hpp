@@ -26,6 +26,7 @@ constexpr int kTileRows = 14;
 #else
 constexpr int kTileRows = 6;
 #endif
+constexpr bool kManyRegisters = kTileRows > 6; // 32
 constexpr int kTileVectors = 2;
 template <class A> constexpr int kTileColumns = kTileVectors * kLanes<A>;
 
@@ -97,10 +98,40 @@ template <class E, int ROWS> struct RowsWithStrides {
     }
 };
 
+// What a tile fetches into the first-level cache with each step of its depth. Nothing; or rows and columns of COUNT
+// arrays, as many as a whole tile has, for it or what follows it: an eighth of a row with each step, or every few of
+// them. All at once the lines, 28 an array, would keep those of B from coming.
+struct FetchNothing {
+    inline void next() {}
+};
+struct RowsInMemory {
+    const void *first;
+    int64_t row_bytes;
+};
+template <int COUNT> struct FetchRows {                                      // the first array is going to be written
+    static constexpr int kFraction = 16, kEighths = 3;                       // bits of `at`
+    static constexpr int64_t kEighthBytes = kTileVectors * kVectorBytes / 7; // apart: the last one reaches the end
+    RowsInMemory rows[COUNT];
+    int64_t step, at = 0;
+    inline void next() {
+        const int64_t row = at >> (kFraction + kEighths), column = (at >> kFraction & 7) * kEighthBytes;
+#pragma GCC unroll 4
+        for (int i = 0; i < COUNT; ++i)
+            __builtin_prefetch(static_cast<const char *>(rows[i].first) + row * rows[i].row_bytes + column, i == 0);
+        at += step;
+    }
+};
+template <class... More>
+NF_INLINE FetchRows<1 + sizeof...(More)> fetch_rows(int64_t depth, RowsInMemory written, More... more) {
+    typedef FetchRows<1 + sizeof...(More)> Fetch;
+    return {{written, more...}, (int64_t(kTileRows) << (Fetch::kFraction + Fetch::kEighths)) / depth};
+}
+
 // c (ROWS x VECTORS * lanes, row stride c_row) = or += a @ b, where row k of b begins at b + k * b_row. E is the type
 // of operands.
-template <class E, int ROWS, int VECTORS, class Rows>
-NF_INLINE void multiply_rows(int64_t depth, Rows a, const E *b, int64_t b_row, Acc<E> *c, int64_t c_row, Store mode) {
+template <class E, int ROWS, int VECTORS, class Rows, class Fetch = FetchNothing>
+NF_INLINE void multiply_rows(int64_t depth, Rows a, const E *b, int64_t b_row, Acc<E> *c, int64_t c_row, Store mode,
+                             Fetch fetch = {}) {
     typedef Acc<E> A;
     Vec<A> sum[ROWS][VECTORS];
 #pragma GCC unroll 16
@@ -108,9 +139,10 @@ NF_INLINE void multiply_rows(int64_t depth, Rows a, const E *b, int64_t b_row, A
 #pragma GCC unroll 8
         for (int j = 0; j < VECTORS; ++j)
             sum[i][j] = Vec<A>{};
+    if constexpr (std::is_same_v<Fetch, FetchNothing>)
 #pragma GCC unroll 16
-    for (int i = 0; i < ROWS; ++i)
-        __builtin_prefetch(c + i * c_row, 1);
+        for (int i = 0; i < ROWS; ++i)
+            __builtin_prefetch(c + i * c_row, 1);
     for (int64_t k = 0; k < depth; ++k) {
         Vec<E> column[VECTORS];
 #pragma GCC unroll 8
@@ -125,6 +157,7 @@ NF_INLINE void multiply_rows(int64_t depth, Rows a, const E *b, int64_t b_row, A
         }
         a.next();
         b += b_row;
+        fetch.next();
     }
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i)
