@@ -107,6 +107,10 @@ def test_cache_says_what_is_wrong():
     for bad in (x[:1], x[..., :3], x.astype(np.float64)):
         with pytest.raises(ValueError, match="KVCache: it holds float32 of batch and heads"):
             cache.append(bad, bad)
+    for unknown in (np.ones((2, 3, 1, 4), np.complex64), np.ones((2, 3, 1, 4), ">f4")):
+        for arrays in ((unknown, x), (x, unknown)):
+            with pytest.raises(TypeError, match=r"KVCache: [kv] must have dtype float32"):
+                cache.append(*arrays)
     with pytest.raises(ValueError, match="KVCache: k and v must have shapes"):
         cache.append(x, x[:, :, :0])
     assert cache.length == 1
