@@ -11,6 +11,9 @@ constexpr size_t kAlignment = 64;
 
 // Null when the system has no more memory (cached blocks are given back first). size 0 gives a valid pointer.
 void *allocate(size_t bytes) noexcept;
+// For what is kept long and read often, weights: blocks of some size lie side by side, so that all of them are in huge
+// pages (on a Zen 4 one thread reads 1.25 times as much in the same time), and are not kept for reuse.
+void *allocate_together(size_t bytes) noexcept;
 void release(void *pointer) noexcept;
 
 struct Statistics {

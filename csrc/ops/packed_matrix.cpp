@@ -19,7 +19,7 @@ PackedMatrix::PackedMatrix(const View &b, Stored stored) : stored_(stored) {
     int64_t item, units;
     runtime::kernels().size_of_packed(stored, k_, n_, item, panel_, units);
     bytes_ = item * units + (stored == Stored::i8 ? 4 * n_ : 0);
-    panels_.reset(pool::allocate(static_cast<size_t>(item * units)));
+    panels_.reset(pool::allocate_together(static_cast<size_t>(item * units)));
     if (stored == Stored::i8)
         column_scale_.reset(static_cast<float *>(pool::allocate(static_cast<size_t>(4 * n_))));
     if (!panels_ || (stored == Stored::i8 && !column_scale_))

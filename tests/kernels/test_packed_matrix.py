@@ -130,6 +130,22 @@ def test_memory_is_given_back(rng):
     assert nf.info()["pool"]["bytes_in_use"] == before
 
 
+def test_matrices_side_by_side_in_memory(rng):
+    # 1.4 MB each, so they share pieces of memory, and need more than one.
+    arrays, x = [normal(rng, 512, 700) for _ in range(40)], normal(rng, 3, 512)
+    before = nf.info()["pool"]["bytes_in_use"]
+    packed = [nf.PackedMatrix(b) for b in arrays]
+    want = [nf.matmul(x, matrix) for matrix in packed]
+    assert nf.info()["pool"]["bytes_in_use"] - before >= sum(matrix.nbytes for matrix in packed)
+    for i in range(0, 40, 2):
+        packed[i] = None
+    packed[20:40:2] = [nf.PackedMatrix(b) for b in arrays[20:40:2]]
+    for i in (*range(1, 40, 2), *range(20, 40, 2)):
+        assert same(nf.matmul(x, packed[i]), want[i]), f"matrix {i}"
+    del packed
+    assert nf.info()["pool"]["bytes_in_use"] == before
+
+
 def test_bad_calls(rng):
     b = normal(rng, 4, 5)
     with pytest.raises(TypeError, match="PackedMatrix: b must be"):
