@@ -123,31 +123,31 @@ NF_INLINE void attend_strip(const AttentionArgs &args, const Head<E, T> &head, c
         add_relative(args, work.q_relative + strip,
                      head.relative + scoring.head % (args.heads / args.kv_heads) * relative_panels_size<A>(args), query,
                      rows, first, width, work.band, work.scores, kRowStride);
-    const bool kept = all_kept(scoring, query, rows, first, width);
+    prepare_scores(scoring, query, rows, first, width, work.scores);
     Probability<E> *const p = reinterpret_cast<Probability<E> *>(work.p);
+    A factors[kStripRows<E>];
+    if (args.dropout.limit) {
+        softmax_rows<A, false>(work.scores, rows, full_width, scoring.unit(), maximum, sum, work.scores, kRowStride,
+                               factors);
+        drop_probabilities(scoring, query, rows, first, width, work.scores, p, kOfRow);
+    } else if (scoring.plain && !kPairs<E>) {
+        softmax_rows<A, true>(work.scores, rows, full_width, A(1), maximum, sum, p, kOfRow, factors);
+    } else {
+        softmax_rows<A, false>(work.scores, rows, full_width, scoring.unit(), maximum, sum, p, kOfRow, factors);
+    }
     for (int64_t i = 0; i < rows; ++i) {
-        A *row = work.scores + i * kRowStride;
-        Probability<E> *p_row = p + i * kOfRow;
-        const int64_t row_query = query + i;
-        A factor;
-        if (scoring.plain) {
-            if (!kept || width != full_width)
-                mask_scores(scoring, row_query, first, width, full_width, row);
-            factor = softmax_row<A, !kPairs<E>>(row, full_width, scoring.unit(), maximum[i], sum[i], p_row);
-        } else {
-            factor = softmax_changed(scoring, row_query, first, width, row, maximum[i], sum[i], p_row);
-        }
         if (kByMatrices<E> && full_width % (2 * kLanes<A>) != 0) // whole registers of pairs
-            store_probabilities(p_row + full_width, Vec<A>{});
-        if (factor != 1) {
+            store_probabilities(p + i * kOfRow + full_width, Vec<A>{});
+        if (factors[i] != 1) {
             A *o_of_row = o + i * o_row;
             for (int64_t d = 0; d < o_row; d += kLanes<A>)
-                store(o_of_row + d, load(o_of_row + d) * factor);
+                store(o_of_row + d, load(o_of_row + d) * factors[i]);
         }
     }
     // A pair reaches a key further where their number is odd.
     const bool reaches_others = kPairs<E> && width % 2 != 0 && last < args.keys;
-    if (head.values_finite[first / kBlockKeys] != 0 || (kept && !scoring.bias && !reaches_others))
+    if (head.values_finite[first / kBlockKeys] != 0 ||
+        (!scoring.bias && !reaches_others && all_kept(scoring, query, rows, first, width)))
         multiply_strip<E, InRows<kProbabilityStride<E>>>(width, rows, args.value_dim, work.p, head.values, first, o,
                                                          o_row, Store::add);
     else
