@@ -92,13 +92,16 @@ class Ahead {
         int64_t count, bytes, row_bytes; // of a row, from row to row
         int64_t lines_of_row() const { return ceil_div(bytes, runtime::kLineBytes); }
     };
-    Rows parts[3];
+    static constexpr int kMost = 4; // what comes when so many wait is left out
+    Rows parts[kMost];
     int count = 0, part = 0;
     int64_t line = 0; // of this part
 
   public:
     template <class T> void add(const T *first, int64_t rows, int64_t width, int64_t row) {
-        if (rows * width > 0)
+        if (part == count)
+            part = count = 0;
+        if (rows * width > 0 && count < kMost)
             parts[count++] = {reinterpret_cast<const char *>(first), rows, width * int64_t(sizeof(T)),
                               row * int64_t(sizeof(T))};
     }
@@ -270,10 +273,16 @@ void attend_block(const AttentionArgs &args, const Head<E, T> &head, int64_t bat
         finish_row(scoring, work.o + i * o_row, maximum[i], sum[i], out + i * args.out.row, lse + i);
 }
 
-// Bytes of keys and values up to which those of the next head are fetched while this one is computed: beside what this
-// one is packed into and its blocks, in the second-level cache.
-NF_INLINE bool fetches_head(const AttentionArgs &args, int64_t item) {
-    return args.keys * (args.dim + args.value_dim) * item <= runtime::second_level_cache() / 3;
+// Blocks of queries before the end of a head from which on the first ones, the keys and the values of the next head are
+// fetched: as many as have tiles for all these lines. None where they would push this head's out of the second-level
+// cache.
+template <class E, class T> int64_t blocks_to_fetch_head(const AttentionArgs &args) {
+    const int64_t bytes = args.keys * (args.dim + args.value_dim) * int64_t(sizeof(T));
+    if (bytes > runtime::second_level_cache() / 3)
+        return 0;
+    const int64_t lines = (bytes + kQueries<E> * args.dim * int64_t(sizeof(T))) / runtime::kLineBytes;
+    const int64_t steps = args.keys * (args.dim + args.value_dim) / (kTileColumns<E> * kElements<E>);
+    return 1 + ceil_div(lines, larger(1, kStripsOfBlock * steps)); // the last block may be short
 }
 
 // Blocks [first, last) of queries, counted over the heads that share the keys. `next`: the head that comes after them,
@@ -282,23 +291,22 @@ template <class E, class T>
 void attend_head(const KvHead &of, const Head<E, T> &head, int64_t first, int64_t last, const Workspace<E> &work,
                  const KvHead *next) {
     const int64_t blocks = ceil_div(of.args->queries, kQueries<E>);
-    auto fetch_queries = [](Ahead &ahead, const KvHead &from, int64_t head_index, int64_t query0) {
+    auto head_of_task = [&](int64_t task) { return of.head * of.group + task / blocks; };
+    Ahead ahead;
+    auto fetch_queries = [&](const KvHead &from, int64_t head_index, int64_t query0) {
         const AttentionArgs &args = *from.args;
         ahead.add(head_of<T>(args.q, from.batch, head_index) + query0 * args.q.row,
                   smaller(kQueries<E>, args.queries - query0), args.dim, args.q.row);
     };
-    auto head_of_task = [&](int64_t task) { return of.head * of.group + task / blocks; };
+    const int64_t fetch_head = next ? larger(first, last - blocks_to_fetch_head<E, T>(*next->args)) : last;
     for (int64_t task = first; task < last; ++task) {
-        Ahead ahead;
-        if (task + 1 < last) {
-            fetch_queries(ahead, of, head_of_task(task + 1), (task + 1) % blocks * kQueries<E>);
-        } else if (next && !has_few_queries(*next->args)) {
+        if (task + 1 < last)
+            fetch_queries(of, head_of_task(task + 1), (task + 1) % blocks * kQueries<E>);
+        if (task == fetch_head) {
             const AttentionArgs &args = *next->args;
-            if (fetches_head(args, sizeof(T))) {
-                ahead.add(head_of<T>(args.k, next->batch, next->head), args.keys, args.dim, args.k.row);
-                ahead.add(head_of<T>(args.v, next->batch, next->head), args.keys, args.value_dim, args.v.row);
-            }
-            fetch_queries(ahead, *next, next->head * next->group, 0);
+            ahead.add(head_of<T>(args.k, next->batch, next->head), args.keys, args.dim, args.k.row);
+            ahead.add(head_of<T>(args.v, next->batch, next->head), args.keys, args.value_dim, args.v.row);
+            fetch_queries(*next, next->head * next->group, 0);
         }
         attend_block<E, T>(*of.args, head, of.batch, head_of_task(task), task % blocks * kQueries<E>, work, ahead);
     }
@@ -396,7 +404,8 @@ template <class E, class T> bool attention_of(const Sequences &all) {
             const KvHead next = find_kv_head(all, smaller(next_kv, kv_heads - 1));
             const Head<E, T> head = pack_head<E, T>(of, memory.data);
             attend_head<E, T>(of, head, 0, of.group * ceil_div(of.args->queries, kQueries<E>),
-                              Workspace<E>(*of.args, memory.data + packed), next_kv < kv_heads ? &next : nullptr);
+                              Workspace<E>(*of.args, memory.data + packed),
+                              next_kv < kv_heads && !has_few_queries(*next.args) ? &next : nullptr);
         }
     });
     return !failure.happened;
