@@ -92,7 +92,7 @@ class Ahead {
         int64_t count, bytes, row_bytes; // of a row, from row to row
         int64_t lines_of_row() const { return ceil_div(bytes, runtime::kLineBytes); }
     };
-    static constexpr int kMost = 4; // what comes when so many wait is left out
+    static constexpr int kMost = 6; // what comes when so many wait is left out
     Rows parts[kMost];
     int count = 0, part = 0;
     int64_t line = 0; // of this part
@@ -298,8 +298,14 @@ void attend_head(const KvHead &of, const Head<E, T> &head, int64_t first, int64_
         ahead.add(head_of<T>(args.q, from.batch, head_index) + query0 * args.q.row,
                   smaller(kQueries<E>, args.queries - query0), args.dim, args.q.row);
     };
+    auto fetch_output = [&](int64_t head_index, int64_t query0) {
+        const AttentionArgs &args = *of.args;
+        ahead.add(head_of<T>(args.out, of.batch, head_index) + query0 * args.out.row,
+                  smaller(kQueries<E>, args.queries - query0), args.value_dim, args.out.row);
+    };
     const int64_t fetch_head = next ? larger(first, last - blocks_to_fetch_head<E, T>(*next->args)) : last;
     for (int64_t task = first; task < last; ++task) {
+        fetch_output(head_of_task(task), task % blocks * kQueries<E>);
         if (task + 1 < last)
             fetch_queries(of, head_of_task(task + 1), (task + 1) % blocks * kQueries<E>);
         if (task == fetch_head) {
