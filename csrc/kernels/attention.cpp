@@ -16,6 +16,7 @@
 // is everywhere.
 #include "kernels/attention_decode.hpp"
 #include "kernels/attention_relative.hpp"
+#include "runtime/caches.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
 namespace {
@@ -72,6 +73,69 @@ template <class E, class T> Head<E, T> pack_head(const KvHead &of, Acc<E> *memor
     return head;
 }
 
+// Rows of arrays that the thread is going to read after a few strips, as the next head's. Tiles fetch them into the
+// second-level cache, a line with each step: packing, which has little to compute, would wait for memory.
+struct FetchLines {
+    const char *at, *end;       // of the row
+    int64_t to_next, row_bytes; // from the end of a row to the next row
+    inline void next() {
+        __builtin_prefetch(at, 0, 2);
+        at += runtime::kLineBytes;
+        const bool behind = at == end;
+        at += behind ? to_next : 0;
+        end += behind ? row_bytes : 0;
+    }
+};
+class Ahead {
+    struct Rows {
+        const char *first;
+        int64_t count, bytes, row_bytes; // of a row, from row to row
+        int64_t lines_of_row() const { return ceil_div(bytes, runtime::kLineBytes); }
+    };
+    static constexpr int kMost = 6; // what comes when so many wait is left out
+    Rows parts[kMost];
+    int count = 0, part = 0;
+    int64_t line = 0; // of this part
+
+  public:
+    template <class T> void add(const T *first, int64_t rows, int64_t width, int64_t row) {
+        if (part == count)
+            part = count = 0;
+        if (rows * width > 0 && count < kMost)
+            parts[count++] = {reinterpret_cast<const char *>(first), rows, width * int64_t(sizeof(T)),
+                              row * int64_t(sizeof(T))};
+    }
+    bool any() const { return part < count; }
+    // The next `steps` lines, or a few behind the last row. There must be any.
+    FetchLines take(int64_t steps) {
+        const Rows &rows = parts[part];
+        const int64_t of_row = rows.lines_of_row(), row = line / of_row, bytes = of_row * runtime::kLineBytes;
+        const char *begin = rows.first + row * rows.row_bytes;
+        const FetchLines lines{begin + line % of_row * runtime::kLineBytes, begin + bytes, rows.row_bytes - bytes,
+                               rows.row_bytes};
+        line += steps;
+        if (line + steps / 2 >= rows.count * of_row) {
+            ++part;
+            line = 0;
+        }
+        return lines;
+    }
+};
+template <class E, class Layout>
+static void multiply_and_fetch(int64_t depth, const E *a, const E *b, int64_t b_row, Acc<E> *c, int64_t c_row,
+                               Store mode, FetchLines lines) {
+    multiply_rows<E, kTileRows, kTileVectors>(depth, RowsOfLayout<E, Layout>{a}, b, b_row, c, c_row, mode, lines);
+}
+// A tile of rows x columns, or as many columns as one has.
+template <class E, class Layout>
+NF_INLINE void multiply_ahead(Ahead &ahead, int64_t steps, int64_t rows, int64_t columns, const E *a, const E *b,
+                              int64_t b_row, Acc<E> *c, int64_t c_row, Store mode) {
+    if constexpr (kManyRegisters && !kByMatrices<E>)
+        if (rows == kTileRows && columns > kLanes<E> && ahead.any())
+            return multiply_and_fetch<E, Layout>(steps, a, b, b_row, c, c_row, mode, ahead.take(steps));
+    tile_for<E, Layout>(rows, columns)(steps, a, b, b_row, c, c_row, mode);
+}
+
 // Step 3 where a partly masked strip meets a value that is not finite: 0 x NaN is NaN, so masked pairs are left out one
 // by one.
 template <class E, class T>
@@ -112,44 +176,47 @@ template <class E> struct Workspace {
 template <class E, class T>
 NF_INLINE void attend_strip(const AttentionArgs &args, const Head<E, T> &head, const Scoring<Acc<E>, T> &scoring,
                             int64_t query, int64_t rows, int64_t first, int64_t last, int64_t strip,
-                            const Workspace<E> &work, Acc<E> *o, int64_t o_row, Acc<E> *maximum, Acc<E> *sum) {
+                            const Workspace<E> &work, Acc<E> *o, int64_t o_row, Acc<E> *maximum, Acc<E> *sum,
+                            Ahead &ahead) {
     typedef Acc<E> A;
     constexpr int64_t NR = kTileColumns<E>, kOfRow = kProbabilityStride<E> * kElements<E>;
     const int64_t width = last - first, full_width = round_up(width, kLanes<A>), steps = steps_of<E>(args.dim);
     for (int64_t j = 0; j < width; j += NR)
-        tile_for<E, Strip<E>>(rows, width - j)(steps, work.q + strip, head.keys + (first + j) * steps, NR,
-                                               work.scores + j, kRowStride, Store::write);
+        multiply_ahead<E, Strip<E>>(ahead, steps, rows, width - j, work.q + strip, head.keys + (first + j) * steps, NR,
+                                    work.scores + j, kRowStride, Store::write);
     if (args.relative.r)
         add_relative(args, work.q_relative + strip,
                      head.relative + scoring.head % (args.heads / args.kv_heads) * relative_panels_size<A>(args), query,
                      rows, first, width, work.band, work.scores, kRowStride);
-    const bool kept = all_kept(scoring, query, rows, first, width);
+    prepare_scores(scoring, query, rows, first, width, work.scores);
     Probability<E> *const p = reinterpret_cast<Probability<E> *>(work.p);
+    A factors[kStripRows<E>];
+    if (args.dropout.limit) {
+        softmax_rows<A, false>(work.scores, rows, full_width, scoring.unit(), maximum, sum, work.scores, kRowStride,
+                               factors);
+        drop_probabilities(scoring, query, rows, first, width, work.scores, p, kOfRow);
+    } else if (scoring.plain && !kPairs<E>) {
+        softmax_rows<A, true>(work.scores, rows, full_width, A(1), maximum, sum, p, kOfRow, factors);
+    } else {
+        softmax_rows<A, false>(work.scores, rows, full_width, scoring.unit(), maximum, sum, p, kOfRow, factors);
+    }
     for (int64_t i = 0; i < rows; ++i) {
-        A *row = work.scores + i * kRowStride;
-        Probability<E> *p_row = p + i * kOfRow;
-        const int64_t row_query = query + i;
-        A factor;
-        if (scoring.plain) {
-            if (!kept || width != full_width)
-                mask_scores(scoring, row_query, first, width, full_width, row);
-            factor = softmax_row<A, !kPairs<E>>(row, full_width, scoring.unit(), maximum[i], sum[i], p_row);
-        } else {
-            factor = softmax_changed(scoring, row_query, first, width, row, maximum[i], sum[i], p_row);
-        }
         if (kByMatrices<E> && full_width % (2 * kLanes<A>) != 0) // whole registers of pairs
-            store_probabilities(p_row + full_width, Vec<A>{});
-        if (factor != 1) {
+            store_probabilities(p + i * kOfRow + full_width, Vec<A>{});
+        if (factors[i] != 1) {
             A *o_of_row = o + i * o_row;
             for (int64_t d = 0; d < o_row; d += kLanes<A>)
-                store(o_of_row + d, load(o_of_row + d) * factor);
+                store(o_of_row + d, load(o_of_row + d) * factors[i]);
         }
     }
     // A pair reaches a key further where their number is odd.
     const bool reaches_others = kPairs<E> && width % 2 != 0 && last < args.keys;
-    if (head.values_finite[first / kBlockKeys] != 0 || (kept && !scoring.bias && !reaches_others))
-        multiply_strip<E, InRows<kProbabilityStride<E>>>(width, rows, args.value_dim, work.p, head.values, first, o,
-                                                         o_row, Store::add);
+    if (head.values_finite[first / kBlockKeys] != 0 ||
+        (!scoring.bias && !reaches_others && all_kept(scoring, query, rows, first, width)))
+        for (int64_t j = 0; j < args.value_dim; j += NR)
+            multiply_ahead<E, InRows<kProbabilityStride<E>>>(ahead, steps_of<E>(width), rows, args.value_dim - j,
+                                                             work.p, head.values.at(first, j), head.values.row, o + j,
+                                                             o_row, Store::add);
     else
         add_values_selecting<E, T>(scoring, head, p, kOfRow, query, rows, first, width, o, o_row);
 }
@@ -157,7 +224,7 @@ NF_INLINE void attend_strip(const AttentionArgs &args, const Head<E, T> &head, c
 // Queries [query0, query0 + queries) of one head: at most kQueries.
 template <class E, class T>
 void attend_block(const AttentionArgs &args, const Head<E, T> &head, int64_t batch, int64_t head_index, int64_t query0,
-                  const Workspace<E> &work) {
+                  const Workspace<E> &work, Ahead &ahead) {
     typedef Acc<E> A;
     constexpr int64_t NR = kTileColumns<E>;
     [[maybe_unused]] const Registers<E> registers{};
@@ -196,7 +263,7 @@ void attend_block(const AttentionArgs &args, const Head<E, T> &head, int64_t bat
             KeyRange piece = next_keys(scoring, query, rows, block0, block_end);
             for (; piece.first < piece.last; piece = next_keys(scoring, query, rows, piece.last, block_end))
                 attend_strip(args, head, scoring, query, rows, piece.first, piece.last, strip, work,
-                             work.o + i0 * o_row, o_row, maximum + i0, sum + i0);
+                             work.o + i0 * o_row, o_row, maximum + i0, sum + i0, ahead);
         }
     }
 
@@ -206,13 +273,49 @@ void attend_block(const AttentionArgs &args, const Head<E, T> &head, int64_t bat
         finish_row(scoring, work.o + i * o_row, maximum[i], sum[i], out + i * args.out.row, lse + i);
 }
 
-// Blocks [first, last) of queries, counted over the heads that share the keys.
+// Blocks of queries before the end of a head from which on the first ones, the keys and the values of the next head are
+// fetched: as many as have tiles for all these lines. None where they would push this head's out of the second-level
+// cache.
+template <class E, class T> int64_t blocks_to_fetch_head(const AttentionArgs &args) {
+    const int64_t bytes = args.keys * (args.dim + args.value_dim) * int64_t(sizeof(T));
+    if (bytes > runtime::second_level_cache() / 3)
+        return 0;
+    const int64_t lines = (bytes + kQueries<E> * args.dim * int64_t(sizeof(T))) / runtime::kLineBytes;
+    const int64_t steps = args.keys * (args.dim + args.value_dim) / (kTileColumns<E> * kElements<E>);
+    return 1 + ceil_div(lines, larger(1, kStripsOfBlock * steps)); // the last block may be short
+}
+
+// Blocks [first, last) of queries, counted over the heads that share the keys. `next`: the head that comes after them,
+// or null.
 template <class E, class T>
-void attend_head(const KvHead &of, const Head<E, T> &head, int64_t first, int64_t last, const Workspace<E> &work) {
+void attend_head(const KvHead &of, const Head<E, T> &head, int64_t first, int64_t last, const Workspace<E> &work,
+                 const KvHead *next) {
     const int64_t blocks = ceil_div(of.args->queries, kQueries<E>);
-    for (int64_t task = first; task < last; ++task)
-        attend_block<E, T>(*of.args, head, of.batch, of.head * of.group + task / blocks, task % blocks * kQueries<E>,
-                           work);
+    auto head_of_task = [&](int64_t task) { return of.head * of.group + task / blocks; };
+    Ahead ahead;
+    auto fetch_queries = [&](const KvHead &from, int64_t head_index, int64_t query0) {
+        const AttentionArgs &args = *from.args;
+        ahead.add(head_of<T>(args.q, from.batch, head_index) + query0 * args.q.row,
+                  smaller(kQueries<E>, args.queries - query0), args.dim, args.q.row);
+    };
+    auto fetch_output = [&](int64_t head_index, int64_t query0) {
+        const AttentionArgs &args = *of.args;
+        ahead.add(head_of<T>(args.out, of.batch, head_index) + query0 * args.out.row,
+                  smaller(kQueries<E>, args.queries - query0), args.value_dim, args.out.row);
+    };
+    const int64_t fetch_head = next ? larger(first, last - blocks_to_fetch_head<E, T>(*next->args)) : last;
+    for (int64_t task = first; task < last; ++task) {
+        fetch_output(head_of_task(task), task % blocks * kQueries<E>);
+        if (task + 1 < last)
+            fetch_queries(of, head_of_task(task + 1), (task + 1) % blocks * kQueries<E>);
+        if (task == fetch_head) {
+            const AttentionArgs &args = *next->args;
+            ahead.add(head_of<T>(args.k, next->batch, next->head), args.keys, args.dim, args.k.row);
+            ahead.add(head_of<T>(args.v, next->batch, next->head), args.keys, args.value_dim, args.v.row);
+            fetch_queries(*next, next->head * next->group, 0);
+        }
+        attend_block<E, T>(*of.args, head, of.batch, head_of_task(task), task % blocks * kQueries<E>, work, ahead);
+    }
 }
 
 // Few heads: pack all, then divide the blocks of queries. Later blocks first: with a causal mask they are the longest.
@@ -262,7 +365,7 @@ template <class E, class T> bool attend_few(const Sequences &all, int64_t kv_hea
         if (!work)
             return failure.set();
         attend_head<E, T>(part.of, part.head, task - part.first_task, task - part.first_task + 1,
-                          Workspace<E>(*part.of.args, work.data));
+                          Workspace<E>(*part.of.args, work.data), nullptr);
     });
     return !failure.happened;
 }
@@ -294,16 +397,21 @@ template <class E, class T> bool attention_of(const Sequences &all) {
         Scratch<A> memory(packed + size);
         if (!memory)
             return failure.set();
-        for (int64_t kv = task * at_once; kv < smaller(kv_heads, (task + 1) * at_once); ++kv) {
+        const int64_t end = smaller(kv_heads, (task + 1) * at_once);
+        for (int64_t kv = task * at_once; kv < end; ++kv) {
             const KvHead of = find_kv_head(all, kv);
             if (has_few_queries(*of.args)) {
                 if (!decode_head<A, T>(of))
                     failure.set();
                 continue;
             }
+            // Other threads take the tasks between this one and the next.
+            const int64_t next_kv = kv + 1 < end ? kv + 1 : kv + 1 + (threads - 1) * at_once;
+            const KvHead next = find_kv_head(all, smaller(next_kv, kv_heads - 1));
             const Head<E, T> head = pack_head<E, T>(of, memory.data);
             attend_head<E, T>(of, head, 0, of.group * ceil_div(of.args->queries, kQueries<E>),
-                              Workspace<E>(*of.args, memory.data + packed));
+                              Workspace<E>(*of.args, memory.data + packed),
+                              next_kv < kv_heads && !has_few_queries(*next.args) ? &next : nullptr);
         }
     });
     return !failure.happened;

@@ -324,26 +324,37 @@ template <class A, class T> static void decode_chunk(const KvHead &of, int64_t c
             }
         });
     const int64_t full_width = round_up(width, kLanes<A>);
+    auto query_of = [&](int64_t r) { return r % args.queries; };
+    auto scoring_of = [&](int64_t r) { return Scoring<A, T>::of(args, of.batch, first_head + r / args.queries); };
     for (int64_t r = 0; r < rows; ++r) {
-        const int64_t query = r % args.queries, head = first_head + r / args.queries;
-        const Scoring<A, T> scoring = Scoring<A, T>::of(args, of.batch, head);
-        A *row = scores + r * kRowStride, maximum = kMinusInfinity<A>, sum = 0;
+        A *row = scores + r * kRowStride;
         if (relative.r) {
+            const int64_t head = first_head + r / args.queries;
             A *q_relative = q + rows * stride;
-            scale_query<A, T>(head_of<T>(args.q, of.batch, head) + query * args.q.row, args.dim,
+            scale_query<A, T>(head_of<T>(args.q, of.batch, head) + query_of(r) * args.q.row, args.dim,
                               relative.bias_v + head * args.dim, factor, spare, q_relative);
-            add_relative_row<A, T>(args, head, query, range, q_relative, row);
+            add_relative_row<A, T>(args, head, query_of(r), range, q_relative, row);
         }
-        if (scoring.plain) {
-            if (width != full_width || !all_kept(scoring, query, 1, range.first, width))
-                mask_scores(scoring, query, range.first, width, full_width, row);
-            softmax_row<A, true>(row, full_width, A(1), maximum, sum, row);
-        } else {
-            softmax_changed(scoring, query, range.first, width, row, maximum, sum, row);
-        }
-        partials[r * size + o_size] = maximum;
-        partials[r * size + o_size + 1] = sum;
+        prepare_scores(scoring_of(r), query_of(r), 1, range.first, width, row);
     }
+    for (int64_t r0 = 0; r0 < rows; r0 += kLanes<A>) {
+        const int64_t some = smaller(kLanes<A>, rows - r0);
+        A maximum[kLanes<A>], sum[kLanes<A>] = {}, factors[kLanes<A>], *first = scores + r0 * kRowStride;
+        for (A &of_row : maximum)
+            of_row = kMinusInfinity<A>;
+        if (args.plain)
+            softmax_rows<A, true>(first, some, full_width, A(1), maximum, sum, first, kRowStride, factors);
+        else
+            softmax_rows<A, false>(first, some, full_width, A(kLog2e), maximum, sum, first, kRowStride, factors);
+        for (int64_t r = r0; r < r0 + some; ++r) {
+            partials[r * size + o_size] = maximum[r - r0];
+            partials[r * size + o_size + 1] = sum[r - r0];
+        }
+    }
+    if (args.dropout.limit)
+        for (int64_t r = 0; r < rows; ++r)
+            drop_probabilities(scoring_of(r), query_of(r), 1, range.first, width, scores + r * kRowStride,
+                               scores + r * kRowStride, kRowStride);
     const T *v = head_of<T>(args.v, of.batch, of.head) + range.first * args.v.row;
     const int64_t part = width / kParts, rest = width - kParts * part;
     auto add = [&](int64_t first, auto parts, int64_t count) { // values first + t of each part, t < count

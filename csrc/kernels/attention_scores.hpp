@@ -265,19 +265,20 @@ NF_INLINE void mask_scores(const Scoring<A, T> &s, int64_t query, int64_t key0, 
     int64_t first = smaller(width, larger(0, range.first - key0)),
             last = larger(first, smaller(width, range.last - key0));
     auto hide = [&](int64_t begin, int64_t end) { // all but global keys
-        if (s.global && begin < end && s.any_global(key0 + begin, key0 + end)) {
+        if (s.global && begin < end && s.any_global(key0 + begin, key0 + smaller(width, end))) {
             for (int64_t j = begin; j < end; ++j)
-                if (!sees_global(s, query, key0 + j))
+                if (j >= width || !sees_global(s, query, key0 + j))
                     scores[j] = kMinusInfinity<A>;
-        } else {
-            for (int64_t j = begin; j < end; ++j)
-                scores[j] = kMinusInfinity<A>;
+            return;
+        }
+        for (int64_t j = begin / kLanes<A> * kLanes<A>; j < end; j += kLanes<A>) {
+            const Vec<A> at = __builtin_convertvector(iota<A>(), Vec<A>) + A(j);
+            const Vec<A> score = load(scores + j);
+            store(scores + j, at < A(begin) || at >= A(end) ? score : broadcast(kMinusInfinity<A>));
         }
     };
     hide(0, first);
-    hide(last, width);
-    for (int64_t j = width; j < full_width; ++j)
-        scores[j] = kMinusInfinity<A>;
+    hide(last, full_width);
     if (s.global) { // the mask below holds for all
         first = 0;
         last = width;

@@ -16,47 +16,77 @@ NF_INLINE void store_probabilities(double *to, Vec<double> p) { store(to, p); }
 NF_INLINE void store_probabilities(bf16 *to, Vec<float> p) { store_flushed(to, p); }
 #endif
 
-// Scores of a row become probabilities (relative to the running maximum). Returns the factor for what was
-// summed before. Differences of scores times `unit` are exponents of 2; kInLog2: it is 1.
-template <class A, bool kInLog2, class P>
-NF_INLINE A softmax_row(const A *scores, int64_t width, A unit, A &maximum, A &sum, P *probabilities) {
-    constexpr int W = kLanes<A>;
-    Vec<A> highest = broadcast(maximum);
-    for (int64_t j = 0; j < width; j += W)
-        highest = max(load(scores + j), highest); // a NaN does not become the maximum, it reaches the sum below
-    const A next = reduce_max<A>(highest);
-    const A shift = next == kMinusInfinity<A> ? A(0) : next; // nothing seen yet: 2^-inf is 0, whatever is subtracted
-    Vec<A> total = {};
-    const Vec<A> shifts = broadcast(shift);
-    for (int64_t j = 0; j < width; j += W) {
-        const Vec<A> exponent = load(scores + j) - shifts;
-        const Vec<A> p = exp2_nonpositive<A>(kInLog2 ? exponent : exponent * unit);
-        total += p;
-        store_probabilities(probabilities + j, p);
+// The scores of a few rows before their softmax: all that happens to them, minus infinity where a query may not look
+// and behind the last key up to whole registers.
+template <class A, class T>
+NF_INLINE void prepare_scores(const Scoring<A, T> &scoring, int64_t query, int64_t rows, int64_t key0, int64_t width,
+                              A *scores) {
+    const int64_t full_width = round_up(width, kLanes<A>);
+    const bool complete = width == full_width && all_kept(scoring, query, rows, key0, width);
+    for (int64_t i = 0; i < rows; ++i, scores += kRowStride) {
+        if (!scoring.plain)
+            change_scores<A, T>(scoring, query + i, key0, width, scores, nullptr);
+        if (!complete)
+            mask_scores(scoring, query + i, key0, width, full_width, scores);
     }
-    // Before the first score nothing was summed that would have to be scaled.
-    const bool unchanged = maximum == next || maximum == kMinusInfinity<A>;
-    const A factor = unchanged ? A(1) : exp2_nonpositive<A>(broadcast((maximum - shift) * unit))[0];
-    sum = sum * factor + reduce_add<A>(total);
-    maximum = next;
-    return factor;
 }
 
-// The same for scores that are not plain, all that happens to them included.
+// Scores of some rows, `width` of each (whole registers), become probabilities relative to the running maximum of each.
+// `factors` gets those for what was summed before. Differences of scores times `unit` are exponents of 2; kInLog2: it
+// is 1. As many rows at a time as a register has lanes: their maxima and sums become one register each.
+template <class A, bool kInLog2, class P>
+static void softmax_rows(const A *scores, int64_t rows, int64_t width, A unit, A *maximum, A *sum, P *probabilities,
+                         int64_t probabilities_row, A *factors) {
+    constexpr int W = kLanes<A>;
+    alignas(kVectorBytes) A shifts[W];
+    for (int64_t row = 0; row < rows; row += W) {
+        const int n = int(smaller(W, rows - row));
+        Vec<A> of_row[W];
+        for (int i = 0; i < W; ++i) {
+            Vec<A> highest = broadcast(kMinusInfinity<A>);
+            if (i < n)
+                for (int64_t j = 0; j < width; j += W) // a NaN does not become the maximum, it reaches the sum below
+                    highest = max(load(scores + (row + i) * kRowStride + j), highest);
+            of_row[i] = highest;
+        }
+        const Vec<A> before = load_some(maximum + row, n), next = max(fold_lanes<Largest, A>(of_row), before);
+        // Nothing seen yet: 2^-inf is 0, whatever is subtracted.
+        const Vec<A> shift = next == kMinusInfinity<A> ? Vec<A>{} : next;
+        store(shifts, shift);
+        for (int i = 0; i < W; ++i) {
+            Vec<A> total = {};
+            if (i < n) {
+                const Vec<A> of_all = broadcast(shifts[i]);
+                P *to = probabilities + (row + i) * probabilities_row;
+                for (int64_t j = 0; j < width; j += W) {
+                    const Vec<A> exponent = load(scores + (row + i) * kRowStride + j) - of_all;
+                    const Vec<A> p = exp2_nonpositive<A>(kInLog2 ? exponent : exponent * unit);
+                    total += p;
+                    store_probabilities(to + j, p);
+                }
+            }
+            of_row[i] = total;
+        }
+        // Before the first score nothing was summed that would have to be scaled.
+        const Vec<A> scaled = exp2_nonpositive<A>((before - shift) * unit);
+        const Vec<A> factor = before == next || before == kMinusInfinity<A> ? broadcast(A(1)) : scaled;
+        store_some(factors + row, factor, n);
+        store_some(sum + row, load_some(sum + row, n) * factor + sums_of_lanes<A>(of_row), n);
+        store_some(maximum + row, next, n);
+    }
+}
+
+// Dropout of probabilities, which are where scores were.
 template <class A, class T, class P>
-static A softmax_changed(const Scoring<A, T> &scoring, int64_t query, int64_t key0, int64_t width, A *row, A &maximum,
-                         A &sum, P *probabilities) {
-    const int64_t full_width = round_up(width, kLanes<A>);
-    change_scores<A, T>(scoring, query, key0, width, row, nullptr);
-    mask_scores(scoring, query, key0, width, full_width, row);
-    if (!scoring.args->dropout.limit)
-        return softmax_row<A, false>(row, full_width, A(kLog2e), maximum, sum, probabilities);
-    const A factor = softmax_row<A, false>(row, full_width, A(kLog2e), maximum, sum, row);
+static void drop_probabilities(const Scoring<A, T> &scoring, int64_t query, int64_t rows, int64_t key0, int64_t width,
+                               const A *scores, P *probabilities, int64_t probabilities_row) {
     alignas(kVectorBytes) A keep[kBlockKeys];
-    dropout_factors<A, T, kBlockKeys>(scoring, query, key0, width, keep);
-    for (int64_t j = 0; j < full_width; j += kLanes<A>)
-        store_probabilities(probabilities + j, load(row + j) * load(keep + j));
-    return factor;
+    for (int64_t i = 0; i < rows; ++i) {
+        dropout_factors<A, T, kBlockKeys>(scoring, query + i, key0, width, keep);
+        for (int64_t j = 0; j < width; j += kLanes<A>)
+            store_probabilities(probabilities + i * probabilities_row + j,
+                                load(scores + i * kRowStride + j) * load(keep + j));
+    }
 }
 
 // What a row's running maximum and sum begin with: a sink is one more score, without a value.

@@ -688,7 +688,7 @@ bool few_rows_stored(const MatmulArgs &args, const Product<T> &product, const S 
                 for (int64_t next = count; next < 2 * count; ++next)
                     for (int64_t line = 0; line < kFirstLines; ++line)
                         __builtin_prefetch(reinterpret_cast<const char *>(of_b + next * args.panel) +
-                                           line * kLineBytes);
+                                           line * runtime::kLineBytes);
             for (int64_t k0 = 0; k0 < args.k; k0 += piece)
                 for (int64_t strip = 0, i = 0; strip < a.count; ++strip, i += a.rows)
                     panels_function<E, S>(smaller(a.rows, args.m - i), count == 1)(

@@ -7,6 +7,7 @@
 // column. A stored unit is a register's lane: one element, or one pair.
 #pragma once
 #include "kernels/tile.hpp"
+#include "runtime/caches.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
 
@@ -138,7 +139,7 @@ static void unpack_panels(const S *from, int64_t from_panel, int64_t k0, int64_t
 // Panels that are read side by side are as many streams of memory, in each of which the hardware runs ahead. One by
 // itself is a single stream, where it does not do so enough: it is read in pieces that stay in the first-level cache
 // while all strips of rows meet them, and the last strip asks for the next piece.
-constexpr int64_t kPieceBytes = 8 << 10, kLineBytes = 64;
+constexpr int64_t kPieceBytes = 8 << 10;
 // Of panels side by side this much is asked for beforehand, into the second-level cache: 1.06 to 1.08 times what the
 // hardware reads by itself (Zen 4; 512 and 2048 bytes: less). Not where widening, not reading, takes the time.
 template <class S> constexpr bool kFetchesAhead = sizeof(S) > 1;
@@ -156,7 +157,7 @@ static void multiply_panels(int64_t depth, const E *a, const S *units, int64_t p
     typedef Acc<E> A;
     constexpr int kVectors = PANELS * kTileVectors;
     constexpr int64_t NR = kPanelColumns<S>, kStepBytes = NR * int64_t(sizeof(S));
-    constexpr int64_t kLineSteps = kStepBytes < kLineBytes ? kLineBytes / kStepBytes : 1;
+    constexpr int64_t kLineSteps = kStepBytes < runtime::kLineBytes ? runtime::kLineBytes / kStepBytes : 1;
     Vec<A> sum[ROWS][kVectors];
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i)
@@ -199,13 +200,13 @@ static void multiply_panels(int64_t depth, const E *a, const S *units, int64_t p
     for (int64_t step = 0; k + kUnitDepth<S> <= depth; k += kUnitDepth<S>, ++step, units += NR) {
         if (PANELS == 1 && fetch_next && step % kLineSteps == 0)
 #pragma GCC unroll 4
-            for (int64_t byte = 0; byte < kStepBytes; byte += kLineBytes)
+            for (int64_t byte = 0; byte < kStepBytes; byte += runtime::kLineBytes)
                 __builtin_prefetch(reinterpret_cast<const char *>(units) + kPieceBytes + byte);
         if (PANELS > 1 && kFetchesAhead<S> && fetch_next && step % kLineSteps == 0)
 #pragma GCC unroll 4
             for (int p = 0; p < PANELS; ++p)
 #pragma GCC unroll 4
-                for (int64_t byte = 0; byte < kStepBytes; byte += kLineBytes)
+                for (int64_t byte = 0; byte < kStepBytes; byte += runtime::kLineBytes)
                     __builtin_prefetch(reinterpret_cast<const char *>(units + p * panel) + kAheadBytes + byte, 0, 2);
 #pragma GCC unroll 2
         for (int part = 0; part < kParts<E, S>; ++part)

@@ -364,31 +364,37 @@ NF_INLINE Vec<E> load_across(const T *p, [[maybe_unused]] int64_t next, int n, [
 }
 template <class E> NF_INLINE int64_t steps_of(int64_t depth) { return ceil_div(depth, kElements<E>); }
 
-// Lane i of the result is the sum of v[i]'s lanes, added by halves as reduce_add does: two registers at a time become
-// one that holds half as many sums of each, 2 (lanes - 1) shuffles in all, where transposing takes lanes * log2(lanes).
-template <class A, int HALF> NF_INLINE void add_halves(const Vec<A> (&from)[2 * HALF], Vec<A> (&to)[HALF]) {
-#pragma GCC unroll 8
-    for (int i = 0; i < HALF; ++i)
-        to[i] = Halves<A>::template pick<HALF, 0>(from[2 * i], from[2 * i + 1]) +
-                Halves<A>::template pick<HALF, HALF>(from[2 * i], from[2 * i + 1]);
-}
-template <class A, int COUNT> NF_INLINE Vec<A> sums_by_halves(const Vec<A> (&v)[COUNT]) {
+// Lane i of the result is the sum (the largest) of v[i]'s lanes, taken by halves as reduce_add does: two registers at a
+// time become one that holds half as many sums of each, 2 (lanes - 1) shuffles in all, where transposing takes lanes *
+// log2(lanes).
+struct Sum {
+    template <class V> static inline V of(V a, V b) { return a + b; }
+};
+struct Largest {
+    template <class V> static inline V of(V a, V b) { return max(a, b); }
+};
+template <class Op, class A, int COUNT> NF_INLINE Vec<A> fold_halves(const Vec<A> (&v)[COUNT]) {
     if constexpr (COUNT == 1) {
         return v[0];
     } else {
-        Vec<A> next[COUNT / 2];
-        add_halves<A, COUNT / 2>(v, next);
-        return sums_by_halves<A, COUNT / 2>(next);
+        constexpr int kHalf = COUNT / 2;
+        Vec<A> next[kHalf];
+#pragma GCC unroll 8
+        for (int i = 0; i < kHalf; ++i)
+            next[i] = Op::of(Halves<A>::template pick<kHalf, 0>(v[2 * i], v[2 * i + 1]),
+                             Halves<A>::template pick<kHalf, kHalf>(v[2 * i], v[2 * i + 1]));
+        return fold_halves<Op, A, kHalf>(next);
     }
 }
-template <class A> NF_INLINE Vec<A> sums_of_lanes(const Vec<A> (&v)[kLanes<A>]) {
-    constexpr int Q = 16 / int(sizeof(A)), G = kLanes<A> / Q; // lanes of 128 bits, within which the last sums are made
+template <class Op, class A> NF_INLINE Vec<A> fold_lanes(const Vec<A> (&v)[kLanes<A>]) {
+    constexpr int Q = 16 / int(sizeof(A)), G = kLanes<A> / Q; // lanes of 128 bits, within which the last ones are taken
     Vec<A> in_order[kLanes<A>];
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<A>; ++i)
         in_order[i] = v[Q * (i % G) + i / G];
-    return sums_by_halves<A, kLanes<A>>(in_order);
+    return fold_halves<Op, A, kLanes<A>>(in_order);
 }
+template <class A> NF_INLINE Vec<A> sums_of_lanes(const Vec<A> (&v)[kLanes<A>]) { return fold_lanes<Sum, A>(v); }
 
 // to[step * to_row + j] = from[j * from_row + k], the elements k of the step, for j < count, zero for count <= j <
 // width; width a multiple of the lanes.
