@@ -16,7 +16,7 @@ Usage: python3 tools/fit_polynomials.py
 import struct
 from collections.abc import Callable
 
-from mpmath import cos, erfc, exp, log, matrix, mp, mpf, pi, polyval, qr_solve, sqrt
+from mpmath import cos, erfc, exp, expm1, log, matrix, mp, mpf, pi, polyval, qr_solve, sqrt
 
 Function = Callable[[mpf], mpf]
 
@@ -58,7 +58,7 @@ def fit_exp2(degree: int, double: bool) -> None:
     half = mpf(1) / 2
 
     def slope(f: mpf) -> mpf:
-        return (mpf(2) ** f - 1) / f if f else log(2)
+        return expm1(f * log(2)) / f if f else log(2)
 
     coefficients = [mpf(1), *interpolate(slope, -half, half, degree)]
     p = rounded(coefficients, double)
@@ -85,7 +85,8 @@ def fit_normal_tail(degree: int, double: bool, steepness: mpf, end: mpf) -> mpf:
 
 if __name__ == "__main__":
     mp.dps = 60
-    fit_exp2(6, double=False)
+    for degree in (4, 5, 6):
+        fit_exp2(degree, double=False)
     fit_exp2(12, double=True)
     fit_normal_tail(9, double=False, steepness=mpf("0.3"), end=mpf(15))
     fit_normal_tail(22, double=True, steepness=mpf("0.25"), end=mpf(40))

@@ -332,14 +332,15 @@ template <class E, class T> struct PackedHeads {
     }
 };
 
-// Scores of one query become P, dP becomes dS, times scale. Plain scores, which times `unit` are in units of log 2;
-// kInLog2: it is 1.
-template <class A, bool kInLog2>
+// Scores of one query become P, dP becomes dS, times scale. Plain scores, which times `unit` are in units of log 2; it
+// is 1 but for pairs, whose P is going to be rounded.
+template <class A, bool kPairsOfBfloat16>
 NF_INLINE void differentiate_row(int64_t width, A unit, A shift, A delta, A scale, A *scores, A *gradient) {
     const Vec<A> shifts = broadcast(shift), mean = broadcast(delta);
     for (int64_t j = 0; j < width; j += kLanes<A>) {
         const Vec<A> score = load(scores + j);
-        const Vec<A> p = exp2_nonpositive<A>(kInLog2 ? score - shifts : fma(score, broadcast(unit), -shifts));
+        const Vec<A> p = exp2_nonpositive<A, kPairsOfBfloat16>(kPairsOfBfloat16 ? fma(score, broadcast(unit), -shifts)
+                                                                                : score - shifts);
         store(scores + j, p);
         store(gradient + j, p * (load(gradient + j) - mean) * scale);
     }
@@ -405,7 +406,7 @@ NF_INLINE void differentiate_strip(const AttentionArgs &args, const KeySide<E, T
         } else if (scoring.plain) {
             if (!kept)
                 mask_scores(scoring, query + i, key0, width, full_width, row);
-            differentiate_row<A, !kPairs<E>>(full_width, scoring.unit(), shift, delta, scale, row, row_gradient);
+            differentiate_row<A, kPairs<E>>(full_width, scoring.unit(), shift, delta, scale, row, row_gradient);
         } else {
             differentiate_changed_row(scoring, query + i, key0, width, through_cap, shift, delta, scale, row,
                                       row_gradient);

@@ -60,7 +60,7 @@ static void softmax_rows(const A *scores, int64_t rows, int64_t width, A unit, A
                 P *to = probabilities + (row + i) * probabilities_row;
                 for (int64_t j = 0; j < width; j += W) {
                     const Vec<A> exponent = load(scores + (row + i) * kRowStride + j) - of_all;
-                    const Vec<A> p = exp2_nonpositive<A>(kInLog2 ? exponent : exponent * unit);
+                    const Vec<A> p = exp2_nonpositive<A, std::is_same_v<P, bf16>>(kInLog2 ? exponent : exponent * unit);
                     total += p;
                     store_probabilities(to + j, p);
                 }
