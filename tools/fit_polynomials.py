@@ -85,7 +85,7 @@ def fit_normal_tail(degree: int, double: bool, steepness: mpf, end: mpf) -> mpf:
 
 if __name__ == "__main__":
     mp.dps = 60
-    for degree in (4, 5, 6):
+    for degree in (5, 6):
         fit_exp2(degree, double=False)
     fit_exp2(12, double=True)
     fit_normal_tail(9, double=False, steepness=mpf("0.3"), end=mpf(15))
