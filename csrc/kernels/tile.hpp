@@ -139,10 +139,6 @@ NF_INLINE void multiply_rows(int64_t depth, Rows a, const E *b, int64_t b_row, A
 #pragma GCC unroll 8
         for (int j = 0; j < VECTORS; ++j)
             sum[i][j] = Vec<A>{};
-    if constexpr (std::is_same_v<Fetch, FetchNothing>)
-#pragma GCC unroll 16
-        for (int i = 0; i < ROWS; ++i)
-            __builtin_prefetch(c + i * c_row, 1);
     for (int64_t k = 0; k < depth; ++k) {
         Vec<E> column[VECTORS];
 #pragma GCC unroll 8
