@@ -116,8 +116,10 @@ template <int COUNT> struct FetchRows {                                      // 
     inline void next() {
         const int64_t row = at >> (kFraction + kEighths), column = (at >> kFraction & 7) * kEighthBytes;
 #pragma GCC unroll 4
-        for (int i = 0; i < COUNT; ++i)
-            __builtin_prefetch(static_cast<const char *>(rows[i].first) + row * rows[i].row_bytes + column, i == 0);
+        for (int i = 0; i < COUNT; ++i) {
+            const char *place = static_cast<const char *>(rows[i].first) + row * rows[i].row_bytes + column;
+            i == 0 ? __builtin_prefetch(place, 1) : __builtin_prefetch(place, 0);
+        }
         at += step;
     }
 };
