@@ -69,24 +69,6 @@ void finish(const MatmulArgs &args, const Product<T> &product, const A *bias, co
     }
 }
 
-// Fetch the lines of the output and the residual that finish() will touch, ahead of the tile whose sums it finishes.
-template <class T>
-void fetch_output(const MatmulArgs &args, const Product<T> &product, int64_t i0, int64_t rows, int64_t j0,
-                  int64_t columns) {
-    const int64_t size = kItemSize[static_cast<int>(args.out_type)];
-    auto fetch = [&](const char *from, auto write) __attribute__((always_inline)) {
-        const char *last = from + columns * size - 1; // rows need not begin with a line
-        for (; from <= last; from += 64)
-            __builtin_prefetch(from, decltype(write)::value);
-        __builtin_prefetch(last, decltype(write)::value);
-    };
-    for (int64_t i = i0; i < i0 + rows; ++i) {
-        fetch(product.out + (i * args.out_row + j0) * size, std::integral_constant<int, 1>{});
-        if (product.residual)
-            fetch(product.residual + (i * args.residual_row + j0) * size, std::integral_constant<int, 0>{});
-    }
-}
-
 // The output, and the residual (null where there is none), from row i and column j on.
 template <class T>
 NF_INLINE RowsInMemory output_from(const MatmulArgs &args, const Product<T> &product, int64_t i, int64_t j) {
@@ -98,6 +80,26 @@ NF_INLINE RowsInMemory residual_from(const MatmulArgs &args, const Product<T> &p
     const int64_t size = kItemSize[static_cast<int>(args.out_type)];
     return {product.residual ? product.residual + (i * args.residual_row + j) * size : nullptr,
             args.residual_row * size};
+}
+
+// Fetch the lines of the output and the residual that finish() will touch, ahead of the tile whose sums it finishes.
+template <class T>
+void fetch_output(const MatmulArgs &args, const Product<T> &product, int64_t i0, int64_t rows, int64_t j0,
+                  int64_t columns) {
+    const int64_t bytes = columns * kItemSize[static_cast<int>(args.out_type)];
+    auto fetch = [&](const RowsInMemory &of, int64_t i, auto write) __attribute__((always_inline)) {
+        const char *from = static_cast<const char *>(of.first) + i * of.row_bytes;
+        const char *last = from + bytes - 1; // rows need not begin with a line
+        for (; from <= last; from += 64)
+            __builtin_prefetch(from, decltype(write)::value);
+        __builtin_prefetch(last, decltype(write)::value);
+    };
+    const RowsInMemory out = output_from(args, product, i0, j0), residual = residual_from(args, product, i0, j0);
+    for (int64_t i = 0; i < rows; ++i) {
+        fetch(out, i, std::integral_constant<int, 1>{});
+        if (residual.first)
+            fetch(residual, i, std::integral_constant<int, 0>{});
+    }
 }
 
 // to (rows x columns) = or += sums.
