@@ -5,6 +5,7 @@ a ceiling measured beside.
 import json
 import pathlib
 import platform
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ import numformer as nf
 import numpy as np
 import threadpoolctl
 import torch
+from numformer import _core
 from numformer.profiling import ceilings, timing
 from numformer.profiling.timing import Call
 
@@ -77,6 +79,23 @@ def ceiling(dtype: str = "float32") -> float:
 def take_turns(contenders: dict[str, Call], rounds: int = 5, slice_seconds: float = 0.06) -> dict[str, float]:
     """Median seconds a call, with the pause that the idle threads of other libraries need."""
     return timing.take_turns(contenders, rounds, slice_seconds, pause=0.25)
+
+
+def take_turns_with_read(calls: dict[str, Call], size: int, rounds: int = 5) -> tuple[dict[str, float], float]:
+    """As `take_turns`, and the GB/s of reading `size` bytes by 16 streams of each thread, in turn with the others.
+
+    What memory gives changes on a shared machine, and after a pause the third-level cache holds others' data: a loop
+    of reading by itself finds more than any contender can.
+    """
+    each, passes = size // nf.get_num_threads() // 1024 * 1024, max(3, (100 << 20) // size)
+    rates: list[float] = []
+
+    def read() -> None:
+        rates.append(_core.ceiling_bandwidth(each, passes))
+
+    seconds = take_turns(calls | {"a read": read}, rounds)
+    del seconds["a read"]
+    return seconds, statistics.harmonic_mean(rates)
 
 
 def machine() -> dict[str, Any]:

@@ -12,7 +12,6 @@ import ml_dtypes
 import numformer as nf
 import numpy as np
 import torch
-from numformer import _core
 
 from benchmarks import common
 from benchmarks.matmul_peers import blis_product, onednn_product, onnxruntime_product
@@ -116,11 +115,12 @@ def _compare(rng: np.random.Generator, case: Case, count: int, top: float) -> co
         calls["numpy"] = lambda: a @ b
         if not case.batch and (blis := blis_product(a, b, count)):
             calls["blis"] = blis
-    seconds = common.take_turns(calls)
     extra: dict[str, Any] = {}
-    if case.m == 1:
+    if case.m > 1:
+        seconds = common.take_turns(calls)
+    else:
+        seconds, read = common.take_turns_with_read(calls, b.nbytes)
         rate = b.nbytes / seconds["numformer"] * 1e-9
-        read = max(_core.ceiling_bandwidth(b.nbytes // count // 1024 * 1024, 3) for _ in range(9))
         extra = {"GB/s": rate, "read GB/s": read, "share of read": rate / read}
     cap = None if case.cap is None else case.cap[0 if count == 1 else 1]
     note = f"{extra['share of read']:.0%} of a read" if extra else ""

@@ -24,7 +24,6 @@ import numformer as nf
 import numpy as np
 import torch
 import transformers
-from numformer import _core
 from numformer.data import Tokenizer, builtin_text
 from numformer.models import BERT, GPT, Longformer, Transformer
 
@@ -386,17 +385,15 @@ LONGEST = 0.5  # seconds to read GPT-2
 def _compare(name: str, case: Case, count: int, top: float, rounds: int) -> common.Result:
     if case.exact:
         _same({who: call() for who, call in case.calls.items()}, name)
-    reads: list[float] = []
-    more = dict(case.beside)
-    if case.bytes:  # in turn with the others, as what memory gives changes on a shared machine
-        more["a read"] = lambda: reads.append(_core.ceiling_bandwidth(case.bytes // count // 1024 * 1024, 3))
-    seconds = common.take_turns(case.calls | more, rounds=rounds)
-    beside = {who: seconds.pop(who) for who in more if who in case.beside}
-    seconds.pop("a read", None)
+    read = 0.0
+    if case.bytes:
+        seconds, read = common.take_turns_with_read(case.calls | case.beside, int(case.bytes), rounds)
+    else:
+        seconds = common.take_turns(case.calls | case.beside, rounds)
+    beside = {who: seconds.pop(who) for who in case.beside}
     extra: dict[str, Any] = {"items_per_second": {who: case.items / took for who, took in (seconds | beside).items()}}
     cap = None
     if case.bytes:
-        read = float(np.median(reads))
         top, cap = case.flops / (case.items * case.bytes) * read, CAP
         extra |= {"GB/s": case.items * case.bytes / seconds["numformer"] * 1e-9, "read GB/s": read}
     if name.startswith("Longformer"):

@@ -1,8 +1,8 @@
 """Fit the polynomials of ``csrc/simd/math.hpp`` and print them with their errors. Needs mpmath; takes a few seconds.
 
-Each is the interpolant at Chebyshev nodes, computed in 60 digits and then rounded to the type: within a small factor of
-the best polynomial of its degree, and reproducible without an exchange algorithm. The errors printed are relative ones,
-of the exact polynomial with the rounded coefficients.
+Each is the interpolant at Chebyshev nodes, or close to them, computed in 60 digits and then rounded to the type: within
+a small factor of the best polynomial of its degree, and reproducible without an exchange algorithm. The errors printed
+are relative ones, of the exact polynomial with the rounded coefficients.
 
 exp2          2^f = 1 + f * P(f) for f in [-1/2, 1/2]
 normal tail   Phi(-a) = exp(-a^2 / 2) * t * P(t - 1/2), t = 1 / (1 + p a), for 0 <= a <= end. t maps the half line
@@ -21,10 +21,15 @@ from mpmath import cos, erfc, exp, expm1, log, matrix, mp, mpf, pi, polyval, qr_
 Function = Callable[[mpf], mpf]
 
 
-def interpolate(f: Function, low: mpf, high: mpf, count: int) -> list[mpf]:
-    """Coefficients, constant first, of the polynomial through f at `count` Chebyshev nodes of [low, high]."""
-    nodes = [(low + high) / 2 + (high - low) / 2 * cos((2 * i + 1) * pi / (2 * count)) for i in range(count)]
-    solution, _ = qr_solve(matrix([[x**k for k in range(count)] for x in nodes]), matrix([f(x) for x in nodes]))
+def chebyshev_nodes(low: mpf, high: mpf, count: int) -> list[mpf]:
+    """The zeros of a Chebyshev polynomial, on [low, high]."""
+    return [(low + high) / 2 + (high - low) / 2 * cos((2 * i + 1) * pi / (2 * count)) for i in range(count)]
+
+
+def interpolate(f: Function, nodes: list[mpf]) -> list[mpf]:
+    """Coefficients, constant first, of the polynomial through f at the nodes."""
+    powers = matrix([[x**k for k in range(len(nodes))] for x in nodes])
+    solution, _ = qr_solve(powers, matrix([f(x) for x in nodes]))
     return list(solution)
 
 
@@ -53,14 +58,23 @@ def show(title: str, coefficients: list[mpf], double: bool, error: mpf) -> None:
     print("   ", ", ".join(mp.nstr(c, digits) + suffix for c in coefficients))
 
 
-def fit_exp2(degree: int, double: bool) -> None:
-    """2^f on [-1/2, 1/2]."""
+def fit_exp2(degree: int, double: bool, *, flat: bool = False) -> None:
+    """2^f on [-1/2, 1/2].
+
+    The value at 0 is exact, so the error has one more zero there. `flat` (odd degree): it is made a double one, and the
+    zeros of a Chebyshev polynomial of f^2, of which the least one is put at 0, are the others.
+    """
     half = mpf(1) / 2
+    nodes = chebyshev_nodes(-half, half, degree)
+    if flat:
+        zeros = chebyshev_nodes(mpf(-1), mpf(1), (degree + 1) // 2)
+        roots = [sqrt((t - zeros[-1]) / (1 - zeros[-1])) / 2 for t in zeros[:-1]]
+        nodes = [mpf(0), *roots, *(-x for x in roots)]
 
     def slope(f: mpf) -> mpf:
         return expm1(f * log(2)) / f if f else log(2)
 
-    coefficients = [mpf(1), *interpolate(slope, -half, half, degree)]
+    coefficients = [mpf(1), *interpolate(slope, nodes)]
     p = rounded(coefficients, double)
     error = worst(lambda f: evaluate(p, f), lambda f: mpf(2) ** f, -half, half)
     show(f"exp2, degree {degree}", coefficients, double, error)
@@ -76,7 +90,7 @@ def fit_normal_tail(degree: int, double: bool, steepness: mpf, end: mpf) -> mpf:
         return exp(a * a / 2) * erfc(a / sqrt(2)) / 2 / t
 
     low = 1 / (1 + steepness * end) - half
-    coefficients = interpolate(scaled_tail, low, half, degree + 1)
+    coefficients = interpolate(scaled_tail, chebyshev_nodes(low, half, degree + 1))
     p = rounded(coefficients, double)
     error = worst(lambda u: evaluate(p, u), scaled_tail, low, half)
     show(f"normal tail, degree {degree}, p = {mp.nstr(steepness, 5)}", coefficients, double, error)
@@ -85,8 +99,8 @@ def fit_normal_tail(degree: int, double: bool, steepness: mpf, end: mpf) -> mpf:
 
 if __name__ == "__main__":
     mp.dps = 60
-    for degree in (5, 6):
-        fit_exp2(degree, double=False)
+    fit_exp2(5, double=False, flat=True)
+    fit_exp2(6, double=False)
     fit_exp2(12, double=True)
     fit_normal_tail(9, double=False, steepness=mpf("0.3"), end=mpf(15))
     fit_normal_tail(22, double=True, steepness=mpf("0.25"), end=mpf(40))

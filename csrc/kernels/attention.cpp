@@ -14,9 +14,9 @@
 // (tile.hpp). bfloat16 is multiplied as pairs where the level has an instruction for them: P is then rounded to
 // bfloat16, its sum l is not. With relative positions, and heads wider than kMostPairs pairs, it is widened, as float16
 // is everywhere.
+#include "kernels/attention_ahead.hpp"
 #include "kernels/attention_decode.hpp"
 #include "kernels/attention_relative.hpp"
-#include "runtime/caches.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
 namespace {
@@ -71,69 +71,6 @@ template <class E, class T> Head<E, T> pack_head(const KvHead &of, Acc<E> *memor
             pack_relative<A, T>(args, of.head * of.group + i, memory);
     head.values = as_panels<E, T>(head.v, args.keys, args.value_dim, args.v.row, reinterpret_cast<E *>(memory));
     return head;
-}
-
-// Rows of arrays that the thread is going to read after a few strips, as the next head's. Tiles fetch them into the
-// second-level cache, a line with each step: packing, which has little to compute, would wait for memory.
-struct FetchLines {
-    const char *at, *end;       // of the row
-    int64_t to_next, row_bytes; // from the end of a row to the next row
-    inline void next() {
-        __builtin_prefetch(at, 0, 2);
-        at += runtime::kLineBytes;
-        const bool behind = at == end;
-        at += behind ? to_next : 0;
-        end += behind ? row_bytes : 0;
-    }
-};
-class Ahead {
-    struct Rows {
-        const char *first;
-        int64_t count, bytes, row_bytes; // of a row, from row to row
-        int64_t lines_of_row() const { return ceil_div(bytes, runtime::kLineBytes); }
-    };
-    static constexpr int kMost = 6; // what comes when so many wait is left out
-    Rows parts[kMost];
-    int count = 0, part = 0;
-    int64_t line = 0; // of this part
-
-  public:
-    template <class T> void add(const T *first, int64_t rows, int64_t width, int64_t row) {
-        if (part == count)
-            part = count = 0;
-        if (rows * width > 0 && count < kMost)
-            parts[count++] = {reinterpret_cast<const char *>(first), rows, width * int64_t(sizeof(T)),
-                              row * int64_t(sizeof(T))};
-    }
-    bool any() const { return part < count; }
-    // The next `steps` lines, or a few behind the last row. There must be any.
-    FetchLines take(int64_t steps) {
-        const Rows &rows = parts[part];
-        const int64_t of_row = rows.lines_of_row(), row = line / of_row, bytes = of_row * runtime::kLineBytes;
-        const char *begin = rows.first + row * rows.row_bytes;
-        const FetchLines lines{begin + line % of_row * runtime::kLineBytes, begin + bytes, rows.row_bytes - bytes,
-                               rows.row_bytes};
-        line += steps;
-        if (line + steps / 2 >= rows.count * of_row) {
-            ++part;
-            line = 0;
-        }
-        return lines;
-    }
-};
-template <class E, class Layout>
-static void multiply_and_fetch(int64_t depth, const E *a, const E *b, int64_t b_row, Acc<E> *c, int64_t c_row,
-                               Store mode, FetchLines lines) {
-    multiply_rows<E, kTileRows, kTileVectors>(depth, RowsOfLayout<E, Layout>{a}, b, b_row, c, c_row, mode, lines);
-}
-// A tile of rows x columns, or as many columns as one has.
-template <class E, class Layout>
-NF_INLINE void multiply_ahead(Ahead &ahead, int64_t steps, int64_t rows, int64_t columns, const E *a, const E *b,
-                              int64_t b_row, Acc<E> *c, int64_t c_row, Store mode) {
-    if constexpr (kManyRegisters && !kByMatrices<E>)
-        if (rows == kTileRows && columns > kLanes<E> && ahead.any())
-            return multiply_and_fetch<E, Layout>(steps, a, b, b_row, c, c_row, mode, ahead.take(steps));
-    tile_for<E, Layout>(rows, columns)(steps, a, b, b_row, c, c_row, mode);
 }
 
 // Step 3 where a partly masked strip meets a value that is not finite: 0 x NaN is NaN, so masked pairs are left out one
@@ -192,14 +129,13 @@ NF_INLINE void attend_strip(const AttentionArgs &args, const Head<E, T> &head, c
     Probability<E> *const p = reinterpret_cast<Probability<E> *>(work.p);
     A factors[kStripRows<E>];
     if (args.dropout.limit) {
-        softmax_rows<A, false, kPairs<E>>(work.scores, rows, full_width, scoring.unit(), maximum, sum, work.scores,
-                                          kRowStride, factors);
+        softmax_rows<A, false>(work.scores, rows, full_width, scoring.unit(), maximum, sum, work.scores, kRowStride,
+                               factors);
         drop_probabilities(scoring, query, rows, first, width, work.scores, p, kOfRow);
     } else if (scoring.plain && !kPairs<E>) {
-        softmax_rows<A, true, false>(work.scores, rows, full_width, A(1), maximum, sum, p, kOfRow, factors);
+        softmax_rows<A, true>(work.scores, rows, full_width, A(1), maximum, sum, p, kOfRow, factors);
     } else {
-        softmax_rows<A, false, kPairs<E>>(work.scores, rows, full_width, scoring.unit(), maximum, sum, p, kOfRow,
-                                          factors);
+        softmax_rows<A, false>(work.scores, rows, full_width, scoring.unit(), maximum, sum, p, kOfRow, factors);
     }
     for (int64_t i = 0; i < rows; ++i) {
         if (kByMatrices<E> && full_width % (2 * kLanes<A>) != 0) // whole registers of pairs
@@ -279,7 +215,7 @@ void attend_block(const AttentionArgs &args, const Head<E, T> &head, int64_t bat
 // cache.
 template <class E, class T> int64_t blocks_to_fetch_head(const AttentionArgs &args) {
     const int64_t bytes = args.keys * (args.dim + args.value_dim) * int64_t(sizeof(T));
-    if (bytes > runtime::second_level_cache() / 3)
+    if (bytes > runtime::second_level_cache() * 4)
         return 0;
     const int64_t lines = (bytes + kQueries<E> * args.dim * int64_t(sizeof(T))) / runtime::kLineBytes;
     const int64_t steps = args.keys * (args.dim + args.value_dim) / (kTileColumns<E> * kElements<E>);
@@ -406,8 +342,7 @@ template <class E, class T> bool attention_of(const Sequences &all) {
                     failure.set();
                 continue;
             }
-            // Other threads take the tasks between this one and the next.
-            const int64_t next_kv = kv + 1 < end ? kv + 1 : kv + 1 + (threads - 1) * at_once;
+            const int64_t next_kv = head_after(kv, end, at_once, threads);
             const KvHead next = find_kv_head(all, smaller(next_kv, kv_heads - 1));
             const Head<E, T> head = pack_head<E, T>(of, memory.data);
             attend_head<E, T>(of, head, 0, of.group * ceil_div(of.args->queries, kQueries<E>),

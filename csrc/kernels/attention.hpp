@@ -167,21 +167,13 @@ NF_INLINE void multiply_strip(int64_t depth, int64_t rows, int64_t columns, cons
         tile_for<E, Layout>(rows, columns - j)(steps_of<E>(depth), a, b.at(b_first, j), b.row, c + j, c_row, mode);
 }
 
-// 2^x for x <= 0 (or NaN). Where x, rounded, is below the exponents of normal numbers, the power is 0: masked scores
-// are -inf, and an instruction whose result is subnormal takes a microcode assist of some 150 cycles. What is going to
-// be rounded to bfloat16 does with a polynomial of degree 5, whose relative error is 2e-7 (tools/fit_polynomials.py);
-// one of degree 4, 7e-6, would show in the log-sum-exp.
-template <class A, bool kToBfloat16 = false> NF_INLINE Vec<A> exp2_nonpositive(Vec<A> x) {
+// 2^x for x <= 0 (or NaN), float's to 2 ulp. Where x, rounded, is below the exponents of normal numbers, the power is
+// 0: masked scores are -inf, and an instruction whose result is subnormal takes a microcode assist of some 150 cycles.
+template <class A> NF_INLINE Vec<A> exp2_nonpositive(Vec<A> x) {
     constexpr A to_power = kToWhole<A> + kExponentBias<A>;
     const Vec<A> clamped = max(broadcast(A(-kExponentBias<A>)), x); // the order keeps a NaN
     const Vec<A> sum = clamped + to_power, fraction = clamped - (sum - to_power);
-    if constexpr (kToBfloat16) {
-        static constexpr A p[] = {
-            1, A(0.6931471806), A(0.2402234904), A(0.05550381014), A(0.009666368515), A(0.001338130254)};
-        return polynomial(fraction, p) * power_in_low_bits<A>(sum);
-    } else {
-        return exp2_fraction(fraction) * power_in_low_bits<A>(sum);
-    }
+    return exp2_fraction_of_score(fraction) * power_in_low_bits<A>(sum);
 }
 
 } // namespace nf::NUMFORMER_LEVEL

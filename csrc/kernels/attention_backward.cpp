@@ -120,7 +120,8 @@ template <class E> NF_INLINE void round_strip(const Blocks<E> &, int64_t, int64_
 
 template <class E, class T>
 void differentiate_block(const AttentionArgs &args, const KeySide<E, T> &keys, const QuerySide<E, T> &queries,
-                         int64_t key0, int64_t query0, const Blocks<E> &blocks, const Gradients<Acc<E>> &sums) {
+                         int64_t key0, int64_t query0, const Blocks<E> &blocks, const Gradients<Acc<E>> &sums,
+                         Ahead &ahead) {
     typedef Acc<E> A;
     constexpr int64_t NR = kTileColumns<E>, kRows = kStripRows<E>;
     [[maybe_unused]] const Registers<E> registers{};
@@ -155,7 +156,7 @@ void differentiate_block(const AttentionArgs &args, const KeySide<E, T> &keys, c
         const int64_t width = last - first, full_width = round_up(width, kLanes<A>);
         A *scores = p + i0 * kGradientStride + first, *gradient = ds + i0 * kGradientStride + first;
         differentiate_strip(args, keys, queries, query, rows, key0 + first, width, true, A(args.scale), scores,
-                            gradient, blocks.band);
+                            gradient, blocks.band, ahead);
         for (int64_t i = 0; i < rows; ++i) {
             // Step 4 reads columns of whole strips of keys: what lies beside was never computed and counts as 0.
             if (sums.dk) {
@@ -177,11 +178,11 @@ void differentiate_block(const AttentionArgs &args, const KeySide<E, T> &keys, c
             const int64_t row = key0 + first - keys.first;
             if constexpr (kPairs<E>) {
                 round_rows(gradient, rows, full_width, blocks.ds_rows);
-                multiply_strip<E, InRows<Blocks<E>::kRowOfPairs>>(width, rows, args.dim, blocks.ds_rows, keys.rows, row,
-                                                                  dq, sums.dq_row, Store::add);
+                multiply_strip_ahead<E, InRows<Blocks<E>::kRowOfPairs>>(ahead, width, rows, args.dim, blocks.ds_rows,
+                                                                        keys.rows, row, dq, sums.dq_row, Store::add);
             } else {
-                multiply_strip<A, InRows<kGradientStride>>(width, rows, args.dim, gradient, keys.rows, row, dq,
-                                                           sums.dq_row, Store::add);
+                multiply_strip_ahead<A, InRows<kGradientStride>>(ahead, width, rows, args.dim, gradient, keys.rows, row,
+                                                                 dq, sums.dq_row, Store::add);
                 if (args.relative.r)
                     add_relative_gradient(args, queries, query, rows, key0 + first, width, gradient, dq, sums.dq_row);
             }
@@ -205,10 +206,10 @@ void differentiate_block(const AttentionArgs &args, const KeySide<E, T> &keys, c
         A *dv = sums.dv + j0 * sums.dv_row, *dk = sums.dk + j0 * sums.dk_row;
         auto add = [&](auto layout, const E *of_p, const E *of_ds) {
             typedef decltype(layout) Layout;
-            multiply_strip<E, Layout>(depth, columns, args.value_dim, of_p, queries.douts, query, dv, sums.dv_row,
-                                      Store::add);
-            multiply_strip<E, Layout>(depth, columns, args.dim, of_ds, queries.queries, query, dk, sums.dk_row,
-                                      Store::add);
+            multiply_strip_ahead<E, Layout>(ahead, depth, columns, args.value_dim, of_p, queries.douts, query, dv,
+                                            sums.dv_row, Store::add);
+            multiply_strip_ahead<E, Layout>(ahead, depth, columns, args.dim, of_ds, queries.queries, query, dk,
+                                            sums.dk_row, Store::add);
         };
         if constexpr (kByMatrices<E>) {
             const int64_t begin = i0 / 2, steps = round_up(steps_of<E>(depth), kLanes<A>);
@@ -256,9 +257,10 @@ void differentiate_block_selecting(const AttentionArgs &args, const KeySide<E, T
 
 template <class E, class T>
 NF_INLINE void differentiate(const AttentionArgs &args, const KeySide<E, T> &keys, const QuerySide<E, T> &queries,
-                             int64_t key0, int64_t query0, const Blocks<E> &blocks, const Gradients<Acc<E>> &sums) {
+                             int64_t key0, int64_t query0, const Blocks<E> &blocks, const Gradients<Acc<E>> &sums,
+                             Ahead &ahead) {
     if (keys.finite(key0) && queries.finite(query0))
-        differentiate_block<E, T>(args, keys, queries, key0, query0, blocks, sums);
+        differentiate_block<E, T>(args, keys, queries, key0, query0, blocks, sums, ahead);
     else
         differentiate_block_selecting<E, T>(args, keys, queries, key0, query0, sums);
 }
@@ -313,9 +315,37 @@ template <class E, class T> int64_t differentiate_head_size(const AttentionArgs 
            Rows::size(args.queries, args.dim);
 }
 
-// All of one key/value head. Segments change what is packed when, and no order of a sum: dq over key blocks, dk and dv
-// over heads and then query blocks.
-template <class E, class T> void differentiate_head(const KvHead &of, Acc<E> *memory) {
+// What differentiate_head begins with: two gradients' rows are set to 0 and everything is packed.
+template <class E, class T> void fetch_head(const KvHead &of, Ahead &ahead) {
+    const AttentionArgs &args = *of.args;
+    auto add = [&](const AttentionOperand &x, int64_t head, int64_t rows, int64_t width, int64_t most) {
+        ahead.add(head_of<T>(x, of.batch, head), smaller(rows, most), width, x.row);
+    };
+    const int64_t head = of.head * of.group;
+    add(args.dk, of.head, args.keys, args.dim, args.keys);
+    add(args.dv, of.head, args.keys, args.value_dim, args.keys);
+    add(args.dq, head, args.queries, args.dim, args.queries);
+    add(args.dout, head, args.queries, args.value_dim, kSegmentQueries<E>);
+    add(args.q, head, args.queries, args.dim, kSegmentQueries<E>);
+    add(args.out, head, args.queries, args.value_dim, kSegmentQueries<E>);
+    add(args.k, of.head, args.keys, args.dim, kSegmentKeys);
+    add(args.v, of.head, args.keys, args.value_dim, kSegmentKeys);
+}
+// Blocks of queries before the end of a head from which on the next one is fetched: as many as have tiles for all these
+// lines. None where they would push each other out of the second-level cache.
+template <class E, class T> int64_t blocks_to_fetch(const AttentionArgs &args) {
+    const int64_t both = args.dim + args.value_dim;
+    const int64_t bytes = (2 * (args.keys + args.queries) * both) * int64_t(sizeof(T));
+    if (bytes > runtime::second_level_cache() * 2)
+        return 0;
+    const int64_t steps =
+        kStripsOfBlock * smaller(args.keys, kBackwardKeys) * 5 * both / (2 * kTileColumns<E> * kElements<E>);
+    return 1 + ceil_div(bytes / runtime::kLineBytes, larger(1, steps)); // the last block may be short
+}
+
+// All of one key/value head. `next`: the one after it, or null. Segments change what is packed when, and no order of a
+// sum: dq over key blocks, dk and dv over heads and then query blocks.
+template <class E, class T> void differentiate_head(const KvHead &of, Acc<E> *memory, const KvHead *next) {
     typedef Acc<E> A;
     typedef GradientRows<E, T> Rows;
     const AttentionArgs &args = *of.args;
@@ -332,6 +362,9 @@ template <class E, class T> void differentiate_head(const KvHead &of, Acc<E> *me
     const Rows dk = Rows::begin(head_of<T>(args.dk, of.batch, of.head), args.dk.row, args.keys, args.dim, arena);
     const Rows dv = Rows::begin(head_of<T>(args.dv, of.batch, of.head), args.dv.row, args.keys, args.value_dim, arena);
     int64_t packed_keys = -1; // the segment that `keys` holds
+    Ahead ahead;
+    const int64_t fetch_head_at = larger(0, ceil_div(args.queries, kQueries<E>) - blocks_to_fetch<E, T>(args)) *
+                                  kQueries<E>; // first query of the block, with the last keys
     for (int64_t head = of.head * of.group; head < (of.head + 1) * of.group; ++head) {
         Arena<A> rest = arena;
         relative.pack(args, head, of_relative);
@@ -348,10 +381,17 @@ template <class E, class T> void differentiate_head(const KvHead &of, Acc<E> *me
                 if (segment != packed_keys)
                     keys.pack(args, of.batch, of.head, segment, smaller(kSegmentKeys, args.keys - segment), of_keys);
                 packed_keys = segment;
-                for (int64_t query0 = here.first; query0 < here.last; query0 += kQueries<E>)
+                for (int64_t query0 = here.first; query0 < here.last; query0 += kQueries<E>) {
+                    if (next && query0 >= fetch_head_at && key0 + kBackwardKeys >= args.keys &&
+                        head + 1 == (of.head + 1) * of.group) {
+                        fetch_head<E, T>(*next, ahead);
+                        next = nullptr;
+                    }
                     differentiate<E, T>(args, keys, queries, key0, query0, blocks,
                                         {dq.data + query0 * dq.row, dk.data + key0 * dk.row, dv.data + key0 * dv.row,
-                                         dq.row, dk.row, dv.row});
+                                         dq.row, dk.row, dv.row},
+                                        ahead);
+                }
             }
         }
         dq.finish();
@@ -374,13 +414,14 @@ template <class E, class T> bool differentiate_few(const Sequences &all) {
         Scratch<A> work(Blocks<E>::kSize + kBackwardKeys * (dim_row + value_row));
         if (!work)
             return failure.set();
+        Ahead nothing;
         A *dk = work.data + Blocks<E>::kSize, *dv = dk + kBackwardKeys * dim_row;
         memset(dk, 0, size_t(kBackwardKeys * (dim_row + value_row)) * sizeof(A));
         const KeyRange range = query_blocks<E>(args, key0);
         for (int64_t head = of.head * of.group; head < (of.head + 1) * of.group; ++head)
             for (int64_t query0 = range.first; query0 < range.last; query0 += kQueries<E>)
                 differentiate<E, T>(args, packed.keys_of(of), packed.queries_of(args, of.batch, head), key0, query0,
-                                    Blocks<E>(work.data), {nullptr, dk, dv, 0, dim_row, value_row});
+                                    Blocks<E>(work.data), {nullptr, dk, dv, 0, dim_row, value_row}, nothing);
         const int64_t rows = smaller(kBackwardKeys, args.keys - key0);
         write_rows<A, T>(dk, dim_row, rows, args.dim, head_of<T>(args.dk, of.batch, of.head) + key0 * args.dk.row,
                          args.dk.row);
@@ -393,13 +434,14 @@ template <class E, class T> bool differentiate_few(const Sequences &all) {
         Scratch<A> work(Blocks<E>::kSize + kQueries<E> * dim_row);
         if (!work)
             return failure.set();
+        Ahead nothing;
         A *dq = work.data + Blocks<E>::kSize;
         memset(dq, 0, size_t(kQueries<E> * dim_row) * sizeof(A));
         for (int64_t key0 = 0; key0 < args.keys; key0 += kBackwardKeys) {
             const KeyRange range = query_blocks<E>(args, key0);
             if (query0 >= range.first && query0 < range.last)
                 differentiate<E, T>(args, packed.keys_of(of), packed.queries_of(args, of.batch, head), key0, query0,
-                                    Blocks<E>(work.data), {dq, nullptr, nullptr, dim_row, 0, 0});
+                                    Blocks<E>(work.data), {dq, nullptr, nullptr, dim_row, 0, 0}, nothing);
         }
         write_rows<A, T>(dq, dim_row, smaller(kQueries<E>, args.queries - query0), args.dim,
                          head_of<T>(args.dq, of.batch, head) + query0 * args.dq.row, args.dq.row);
@@ -427,8 +469,12 @@ template <class E, class T> bool attention_backward_of(const Sequences &all) {
         Scratch<A> memory(size);
         if (!memory)
             return failure.set();
-        for (int64_t kv = task * at_once; kv < smaller(kv_heads, (task + 1) * at_once); ++kv)
-            differentiate_head<E, T>(find_kv_head(all, kv), memory.data);
+        const int64_t end = smaller(kv_heads, (task + 1) * at_once);
+        for (int64_t kv = task * at_once; kv < end; ++kv) {
+            const int64_t next_kv = head_after(kv, end, at_once, threads);
+            const KvHead next = find_kv_head(all, smaller(next_kv, kv_heads - 1));
+            differentiate_head<E, T>(find_kv_head(all, kv), memory.data, next_kv < kv_heads ? &next : nullptr);
+        }
     });
     return !failure.happened;
 }

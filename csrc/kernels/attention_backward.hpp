@@ -1,6 +1,7 @@
 // What the backward of attention and the gradient of its bias share: operands packed once a head, and strips of P and
 // dS = P (dP - delta), computed from them again.
 #pragma once
+#include "kernels/attention_ahead.hpp"
 #include "kernels/attention_relative.hpp"
 #include "kernels/attention_scores.hpp"
 
@@ -339,8 +340,7 @@ NF_INLINE void differentiate_row(int64_t width, A unit, A shift, A delta, A scal
     const Vec<A> shifts = broadcast(shift), mean = broadcast(delta);
     for (int64_t j = 0; j < width; j += kLanes<A>) {
         const Vec<A> score = load(scores + j);
-        const Vec<A> p = exp2_nonpositive<A, kPairsOfBfloat16>(kPairsOfBfloat16 ? fma(score, broadcast(unit), -shifts)
-                                                                                : score - shifts);
+        const Vec<A> p = exp2_nonpositive<A>(kPairsOfBfloat16 ? fma(score, broadcast(unit), -shifts) : score - shifts);
         store(scores + j, p);
         store(gradient + j, p * (load(gradient + j) - mean) * scale);
     }
@@ -379,7 +379,7 @@ static void differentiate_changed_row(const Scoring<A, T> &scoring, int64_t quer
 template <class E, class T>
 NF_INLINE void differentiate_strip(const AttentionArgs &args, const KeySide<E, T> &keys, const QuerySide<E, T> &queries,
                                    int64_t query, int64_t rows, int64_t key0, int64_t width, bool through_cap,
-                                   Acc<E> scale, Acc<E> *scores, Acc<E> *gradient, Acc<E> *band) {
+                                   Acc<E> scale, Acc<E> *scores, Acc<E> *gradient, Acc<E> *band, Ahead &ahead) {
     typedef Acc<E> A;
     constexpr int64_t NR = kTileColumns<E>;
     const Scoring<A, T> &scoring = queries.scoring;
@@ -388,10 +388,11 @@ NF_INLINE void differentiate_strip(const AttentionArgs &args, const KeySide<E, T
     const E *q = queries.q_strips + strip / kStripRows<E> * strip_size<E>(args.dim);
     const E *dout = queries.dout_strips + strip / kStripRows<E> * strip_size<E>(args.value_dim);
     for (int64_t j = 0; j < width; j += NR) {
-        tile_for<E, Strip<E>>(rows, width - j)(steps, q, keys.keys_transposed + (panel + j) * steps, NR, scores + j,
-                                               kGradientStride, Store::write);
-        tile_for<E, Strip<E>>(rows, width - j)(value_steps, dout, keys.values_transposed + (panel + j) * value_steps,
-                                               NR, gradient + j, kGradientStride, Store::write);
+        multiply_ahead<E, Strip<E>>(ahead, steps, rows, width - j, q, keys.keys_transposed + (panel + j) * steps, NR,
+                                    scores + j, kGradientStride, Store::write);
+        multiply_ahead<E, Strip<E>>(ahead, value_steps, rows, width - j, dout,
+                                    keys.values_transposed + (panel + j) * value_steps, NR, gradient + j,
+                                    kGradientStride, Store::write);
     }
     if (args.relative.r)
         add_relative(args, queries.relative_strips + strip * args.dim, queries.relative->transposed, query, rows, key0,

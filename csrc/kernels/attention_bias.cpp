@@ -15,6 +15,7 @@ namespace {
 template <class A, class T>
 void add_block(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries, int64_t query0,
                int64_t key0, bool one_query, bool one_key, A *p, A *ds, A *band, A *sums) {
+    Ahead nothing;
     const int64_t key_end = smaller(key0 + kBackwardKeys, args.keys);
     const int64_t query_end = smaller(query0 + kBlockQueries, args.queries);
     for (int64_t query = query0; query < query_end; query += kTileRows) {
@@ -24,7 +25,8 @@ void add_block(const AttentionArgs &args, const KeySide<A, T> &keys, const Query
         if (first >= last)
             continue;
         if (keys.finite(key0) && queries.finite(query0)) {
-            differentiate_strip(args, keys, queries, query, rows, first, last - first, false, A(1), p, ds, band);
+            differentiate_strip(args, keys, queries, query, rows, first, last - first, false, A(1), p, ds, band,
+                                nothing);
         } else {
             for (int64_t i = 0; i < rows; ++i)
                 for (int64_t j = first; j < last; ++j) {

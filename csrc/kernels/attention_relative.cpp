@@ -54,6 +54,7 @@ template <class A, class T>
 void differentiate_columns(const AttentionArgs &args, const KeySide<A, T> &keys, const QuerySide<A, T> &queries,
                            int64_t query0, int64_t count, int64_t t0, int64_t columns,
                            const RelativeScratch<A> &scratch) {
+    Ahead nothing;
     const int64_t key_of_column = -relative_column(args.relative, 0, 0); // key of query 0 and column 0
     for (int64_t i0 = 0; i0 < count; i0 += kTileRows) {
         const int64_t rows = smaller(kTileRows, count - i0), query = query0 + i0;
@@ -67,7 +68,7 @@ void differentiate_columns(const AttentionArgs &args, const KeySide<A, T> &keys,
         const KeyRange span = span_of_keys(queries.scoring, query, rows, begin, end);
         if (span.first < span.last)
             differentiate_strip(args, keys, queries, query, rows, span.first, span.last - span.first, true,
-                                A(args.scale), scratch.p, ds + (span.first - key0), scratch.band);
+                                A(args.scale), scratch.p, ds + (span.first - key0), scratch.band, nothing);
     }
 }
 

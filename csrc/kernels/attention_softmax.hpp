@@ -33,9 +33,8 @@ NF_INLINE void prepare_scores(const Scoring<A, T> &scoring, int64_t query, int64
 
 // Scores of some rows, `width` of each (whole registers), become probabilities relative to the running maximum of each.
 // `factors` gets those for what was summed before. Differences of scores times `unit` are exponents of 2; kInLog2: it
-// is 1. kToBfloat16: they are going to be rounded, here or after dropout. As many rows at a time as a register has
-// lanes: their maxima and sums become one register each.
-template <class A, bool kInLog2, bool kToBfloat16, class P>
+// is 1. As many rows at a time as a register has lanes: their maxima and sums become one register each.
+template <class A, bool kInLog2, class P>
 static void softmax_rows(const A *scores, int64_t rows, int64_t width, A unit, A *maximum, A *sum, P *probabilities,
                          int64_t probabilities_row, A *factors) {
     constexpr int W = kLanes<A>;
@@ -61,7 +60,7 @@ static void softmax_rows(const A *scores, int64_t rows, int64_t width, A unit, A
                 P *to = probabilities + (row + i) * probabilities_row;
                 for (int64_t j = 0; j < width; j += W) {
                     const Vec<A> exponent = load(scores + (row + i) * kRowStride + j) - of_all;
-                    const Vec<A> p = exp2_nonpositive<A, kToBfloat16>(kInLog2 ? exponent : exponent * unit);
+                    const Vec<A> p = exp2_nonpositive<A>(kInLog2 ? exponent : exponent * unit);
                     total += p;
                     store_probabilities(to + j, p);
                 }

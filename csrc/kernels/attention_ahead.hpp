@@ -1,0 +1,86 @@
+// What tiles of attention fetch for later: packing, which has little to compute, would wait for memory.
+#pragma once
+#include "kernels/attention.hpp"
+#include "runtime/caches.hpp"
+
+namespace nf::NUMFORMER_LEVEL {
+
+// Rows of arrays that the thread is going to read after a few strips, as the next head's. Tiles fetch them into the
+// second-level cache, a line with each step: packing, which has little to compute, would wait for memory.
+struct FetchLines {
+    const char *at, *end;       // of the row
+    int64_t to_next, row_bytes; // from the end of a row to the next row
+    inline void next() {
+        __builtin_prefetch(at, 0, 2);
+        at += runtime::kLineBytes;
+        const bool behind = at == end;
+        at += behind ? to_next : 0;
+        end += behind ? row_bytes : 0;
+    }
+};
+class Ahead {
+    struct Rows {
+        const char *first;
+        int64_t count, bytes, row_bytes; // of a row, from row to row
+        int64_t lines_of_row() const { return ceil_div(bytes, runtime::kLineBytes); }
+    };
+    static constexpr unsigned kMost = 8; // what comes when so many wait is left out
+    Rows parts[kMost];
+    unsigned count = 0, part = 0;
+    int64_t line = 0; // of this part
+
+  public:
+    template <class T> void add(const T *first, int64_t rows, int64_t width, int64_t row) {
+        if (part == count)
+            part = count = 0;
+        if (rows * width > 0 && count < kMost)
+            parts[count++] = {reinterpret_cast<const char *>(first), rows, width * int64_t(sizeof(T)),
+                              row * int64_t(sizeof(T))};
+    }
+    bool any() const { return part < count; }
+    // The next `steps` lines, or a few behind the last row. There must be any.
+    FetchLines take(int64_t steps) {
+        const Rows &rows = parts[part];
+        const int64_t of_row = rows.lines_of_row(), row = line / of_row, bytes = of_row * runtime::kLineBytes;
+        const char *begin = rows.first + row * rows.row_bytes;
+        const FetchLines lines{begin + line % of_row * runtime::kLineBytes, begin + bytes, rows.row_bytes - bytes,
+                               rows.row_bytes};
+        line += steps;
+        if (line + steps / 2 >= rows.count * of_row) {
+            ++part;
+            line = 0;
+        }
+        return lines;
+    }
+};
+template <class E, class Layout>
+static void multiply_and_fetch(int64_t depth, const E *a, const E *b, int64_t b_row, Acc<E> *c, int64_t c_row,
+                               Store mode, FetchLines lines) {
+    multiply_rows<E, kTileRows, kTileVectors>(depth, RowsOfLayout<E, Layout>{a}, b, b_row, c, c_row, mode, lines);
+}
+// A tile of rows x columns, or as many columns as one has.
+template <class E, class Layout>
+NF_INLINE void multiply_ahead(Ahead &ahead, int64_t steps, int64_t rows, int64_t columns, const E *a, const E *b,
+                              int64_t b_row, Acc<E> *c, int64_t c_row, Store mode) {
+    if constexpr (kManyRegisters && !kByMatrices<E>)
+        if (rows == kTileRows && columns > kLanes<E> && ahead.any())
+            return multiply_and_fetch<E, Layout>(steps, a, b, b_row, c, c_row, mode, ahead.take(steps));
+    tile_for<E, Layout>(rows, columns)(steps, a, b, b_row, c, c_row, mode);
+}
+
+// The same as multiply_strip.
+template <class E, class Layout>
+NF_INLINE void multiply_strip_ahead(Ahead &ahead, int64_t depth, int64_t rows, int64_t columns, const E *a,
+                                    const Panels<E> &b, int64_t b_first, Acc<E> *c, int64_t c_row, Store mode) {
+    for (int64_t j = 0; j < columns; j += kTileColumns<E>)
+        multiply_ahead<E, Layout>(ahead, steps_of<E>(depth), rows, columns - j, a, b.at(b_first, j), b.row, c + j,
+                                  c_row, mode);
+}
+
+// The head that a thread takes after head `kv` of its task, which ends before `end`: other threads take the tasks
+// between this one and the next. It may be behind the last one.
+NF_INLINE int64_t head_after(int64_t kv, int64_t end, int64_t at_once, int64_t threads) {
+    return kv + 1 < end ? kv + 1 : kv + 1 + (threads - 1) * at_once;
+}
+
+} // namespace nf::NUMFORMER_LEVEL
