@@ -38,6 +38,7 @@ template <class A, bool kInLog2, class P>
 static void softmax_rows(const A *scores, int64_t rows, int64_t width, A unit, A *maximum, A *sum, P *probabilities,
                          int64_t probabilities_row, A *factors) {
     constexpr int W = kLanes<A>;
+    constexpr bool kRounded = sizeof(P) < sizeof(A);
     alignas(kVectorBytes) A shifts[W];
     for (int64_t row = 0; row < rows; row += W) {
         const int n = int(smaller(W, rows - row));
@@ -56,11 +57,13 @@ static void softmax_rows(const A *scores, int64_t rows, int64_t width, A unit, A
         for (int i = 0; i < W; ++i) {
             Vec<A> total = {};
             if (i < n) {
-                const Vec<A> of_all = broadcast(shifts[i]);
+                const Vec<A> of_all = broadcast(kRounded ? shifts[i] * unit : shifts[i]);
                 P *to = probabilities + (row + i) * probabilities_row;
                 for (int64_t j = 0; j < width; j += W) {
-                    const Vec<A> exponent = load(scores + (row + i) * kRowStride + j) - of_all;
-                    const Vec<A> p = exp2_nonpositive<A>(kInLog2 ? exponent : exponent * unit);
+                    const Vec<A> score = load(scores + (row + i) * kRowStride + j);
+                    const Vec<A> p = exp2_nonpositive<A>(kRounded  ? fma(score, broadcast(unit), -of_all)
+                                                         : kInLog2 ? score - of_all
+                                                                   : (score - of_all) * unit);
                     total += p;
                     store_probabilities(to + j, p);
                 }
