@@ -117,7 +117,7 @@ def prompt(folder: pathlib.Path) -> Cases:
     return {
         f"GPT-2 124M, prompt of {PROMPT}": Case(
             {"numformer": lambda: ours.infer(ids[None], last=True)[0, 0], "transformers": their_prompt},
-            2 * 85e6 * PROMPT,
+            PROMPT * 12 * (24 * 768**2 + 2 * 768 * PROMPT) + 2 * 768 * 50257,  # half of attention; logits of one row
             1.4,
             PROMPT,
         )
