@@ -129,13 +129,15 @@ NF_INLINE void attend_strip(const AttentionArgs &args, const Head<E, T> &head, c
     Probability<E> *const p = reinterpret_cast<Probability<E> *>(work.p);
     A factors[kStripRows<E>];
     if (args.dropout.limit) {
-        softmax_rows<A, false>(work.scores, rows, full_width, scoring.unit(), maximum, sum, work.scores, kRowStride,
-                               factors);
+        softmax_rows<A, Scores::natural>(work.scores, rows, full_width, scoring.unit(), maximum, sum, work.scores,
+                                         kRowStride, factors);
         drop_probabilities(scoring, query, rows, first, width, work.scores, p, kOfRow);
-    } else if (scoring.plain && !kPairs<E>) {
-        softmax_rows<A, true>(work.scores, rows, full_width, A(1), maximum, sum, p, kOfRow, factors);
+    } else if (scoring.plain) {
+        softmax_rows<A, kPairs<E> ? Scores::products : Scores::log2>(work.scores, rows, full_width, scoring.unit(),
+                                                                     maximum, sum, p, kOfRow, factors);
     } else {
-        softmax_rows<A, false>(work.scores, rows, full_width, scoring.unit(), maximum, sum, p, kOfRow, factors);
+        softmax_rows<A, Scores::natural>(work.scores, rows, full_width, scoring.unit(), maximum, sum, p, kOfRow,
+                                         factors);
     }
     for (int64_t i = 0; i < rows; ++i) {
         if (kByMatrices<E> && full_width % (2 * kLanes<A>) != 0) // whole registers of pairs

@@ -343,9 +343,10 @@ template <class A, class T> static void decode_chunk(const KvHead &of, int64_t c
         for (A &of_row : maximum)
             of_row = kMinusInfinity<A>;
         if (args.plain)
-            softmax_rows<A, true>(first, some, full_width, A(1), maximum, sum, first, kRowStride, factors);
+            softmax_rows<A, Scores::log2>(first, some, full_width, A(1), maximum, sum, first, kRowStride, factors);
         else
-            softmax_rows<A, false>(first, some, full_width, A(kLog2e), maximum, sum, first, kRowStride, factors);
+            softmax_rows<A, Scores::natural>(first, some, full_width, A(kLog2e), maximum, sum, first, kRowStride,
+                                             factors);
         for (int64_t r = r0; r < r0 + some; ++r) {
             partials[r * size + o_size] = maximum[r - r0];
             partials[r * size + o_size + 1] = sum[r - r0];

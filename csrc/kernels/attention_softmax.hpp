@@ -31,14 +31,17 @@ NF_INLINE void prepare_scores(const Scoring<A, T> &scoring, int64_t query, int64
     }
 }
 
+// In what scores are: units of log 2; products of query and key, which times `unit` are that; natural ones, of which
+// one may be the lowest float, so that they are subtracted before they are multiplied.
+enum class Scores { log2, products, natural };
+
 // Scores of some rows, `width` of each (whole registers), become probabilities relative to the running maximum of each.
-// `factors` gets those for what was summed before. Differences of scores times `unit` are exponents of 2; kInLog2: it
-// is 1. As many rows at a time as a register has lanes: their maxima and sums become one register each.
-template <class A, bool kInLog2, class P>
+// `factors` gets those for what was summed before. As many rows at a time as a register has lanes: their maxima and
+// sums become one register each.
+template <class A, Scores KIND, class P>
 static void softmax_rows(const A *scores, int64_t rows, int64_t width, A unit, A *maximum, A *sum, P *probabilities,
                          int64_t probabilities_row, A *factors) {
     constexpr int W = kLanes<A>;
-    constexpr bool kRounded = sizeof(P) < sizeof(A);
     alignas(kVectorBytes) A shifts[W];
     for (int64_t row = 0; row < rows; row += W) {
         const int n = int(smaller(W, rows - row));
@@ -57,13 +60,14 @@ static void softmax_rows(const A *scores, int64_t rows, int64_t width, A unit, A
         for (int i = 0; i < W; ++i) {
             Vec<A> total = {};
             if (i < n) {
-                const Vec<A> of_all = broadcast(kRounded ? shifts[i] * unit : shifts[i]);
+                const Vec<A> of_all = broadcast(KIND == Scores::products ? shifts[i] * unit : shifts[i]);
                 P *to = probabilities + (row + i) * probabilities_row;
                 for (int64_t j = 0; j < width; j += W) {
                     const Vec<A> score = load(scores + (row + i) * kRowStride + j);
-                    const Vec<A> p = exp2_nonpositive<A>(kRounded  ? fma(score, broadcast(unit), -of_all)
-                                                         : kInLog2 ? score - of_all
-                                                                   : (score - of_all) * unit);
+                    const Vec<A> p =
+                        exp2_nonpositive<A>(KIND == Scores::log2       ? score - of_all
+                                            : KIND == Scores::products ? fma(score, broadcast(unit), -of_all)
+                                                                       : (score - of_all) * unit);
                     total += p;
                     store_probabilities(to + j, p);
                 }
