@@ -77,8 +77,11 @@ def ceiling(dtype: str = "float32") -> float:
 
 
 def take_turns(contenders: dict[str, Call], rounds: int = 5, slice_seconds: float = 0.06) -> dict[str, float]:
-    """Median seconds a call, with the pause that the idle threads of other libraries need."""
-    return timing.take_turns(contenders, rounds, slice_seconds, pause=0.25)
+    """Median seconds a call, with the pause that the idle threads of other libraries need, if there are any.
+
+    In a pause others' data take the place of ours in a shared third-level cache, and 60 ms bring only some of it back.
+    """
+    return timing.take_turns(contenders, rounds, slice_seconds, pause=0.25 if nf.get_num_threads() > 1 else 0.0)
 
 
 def take_turns_with_read(calls: dict[str, Call], size: int, rounds: int = 5) -> tuple[dict[str, float], float]:
