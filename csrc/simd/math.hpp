@@ -53,8 +53,7 @@ NF_INLINE Vec<float> exp2_fraction(Vec<float> f) { return fma(exp2_slope(f), f, 
 NF_INLINE Vec<double> exp2_fraction(Vec<double> f) { return fma(exp2_slope(f), f, broadcast(1.0)); }
 // The same in float with degree 5 and an error of 1.25e-7, 1 ulp: probabilities that are multiplied and summed.
 NF_INLINE Vec<float> exp2_fraction_of_score(Vec<float> f) {
-    static constexpr float p[] = {1,           0.69314718056f, 0.24022234733f, 0.05550369705f,
-                                  0.00967186983f, 0.00133867453f};
+    static constexpr float p[] = {1, 0.69314718056f, 0.24022234733f, 0.05550369705f, 0.00967186983f, 0.00133867453f};
     return polynomial(f, p);
 }
 NF_INLINE Vec<double> exp2_fraction_of_score(Vec<double> f) { return exp2_fraction(f); }
