@@ -16,7 +16,9 @@ def offenders(nm: str, level: str, objects: list[str]) -> list[str]:
     inside_microsoft = f"@{level}@nf@@"
     found = []
     for path in objects:
-        listing = subprocess.run([nm, "--defined-only", "--extern-only", path], check=True, capture_output=True, text=True)
+        listing = subprocess.run(
+            [nm, "--defined-only", "--extern-only", path], check=True, capture_output=True, text=True
+        )
         for line in listing.stdout.splitlines():
             fields = line.split()
             if len(fields) < 3 or fields[-2] not in set("TtWwVvBbDdRrGgSsuCi"):
@@ -41,7 +43,9 @@ def main() -> int:
     options = parser.parse_args()
     leaks = offenders(options.nm, options.level, options.objects)
     if leaks:
-        print(f"symbols outside nf::{options.level}, the linker may merge them with another level's:", *leaks, sep="\n  ")
+        print(
+            f"symbols outside nf::{options.level}, the linker may merge them with another level's:", *leaks, sep="\n  "
+        )
         return 1
     options.stamp.write_text("ok\n")
     return 0

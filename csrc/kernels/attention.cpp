@@ -213,8 +213,8 @@ void attend_block(const AttentionArgs &args, const Head<E, T> &head, int64_t bat
 }
 
 // Blocks of queries before the end of a head from which on the first ones, the keys and the values of the next head are
-// fetched: as many as have tiles for all these lines. None where they would push this head's out of the second-level
-// cache.
+// fetched: as many as have tiles for all these lines. None where there is much more than a second-level cache holds:
+// what it lost waits in the third.
 template <class E, class T> int64_t blocks_to_fetch_head(const AttentionArgs &args) {
     const int64_t bytes = args.keys * (args.dim + args.value_dim) * int64_t(sizeof(T));
     if (bytes > runtime::second_level_cache() * 4)

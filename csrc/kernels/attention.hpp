@@ -159,14 +159,6 @@ template <class T> bool takes_pairs(const Sequences &all) {
     return fits;
 }
 
-// c (rows x columns, row stride c_row) += or = a @ b over `depth`, tile by tile along the columns.
-template <class E, class Layout>
-NF_INLINE void multiply_strip(int64_t depth, int64_t rows, int64_t columns, const E *a, const Panels<E> &b,
-                              int64_t b_first, Acc<E> *c, int64_t c_row, Store mode) {
-    for (int64_t j = 0; j < columns; j += kTileColumns<E>)
-        tile_for<E, Layout>(rows, columns - j)(steps_of<E>(depth), a, b.at(b_first, j), b.row, c + j, c_row, mode);
-}
-
 // 2^x for x <= 0 (or NaN), float's to 2 ulp. Where x, rounded, is below the exponents of normal numbers, the power is
 // 0: masked scores are -inf, and an instruction whose result is subnormal takes a microcode assist of some 150 cycles.
 template <class A> NF_INLINE Vec<A> exp2_nonpositive(Vec<A> x) {

@@ -72,10 +72,10 @@ NF_INLINE void multiply_ahead(Ahead &ahead, int64_t steps, int64_t rows, int64_t
     tile_for<E, Layout>(rows, columns)(steps, a, b, b_row, c, c_row, mode);
 }
 
-// The same as multiply_strip.
+// c (rows x columns, row stride c_row) += or = a @ b over `depth`, tile by tile along the columns.
 template <class E, class Layout>
-NF_INLINE void multiply_strip_ahead(Ahead &ahead, int64_t depth, int64_t rows, int64_t columns, const E *a,
-                                    const Panels<E> &b, int64_t b_first, Acc<E> *c, int64_t c_row, Store mode) {
+NF_INLINE void multiply_strip(Ahead &ahead, int64_t depth, int64_t rows, int64_t columns, const E *a,
+                              const Panels<E> &b, int64_t b_first, Acc<E> *c, int64_t c_row, Store mode) {
     for (int64_t j = 0; j < columns; j += kTileColumns<E>)
         multiply_ahead<E, Layout>(ahead, steps_of<E>(depth), rows, columns - j, a, b.at(b_first, j), b.row, c + j,
                                   c_row, mode);

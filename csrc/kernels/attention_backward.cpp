@@ -56,7 +56,7 @@ template <class A> struct Gradients {
 // from rows - 1 - l keys before the first to l behind the last, so those are set to 0.
 template <class A, class T>
 void add_relative_gradient(const AttentionArgs &args, const QuerySide<A, T> &queries, int64_t query, int64_t rows,
-                           int64_t key0, int64_t width, A *ds, A *dq, int64_t dq_row) {
+                           int64_t key0, int64_t width, A *ds, A *dq, int64_t dq_row, Ahead &ahead) {
     const AttentionRelative &relative = args.relative;
     for (int64_t i = 0; i < rows; ++i) {
         memset(ds + i * kGradientStride - kGap, 0, size_t(kGap) * sizeof(A));
@@ -66,8 +66,9 @@ void add_relative_gradient(const AttentionArgs &args, const QuerySide<A, T> &que
                   end = relative_column(relative, query, key0 + width - 1) + 1;
     const int64_t first = larger(begin, 0), last = smaller(end, relative.count);
     if (first < last)
-        multiply_strip<A, InRows<kGradientStride + 1>>(last - first, rows, args.dim, ds - (rows - 1) + (first - begin),
-                                                       queries.relative->columns, first, dq, dq_row, Store::add);
+        multiply_strip<A, InRows<kGradientStride + 1>>(ahead, last - first, rows, args.dim,
+                                                       ds - (rows - 1) + (first - begin), queries.relative->columns,
+                                                       first, dq, dq_row, Store::add);
 }
 
 #if defined(__AVX512BF16__)
@@ -178,13 +179,14 @@ void differentiate_block(const AttentionArgs &args, const KeySide<E, T> &keys, c
             const int64_t row = key0 + first - keys.first;
             if constexpr (kPairs<E>) {
                 round_rows(gradient, rows, full_width, blocks.ds_rows);
-                multiply_strip_ahead<E, InRows<Blocks<E>::kRowOfPairs>>(ahead, width, rows, args.dim, blocks.ds_rows,
-                                                                        keys.rows, row, dq, sums.dq_row, Store::add);
+                multiply_strip<E, InRows<Blocks<E>::kRowOfPairs>>(ahead, width, rows, args.dim, blocks.ds_rows,
+                                                                  keys.rows, row, dq, sums.dq_row, Store::add);
             } else {
-                multiply_strip_ahead<A, InRows<kGradientStride>>(ahead, width, rows, args.dim, gradient, keys.rows, row,
-                                                                 dq, sums.dq_row, Store::add);
+                multiply_strip<A, InRows<kGradientStride>>(ahead, width, rows, args.dim, gradient, keys.rows, row, dq,
+                                                           sums.dq_row, Store::add);
                 if (args.relative.r)
-                    add_relative_gradient(args, queries, query, rows, key0 + first, width, gradient, dq, sums.dq_row);
+                    add_relative_gradient(args, queries, query, rows, key0 + first, width, gradient, dq, sums.dq_row,
+                                          ahead);
             }
         }
     }
@@ -206,10 +208,10 @@ void differentiate_block(const AttentionArgs &args, const KeySide<E, T> &keys, c
         A *dv = sums.dv + j0 * sums.dv_row, *dk = sums.dk + j0 * sums.dk_row;
         auto add = [&](auto layout, const E *of_p, const E *of_ds) {
             typedef decltype(layout) Layout;
-            multiply_strip_ahead<E, Layout>(ahead, depth, columns, args.value_dim, of_p, queries.douts, query, dv,
-                                            sums.dv_row, Store::add);
-            multiply_strip_ahead<E, Layout>(ahead, depth, columns, args.dim, of_ds, queries.queries, query, dk,
-                                            sums.dk_row, Store::add);
+            multiply_strip<E, Layout>(ahead, depth, columns, args.value_dim, of_p, queries.douts, query, dv,
+                                      sums.dv_row, Store::add);
+            multiply_strip<E, Layout>(ahead, depth, columns, args.dim, of_ds, queries.queries, query, dk, sums.dk_row,
+                                      Store::add);
         };
         if constexpr (kByMatrices<E>) {
             const int64_t begin = i0 / 2, steps = round_up(steps_of<E>(depth), kLanes<A>);
@@ -315,7 +317,7 @@ template <class E, class T> int64_t differentiate_head_size(const AttentionArgs 
            Rows::size(args.queries, args.dim);
 }
 
-// What differentiate_head begins with: two gradients' rows are set to 0 and everything is packed.
+// What differentiate_head begins with: rows of gradients, which it sets to 0, and what it packs.
 template <class E, class T> void fetch_head(const KvHead &of, Ahead &ahead) {
     const AttentionArgs &args = *of.args;
     auto add = [&](const AttentionOperand &x, int64_t head, int64_t rows, int64_t width, int64_t most) {
@@ -332,7 +334,7 @@ template <class E, class T> void fetch_head(const KvHead &of, Ahead &ahead) {
     add(args.v, of.head, args.keys, args.value_dim, kSegmentKeys);
 }
 // Blocks of queries before the end of a head from which on the next one is fetched: as many as have tiles for all these
-// lines. None where they would push each other out of the second-level cache.
+// lines. None where there is much more than a second-level cache holds: what it lost waits in the third.
 template <class E, class T> int64_t blocks_to_fetch(const AttentionArgs &args) {
     const int64_t both = args.dim + args.value_dim;
     const int64_t bytes = (2 * (args.keys + args.queries) * both) * int64_t(sizeof(T));

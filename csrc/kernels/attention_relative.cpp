@@ -85,9 +85,11 @@ void add_block(const AttentionArgs &args, const KeySide<A, T> &keys, const Query
         pack_straight<A, A>(count, smaller(NR, args.dim - j), NR, scratch.rows + j, args.dim,
                             scratch.panels + j * count, NR);
     const Panels<A> panels{scratch.panels, NR, count * NR};
+    Ahead nothing;
     for (int64_t t = 0; t < columns; t += kTileRows)
-        multiply_strip<A, InColumns<kSkewed>>(count, smaller(kTileRows, columns - t), args.dim, scratch.skewed + t,
-                                              panels, 0, sums.dr + t * sums.row, sums.row, Store::add);
+        multiply_strip<A, InColumns<kSkewed>>(nothing, count, smaller(kTileRows, columns - t), args.dim,
+                                              scratch.skewed + t, panels, 0, sums.dr + t * sums.row, sums.row,
+                                              Store::add);
     const int64_t met = columns + count - 1;
     memset(scratch.by_key, 0, size_t(met) * sizeof(A));
     for (int64_t i = 0; i < count; ++i)
