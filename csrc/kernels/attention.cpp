@@ -118,9 +118,11 @@ NF_INLINE void attend_strip(const AttentionArgs &args, const Head<E, T> &head, c
     typedef Acc<E> A;
     constexpr int64_t NR = kTileColumns<E>, kOfRow = kProbabilityStride<E> * kElements<E>;
     const int64_t width = last - first, full_width = round_up(width, kLanes<A>), steps = steps_of<E>(args.dim);
+    Ahead pairs;
+    fetch_pairs(scoring, query, rows, first, width, pairs);
     for (int64_t j = 0; j < width; j += NR)
-        multiply_ahead<E, Strip<E>>(ahead, steps, rows, width - j, work.q + strip, head.keys + (first + j) * steps, NR,
-                                    work.scores + j, kRowStride, Store::write);
+        multiply_ahead<E, Strip<E>>(pairs.any() ? pairs : ahead, steps, rows, width - j, work.q + strip,
+                                    head.keys + (first + j) * steps, NR, work.scores + j, kRowStride, Store::write);
     if (args.relative.r)
         add_relative(args, work.q_relative + strip,
                      head.relative + scoring.head % (args.heads / args.kv_heads) * relative_panels_size<A>(args), query,

@@ -1,6 +1,6 @@
 // What tiles of attention fetch for later: packing, which has little to compute, would wait for memory.
 #pragma once
-#include "kernels/attention.hpp"
+#include "kernels/attention_scores.hpp"
 #include "runtime/caches.hpp"
 
 namespace nf::NUMFORMER_LEVEL {
@@ -79,6 +79,20 @@ NF_INLINE void multiply_strip(Ahead &ahead, int64_t depth, int64_t rows, int64_t
     for (int64_t j = 0; j < columns; j += kTileColumns<E>)
         multiply_ahead<E, Layout>(ahead, steps_of<E>(depth), rows, columns - j, a, b.at(b_first, j), b.row, c + j,
                                   c_row, mode);
+}
+
+// What a strip of queries [query, query + rows) reads beside its products with the keys [key0, key0 + width): its rows
+// of the bias, and of the mask those of the next strip, which are looked at before it begins.
+template <class A, class T>
+NF_INLINE void fetch_pairs(const Scoring<A, T> &s, int64_t query, int64_t rows, int64_t key0, int64_t width,
+                           Ahead &ahead) {
+    const AttentionPairs &bias = s.args->bias, &mask = s.args->mask;
+    if (s.bias && bias.key == 1)
+        with_bias_row(s, query,
+                      [&](auto *row) { ahead.add(row + key0, bias.query == 0 ? 1 : rows, width, bias.query); });
+    if (s.mask && mask.key == 1 && mask.query != 0)
+        ahead.add(s.mask + (query + rows) * mask.query + key0, smaller(rows, s.args->queries - query - rows), width,
+                  mask.query);
 }
 
 // The head that a thread takes after head `kv` of its task, which ends before `end`: other threads take the tasks

@@ -387,9 +387,12 @@ NF_INLINE void differentiate_strip(const AttentionArgs &args, const KeySide<E, T
     const int64_t steps = steps_of<E>(args.dim), value_steps = steps_of<E>(args.value_dim);
     const E *q = queries.q_strips + strip / kStripRows<E> * strip_size<E>(args.dim);
     const E *dout = queries.dout_strips + strip / kStripRows<E> * strip_size<E>(args.value_dim);
+    Ahead pairs;
+    fetch_pairs(scoring, query, rows, key0, width, pairs);
     for (int64_t j = 0; j < width; j += NR) {
-        multiply_ahead<E, Strip<E>>(ahead, steps, rows, width - j, q, keys.keys_transposed + (panel + j) * steps, NR,
-                                    scores + j, kGradientStride, Store::write);
+        multiply_ahead<E, Strip<E>>(pairs.any() ? pairs : ahead, steps, rows, width - j, q,
+                                    keys.keys_transposed + (panel + j) * steps, NR, scores + j, kGradientStride,
+                                    Store::write);
         multiply_ahead<E, Strip<E>>(ahead, value_steps, rows, width - j, dout,
                                     keys.values_transposed + (panel + j) * value_steps, NR, gradient + j,
                                     kGradientStride, Store::write);
