@@ -118,10 +118,11 @@ def test_a_block_keeps_no_norm_and_no_activation() -> None:
     block = nn.PreNormBlock(width, 4, causal=True, rng=np.random.default_rng(0))
     x = RNG.standard_normal((8, 128, width), np.float32)
     gc.collect()
+    nf.empty_pool()  # which lends blocks up to a quarter larger than asked for, if it has such
     before = nf.info()["pool"]["bytes_in_use"]
     _, backward = block(x)
     kept = (nf.info()["pool"]["bytes_in_use"] - before) / (4 * rows * width)
-    # Queries, keys and values, the heads' outputs, what is between the branches, four pre-activations: 9 times x, and
-    # the statistics of norms and softmax; the pool's blocks are up to an eighth larger.
-    assert kept <= 9 * 1.125 + 1, "times the size of x"
+    # Queries, keys and values, the heads' outputs, what is between the branches, four pre-activations: 9 times x; the
+    # output; and the statistics of norms and softmax.
+    assert kept <= 10.5, "times the size of x"
     backward(x)
