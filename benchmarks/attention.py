@@ -19,9 +19,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks import common
 from benchmarks.torch_peer import tensor
 
-SHAPES = [(1, 8, 512, 64), (4, 12, 1024, 64), (1, 8, 4096, 64), (1, 8, 2048, 128)]
+SHAPES = [(1, 8, 128, 64), (8, 8, 128, 64), (1, 8, 512, 64), (4, 12, 1024, 64), (1, 8, 4096, 64), (1, 8, 2048, 128)]
 PEERS = ["torch"]
-READ = 0.9  # of the bandwidth: the cap of decoding
 FLOAT32 = "float32"  # ours, beside our bfloat16
 
 
@@ -80,7 +79,8 @@ def _measure(
     flops = 4.0 * batch * heads * length * length * width * (0.5 if causal else 1.0) * (3.5 if backward else 1.0)
     name = f"{batch}, {heads}, {length}, {width}{' causal' if causal else ''} {'fwd+bwd' if backward else 'fwd'}"
     seconds = common.take_turns(contenders)
-    return common.Result("attention", name, count, flops, seconds, top, 0.9 if backward else 1.0)
+    aim = 1.5 if length <= 128 else 0.9 if backward else 1.0
+    return common.Result("attention", name, count, flops, seconds, top, aim)
 
 
 def _both(
@@ -215,10 +215,11 @@ def _decode(rng: np.random.Generator, count: int, top: float) -> list[common.Res
 
         np.testing.assert_allclose(ours(), theirs().numpy(), rtol=1e-3, atol=1e-4)
         seconds, read = common.take_turns_with_read({"numformer": ours, "torch": theirs}, both.nbytes)
-        rate = both.nbytes / seconds["numformer"] * 1e-9
-        extra = {"GB/s": rate, "read GB/s": read, "share of read": rate / read}
+        extra = common.beside_read(both.nbytes, seconds["numformer"], read)
         flops = 4.0 * 12 * keys * 64
         bound = flops / both.nbytes * read  # GFLOP/s, where reading takes the whole time
-        name, note = f"decode {keys} keys, 12 over {kv_heads}", f"{rate:.0f} of {read:.0f} GB/s"
-        results.append(common.Result("attention", name, count, flops, seconds, bound, 1.8, extra, READ, note))
+        name, note = f"decode {keys} keys, 12 over {kv_heads}", f"{extra['GB/s']:.0f} of {read:.0f} GB/s"
+        results.append(
+            common.Result("attention", name, count, flops, seconds, bound, 1.8, extra, common.READ_CAP, note)
+        )
     return results

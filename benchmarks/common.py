@@ -19,6 +19,8 @@ from numformer import _core
 from numformer.profiling import ceilings, timing
 from numformer.profiling.timing import Call
 
+READ_CAP = 0.9  # of the bandwidth, for what memory bounds
+
 
 @dataclass
 class Result:
@@ -99,6 +101,12 @@ def take_turns_with_read(calls: dict[str, Call], size: int, rounds: int = 5) -> 
     seconds = take_turns(calls | {"a read": read}, rounds)
     del seconds["a read"]
     return seconds, statistics.harmonic_mean(rates)
+
+
+def beside_read(size: int, seconds: float, read: float) -> dict[str, Any]:
+    """The rate at which a call of `seconds` read `size` bytes, and that of a read, for `Result.extra`."""
+    rate = size / seconds * 1e-9
+    return {"GB/s": rate, "read GB/s": read, "share of read": rate / read}
 
 
 def machine() -> dict[str, Any]:

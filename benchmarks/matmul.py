@@ -120,8 +120,7 @@ def _compare(rng: np.random.Generator, case: Case, count: int, top: float) -> co
         seconds = common.take_turns(calls)
     else:
         seconds, read = common.take_turns_with_read(calls, b.nbytes)
-        rate = b.nbytes / seconds["numformer"] * 1e-9
-        extra = {"GB/s": rate, "read GB/s": read, "share of read": rate / read}
+        extra = common.beside_read(b.nbytes, seconds["numformer"], read)
     cap = None if case.cap is None else case.cap[0 if count == 1 else 1]
     note = f"{extra['share of read']:.0%} of a read" if extra else ""
     return common.Result("matmul", case.name, count, case.flops, seconds, top, case.aim, extra, cap, note)

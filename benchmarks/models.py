@@ -36,7 +36,6 @@ TRANSLATED, BEAMS, LIMIT = 200, 4, 16
 WEIGHTS = 124_000_000  # of GPT-2, each read for each token
 LAYERS = 2  # of the Longformer: all of its layers are alike
 LENGTHS = (4096, 16_384)
-CAP = 0.9  # of the bandwidth, for what reads all weights for each token
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -387,15 +386,15 @@ def _compare(name: str, case: Case, count: int, top: float, rounds: int) -> comm
         _same({who: call() for who, call in case.calls.items()}, name)
     read = 0.0
     if case.bytes:
-        seconds, read = common.take_turns_with_read(case.calls | case.beside, int(case.bytes), rounds)
+        seconds, read = common.take_turns_with_read(case.calls | case.beside, case.bytes, rounds)
     else:
         seconds = common.take_turns(case.calls | case.beside, rounds)
     beside = {who: seconds.pop(who) for who in case.beside}
     extra: dict[str, Any] = {"items_per_second": {who: case.items / took for who, took in (seconds | beside).items()}}
     cap = None
     if case.bytes:
-        top, cap = case.flops / (case.items * case.bytes) * read, CAP
-        extra |= {"GB/s": case.items * case.bytes / seconds["numformer"] * 1e-9, "read GB/s": read}
+        top, cap = case.flops / (case.items * case.bytes) * read, common.READ_CAP
+        extra |= common.beside_read(case.items * case.bytes, seconds["numformer"], read)
     if name.startswith("Longformer"):
         extra["bytes"] = {who: _apart(f"memory({case.items}, {who!r}, {count})")[0] for who in case.calls}
     return common.Result("models", name, count, case.flops, seconds, top, case.aim, extra, cap)
