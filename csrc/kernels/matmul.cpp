@@ -311,7 +311,9 @@ bool multiply_many(const MatmulArgs &args, const Product<T> &product, const B &b
 // ---- few rows
 // -----------------------------------------------------------------------------------------------------------
 
-// B is read once, where it lies: packing it would cost as much as all the rest. Each sum is one chain over the depth.
+// B is read once, where it lies: packing it would cost as much as all the rest. Each half of the depth is one chain of
+// multiply-adds, and the sums of both are added: where threads would have short pieces of rows, two of them take a half
+// each.
 //
 // In a block of rows of B a few registers of columns are walked down at a time, their sums in registers, while the same
 // place of the next block is fetched: so memory is read along as many rows as a block has, in each in order. A walk
@@ -320,7 +322,8 @@ bool multiply_many(const MatmulArgs &args, const Product<T> &product, const B &b
 //
 // Two cases read rows of B side by side instead, as long streams: a single row of A has so few sums that 12 rows of B
 // pay (but for pairs, whose two rows of B are put together first: they walk), and of 16 registers too few would be left
-// for columns.
+// for columns. Those read four rows that lie a quarter of the half apart, and then the four after them: each stream
+// goes on where a row of B ends, so the hardware runs ahead in all four by itself.
 // Vectors of columns whose sums stay in registers, with their columns of B and an element of A.
 constexpr int kMostVectors = 8;
 constexpr int vectors_at_once(int rows) {
@@ -394,31 +397,35 @@ template <class E, class T> NF_INLINE WalkFunction<E, T> walk_function(int64_t r
 constexpr int kRowsOfB = kManyRegisters ? 12 : 4, kRowVectors = kManyRegisters ? 1 : 3;
 template <class E> constexpr int kSteps = kManyRegisters ? kRowsOfB / kElements<E> : kRowsOfB;
 // Sums of one row in L2, beside what streams through it: the longer the pieces of rows are, the better the hardware
-// reads ahead. Those of several rows, read and written for each four rows of B, in L1.
-NF_INLINE int64_t bytes_of_sums(int64_t rows) { return (rows == 1 ? 256 : 16) << 10; }
+// reads ahead. Those of several rows, read and written for each four rows of B, near L1 or in it.
+NF_INLINE int64_t bytes_of_sums(int64_t rows) { return (rows == 1 ? 256 : rows <= 4 ? 64 : 16) << 10; }
 
-// sums (rows x columns) += STEPS steps of a (InPanels) times as many of b. `whole`: the last pair has both elements.
-// What lies `ahead` is fetched into the second-level cache: a row is too short for the hardware to run ahead in it.
+// sums (rows x columns) += STEPS steps, `apart` from each other, of a (InPanels) times those of b. `whole`: the last
+// pair has both elements. What lies `ahead` (0: nothing) is fetched into the second-level cache: a row is too short for
+// the hardware to run ahead in it.
 template <class E, class T, int STEPS>
-void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_row, bool whole, int64_t ahead,
-               Acc<E> *sums, int64_t sums_row) {
+void add_steps(int64_t rows, int64_t columns, const E *a, const T *b, int64_t b_row, int64_t apart, bool whole,
+               int64_t ahead, Acc<E> *sums, int64_t sums_row) {
     typedef Acc<E> A;
     constexpr int kLineElements = 64 / int(sizeof(T));
-    const int64_t a_step = step_of_strip(rows);
+    const int64_t a_step = apart * step_of_strip(rows), b_step = apart * kElements<E> * b_row;
     auto add = [&](int64_t j, auto vectors, int n) __attribute__((always_inline)) {
         constexpr int V = decltype(vectors)::value;
+        if (ahead != 0) {
 #pragma GCC unroll 12
-        for (int k = 0; k < STEPS * kElements<E>; ++k)
+            for (int s = 0; s < STEPS; ++s)
+#pragma GCC unroll 2
+                for (int k = 0; k < kElements<E>; ++k)
 #pragma GCC unroll 4
-            for (int line = 0; line < V * kLanes<E>; line += kLineElements)
-                __builtin_prefetch(b + k * b_row + j + ahead + line, 0, 2);
+                    for (int line = 0; line < V * kLanes<E>; line += kLineElements)
+                        __builtin_prefetch(b + s * b_step + k * b_row + j + ahead + line, 0, 2);
+        }
         Vec<E> row[STEPS][V];
 #pragma GCC unroll 12
         for (int s = 0; s < STEPS; ++s)
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v)
-                row[s][v] =
-                    load_across<E>(b + s * kElements<E> * b_row + j + v * kLanes<E>, b_row, n, s + 1 < STEPS || whole);
+                row[s][v] = load_across<E>(b + s * b_step + j + v * kLanes<E>, b_row, n, s + 1 < STEPS || whole);
         for (int64_t i = 0; i < rows; ++i) {
             A *to = sums + i * sums_row + j;
             Vec<A> sum[V];
@@ -478,18 +485,22 @@ template <class E> struct Strips {
     }
 };
 
-// Chunks of columns, equal ones, at least one for each thread.
+// Chunks of columns, equal ones, one for each thread at least, or for each two that take a half of the depth each.
 struct FewRows {
-    bool walks;
+    bool walks, divides_depth;
     int64_t threads, width, count;
 };
+// Halves of a lesser depth are not worth the second array of sums.
+constexpr int64_t kDividedDepth = 256;
 template <class E> FewRows few_rows_of(const MatmulArgs &args, int64_t threads) {
-    FewRows chunks{kManyRegisters && (args.m > 1 || kElements<E> == 2),
+    FewRows chunks{kManyRegisters && (args.m > 1 || kElements<E> == 2), false,
                    args.m * args.n * args.k < kParallelWork ? 1 : threads, 0, 0};
     const int64_t most =
         chunks.walks ? walk_columns<E>(args.m) : bytes_of_sums(args.m) / args.m / int64_t(sizeof(Acc<E>));
     const int64_t vectors = chunks.walks ? vectors_at_once(int(rows_of_strip(args.m))) : kRowVectors;
-    chunks.count = round_up(ceil_div(args.n, most), chunks.threads);
+    const int64_t least = ceil_div(args.n, most);
+    chunks.divides_depth = chunks.threads % 2 == 0 && least < chunks.threads && args.k >= kDividedDepth;
+    chunks.count = round_up(least, chunks.divides_depth ? chunks.threads / 2 : chunks.threads);
     chunks.width = round_up(ceil_div(args.n, chunks.count), vectors * kLanes<E>);
     chunks.count = ceil_div(args.n, chunks.width);
     return chunks;
@@ -506,58 +517,85 @@ bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const 
 
     const FewRows chunks = few_rows_of<E>(args, runtime::threads_here());
     const int64_t sums_row = chunks.width + W; // rows a power of two apart share cache sets
-    Failure failure;
-    // Generic: compiled where it is used.
-    [[maybe_unused]] auto walk = [&](auto j0, int64_t columns, A *sums) {
+    auto columns_of = [&](int64_t chunk) { return smaller(chunks.width, args.n - chunk * chunks.width); };
+    // sums += steps [first, last) of a times columns [j0, j0 + columns) of b; generic: compiled where it is used.
+    [[maybe_unused]] auto walk = [&](auto j0, int64_t columns, int64_t first, int64_t last, A *sums) {
         const int64_t at_once = vectors_at_once(int(a.rows)) * W, of_block = walk_rows<E>(args.m);
-        for (int64_t k0 = 0; k0 < args.k; k0 += of_block) {
+        const int64_t end = smaller(last * kElements<E>, args.k);
+        for (int64_t k0 = first * kElements<E>, k1; k0 < end; k0 = k1) {
+            k1 = smaller(k0 + of_block, end);
             // The next block, or the first one of the next columns.
-            const bool last = k0 + of_block >= args.k;
-            const int64_t ahead =
-                last ? smaller(columns, args.n - j0 - columns) - k0 * args.b_row : of_block * args.b_row;
+            const int64_t ahead = k1 < args.k && (k1 < end || !chunks.divides_depth) ? (k1 - k0) * args.b_row
+                                  : chunks.divides_depth ? 0
+                                                         : smaller(columns, args.n - j0 - columns) - k0 * args.b_row;
             for (int64_t j = 0, width; j < columns; j += width) {
                 const bool single = columns - j < at_once;
                 width = single ? smaller(W, columns - j) : at_once;
                 for (int64_t strip = 0; strip < a.count; ++strip) // the last one may have rows of zeros
                     walk_function<E, T>(a.rows, single)(
-                        smaller(of_block, args.k - k0), a.strip(strip, k0 / kElements<E>),
-                        product.b + k0 * args.b_row + j0 + j, args.b_row, int(single ? width : W), ahead,
-                        sums + strip * a.rows * sums_row + j, sums_row);
+                        k1 - k0, a.strip(strip, k0 / kElements<E>), product.b + k0 * args.b_row + j0 + j, args.b_row,
+                        int(single ? width : W), ahead, sums + strip * a.rows * sums_row + j, sums_row);
             }
         }
     };
-    auto stream = [&](int64_t j0, int64_t columns, A *sums) {
-        auto add = [&](auto count, int64_t step) {
-            constexpr int64_t kNext = decltype(count)::value * kElements<E>;
-            const int64_t k = step * kElements<E>, ahead = k + 2 * kNext <= args.k ? kNext * args.b_row : 0;
+    auto stream = [&](int64_t j0, int64_t columns, int64_t first, int64_t last, A *sums) {
+        // `count` steps from `step` on, `apart` from each other; those `next` after them are fetched, if any.
+        auto add = [&](auto count, int64_t step, int64_t apart, int64_t next) {
+            constexpr int C = decltype(count)::value;
+            const int64_t k = step * kElements<E>;
+            const bool whole = (step + (C - 1) * apart + 1) * kElements<E> <= args.k;
             for (int64_t strip = 0, i = 0; strip < a.count; ++strip, i += a.rows)
-                add_steps<E, T, decltype(count)::value>(smaller(a.rows, args.m - i), columns, a.strip(strip, step),
-                                                        product.b + j0 + k * args.b_row, args.b_row,
-                                                        k + kNext <= args.k, ahead, sums + i * sums_row, sums_row);
+                add_steps<E, T, C>(smaller(a.rows, args.m - i), columns, a.strip(strip, step),
+                                   product.b + j0 + k * args.b_row, args.b_row, apart, whole,
+                                   next * kElements<E> * args.b_row, sums + i * sums_row, sums_row);
         };
-        int64_t step = 0;
-        for (; step + kSteps<E> <= a.steps; step += kSteps<E>)
-            add(std::integral_constant<int, kSteps<E>>{}, step);
-        for (; step + 3 <= a.steps; step += 3)
-            add(std::integral_constant<int, 3>{}, step);
-        for (; step < a.steps; ++step)
-            add(std::integral_constant<int, 1>{}, step);
+        constexpr std::integral_constant<int, kSteps<E>> side_by_side{};
+        int64_t step = first;
+        if constexpr (kManyRegisters) {
+            const int64_t end = chunks.divides_depth ? last : args.k / kElements<E>; // of what may be fetched
+            for (; step + kSteps<E> <= last; step += kSteps<E>)
+                add(side_by_side, step, 1, step + 2 * kSteps<E> <= end ? kSteps<E> : 0);
+        } else {
+            const int64_t quarter = (last - first) / kSteps<E>;
+            for (; step < first + quarter; ++step)
+                add(side_by_side, step, quarter, args.m > 1 && step + 1 < first + quarter ? 1 : 0);
+            step = first + quarter * kSteps<E>;
+        }
+        for (; step + 3 <= last; step += 3)
+            add(std::integral_constant<int, 3>{}, step, 1, 0);
+        for (; step < last; ++step)
+            add(std::integral_constant<int, 1>{}, step, 1, 0);
     };
-    auto compute = [&](int64_t chunk) {
-        const int64_t j0 = chunk * chunks.width, columns = smaller(chunks.width, args.n - j0);
-        Scratch<A> sums(a.count * a.rows * sums_row);
-        if (!sums)
-            return failure.set();
-        memset(sums.data, 0, size_t(a.count * a.rows * sums_row) * sizeof(A));
+    const int64_t size = a.count * a.rows * sums_row; // of the sums of a half
+    auto add_half = [&](int64_t chunk, int64_t half, A *sums) {
+        const int64_t middle = a.steps / 2, first = half * middle, last = half ? a.steps : middle;
+        memset(sums, 0, size_t(size) * sizeof(A));
         if constexpr (kManyRegisters) {
             if (chunks.walks)
-                walk(j0, columns, sums.data);
-            else
-                stream(j0, columns, sums.data);
-        } else {
-            stream(j0, columns, sums.data);
+                return walk(chunk * chunks.width, columns_of(chunk), first, last, sums);
         }
-        finish<A, T>(args, product, bias, sums.data, sums_row, 0, args.m, j0, columns);
+        stream(chunk * chunks.width, columns_of(chunk), first, last, sums);
+    };
+    auto finish_halves = [&](int64_t chunk, A *sums) {
+        put(sums + size, sums_row, args.m, columns_of(chunk), sums, sums_row, true);
+        finish<A, T>(args, product, bias, sums, sums_row, 0, args.m, chunk * chunks.width, columns_of(chunk));
+    };
+    if (chunks.divides_depth) {
+        Scratch<A> sums(chunks.count * 2 * size);
+        if (!sums)
+            return false;
+        parallel_tasks(chunks.count * 2, [&](int64_t task) { add_half(task / 2, task % 2, sums.data + task * size); });
+        parallel_tasks(chunks.count, [&](int64_t chunk) { finish_halves(chunk, sums.data + chunk * 2 * size); });
+        return true;
+    }
+    Failure failure;
+    auto compute = [&](int64_t chunk) {
+        Scratch<A> sums(2 * size);
+        if (!sums)
+            return failure.set();
+        add_half(chunk, 0, sums.data);
+        add_half(chunk, 1, sums.data + size);
+        finish_halves(chunk, sums.data);
     };
     if (chunks.threads > 1)
         parallel_tasks(chunks.count, compute);
@@ -975,12 +1013,14 @@ template <class T> void plan_matmul(const MatmulArgs &args, nf::Plan &plan) {
         const FewRows chunks = few_rows_of<E>(args, threads);
         plan.path = chunks.walks ? "few rows: blocks of B are walked down where they lie"
                                  : "few rows: rows of B are read side by side where they lie";
-        threads_used = chunks.threads > 1 ? runtime::threads_for(chunks.count, 1) : 1;
-        const int64_t rows = rows_of_strip(args.m);
+        const int64_t tasks = chunks.count * (chunks.divides_depth ? 2 : 1);
+        threads_used = chunks.threads > 1 ? runtime::threads_for(tasks, 1) : 1;
+        const int64_t rows = rows_of_strip(args.m), sums = chunks.divides_depth ? tasks : 2 * threads_used;
         size = int64_t(sizeof(E)) * Strips<E>::size_of(args.m, steps) +
-               int64_t(sizeof(A)) * threads_used * round_up(args.m, rows) * (chunks.width + kLanes<E>);
+               int64_t(sizeof(A)) * sums * round_up(args.m, rows) * (chunks.width + kLanes<E>);
         tell(plan, "rows_of_b_at_once", chunks.walks ? walk_rows<E>(args.m) : kRowsOfB);
         tell(plan, "columns_of_a_task", smaller(chunks.width, args.n));
+        tell_whether(plan, "threads_divide_the_depth", chunks.divides_depth);
         break;
     }
     case Way::few_rows_stored: {

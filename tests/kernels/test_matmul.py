@@ -85,6 +85,22 @@ def test_few_rows_of_a_matrix_beyond_the_caches(rng, threads, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize(("k", "n"), [(255, 1601), (256, 1600), (771, 530), (1026, 3075)])
+def test_bits_of_few_rows_depend_on_neither_their_number_nor_the_threads(rng, threads, dtype, k, n):
+    a, b = normal(rng, 16, k, dtype=dtype), normal(rng, k, n, dtype=dtype)
+    threads(1)
+    want = nf.matmul(a, b)
+    judge(a, b, "on one thread")
+    for count in (1, 2, 3, 4, 8):
+        threads(count)
+        if dtype == np.float32:
+            (plan,) = nf.explain(nf.matmul, a[:1], b)
+            assert plan.facts["threads_divide_the_depth"] == (k >= 256 and count % 2 == 0)
+        for m in (1, 2, 3, 5, 9, 16):
+            assert same(nf.matmul(a[:m], b), want[:m]), f"{m} rows on {count} threads"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_batches_of_small_matrices(rng, threads, dtype):
     for batch, m, k, n in [(203, 5, 6, 7), (67, 16, 16, 16), (33, 32, 32, 32), (9, 64, 64, 64), (6, 70, 64, 130)]:
         a, b = normal(rng, batch, m, k, dtype=dtype), normal(rng, batch, k, n, dtype=dtype)

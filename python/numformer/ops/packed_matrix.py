@@ -42,10 +42,10 @@ class PackedMatrix(_core.PackedMatrix):
 
     Notes
     -----
-    ``matmul(a, PackedMatrix(b))`` has the bits of ``matmul(a, b)``, but that with up to 16 rows a transposed `b` is
-    summed in another order. A float32, float16 or bfloat16 `a` goes with any matrix that is not float64; the sums are
-    float32 and the result has the dtype of `a` unless `dtype` or `out` say otherwise. A column of an int8 matrix that
-    had an infinity or a NaN gives NaN.
+    ``matmul(a, PackedMatrix(b))`` has the bits of ``matmul(a, b)`` for more than 16 rows; fewer are summed in another
+    order (docs/numerics.md), the same for any number of them. A float32, float16 or bfloat16 `a` goes with any matrix
+    that is not float64; the sums are float32 and the result has the dtype of `a` unless `dtype` or `out` say
+    otherwise. A column of an int8 matrix that had an infinity or a NaN gives NaN.
 
     Rounding to 8 bits with a factor a column is the scheme of Jacob et al., "Quantization and Training of Neural
     Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, for the weights only.
