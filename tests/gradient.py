@@ -13,8 +13,8 @@ Array = NDArray[Any]
 
 STEP = 1e-5
 # Of the difference of fourth order, (8 (f(h) - f(-h)) - (f(2 h) - f(-2 h))) / (12 h): rounding is 1e-16 / STEP, about
-# 1e-10 of numbers of size 1 to 100. (One of second order rarely missed by more than the tolerance: STEP**2 times a third
-# derivative, which is in the thousands where a softmax is steep. A wider step would meet more of ReLU's corners.)
+# 1e-10 of numbers of size 1 to 100. (One of second order rarely missed by more than the tolerance: STEP**2 times a
+# third derivative, which is in the thousands where a softmax is steep. A wider step would meet more of ReLU's corners.)
 TOLERANCE = 1e-7
 
 
