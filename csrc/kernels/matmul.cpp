@@ -522,10 +522,11 @@ bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const 
     [[maybe_unused]] auto walk = [&](auto j0, int64_t columns, int64_t first, int64_t last, A *sums) {
         const int64_t at_once = vectors_at_once(int(a.rows)) * W, of_block = walk_rows<E>(args.m);
         const int64_t end = smaller(last * kElements<E>, args.k);
+        const int64_t fetched = chunks.divides_depth ? end : args.k; // so far: another half is another thread's
         for (int64_t k0 = first * kElements<E>, k1; k0 < end; k0 = k1) {
             k1 = smaller(k0 + of_block, end);
             // The next block, or the first one of the next columns.
-            const int64_t ahead = k1 < args.k && (k1 < end || !chunks.divides_depth) ? (k1 - k0) * args.b_row
+            const int64_t ahead = k1 < fetched           ? (k1 - k0) * args.b_row
                                   : chunks.divides_depth ? 0
                                                          : smaller(columns, args.n - j0 - columns) - k0 * args.b_row;
             for (int64_t j = 0, width; j < columns; j += width) {
@@ -552,9 +553,9 @@ bool few_rows_straight(const MatmulArgs &args, const Product<T> &product, const 
         constexpr std::integral_constant<int, kSteps<E>> side_by_side{};
         int64_t step = first;
         if constexpr (kManyRegisters) {
-            const int64_t end = chunks.divides_depth ? last : args.k / kElements<E>; // of what may be fetched
+            const int64_t fetched = chunks.divides_depth ? last : args.k / kElements<E>; // as in a walk
             for (; step + kSteps<E> <= last; step += kSteps<E>)
-                add(side_by_side, step, 1, step + 2 * kSteps<E> <= end ? kSteps<E> : 0);
+                add(side_by_side, step, 1, step + 2 * kSteps<E> <= fetched ? kSteps<E> : 0);
         } else {
             const int64_t quarter = (last - first) / kSteps<E>;
             for (; step < first + quarter; ++step)
